@@ -1,0 +1,36 @@
+"""A2MIM for Hugging Face: masked image modelling for any timm encoder."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForPreTraining,
+)
+
+from .configuration_a2mim import A2MIMConfig
+from .modeling_a2mim import (
+    A2MIMForImageClassification,
+    A2MIMForPreTraining,
+    A2MIMForPreTrainingOutput,
+    A2MIMModel,
+    A2MIMPreTrainedModel,
+)
+
+
+AutoConfig.register(A2MIMConfig.model_type, A2MIMConfig)
+AutoModel.register(A2MIMConfig, A2MIMModel)
+AutoModelForPreTraining.register(A2MIMConfig, A2MIMForPreTraining)
+AutoModelForMaskedImageModeling.register(A2MIMConfig, A2MIMForPreTraining)
+AutoModelForImageClassification.register(A2MIMConfig, A2MIMForImageClassification)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "A2MIMConfig",
+    "A2MIMForImageClassification",
+    "A2MIMForPreTraining",
+    "A2MIMForPreTrainingOutput",
+    "A2MIMModel",
+    "A2MIMPreTrainedModel",
+]

@@ -1,0 +1,268 @@
+"""Configuration of A2MIM models (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943)."""
+
+import difflib
+import math
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import PreTrainedConfig
+
+
+CHOICES = {
+    "mask_fill": ("mean", "zero", "none"),
+    "mask_token_mode": ("add", "replace"),
+    "spatial_loss": ("l1", "focal_l1"),
+    "frequency_replacement": ("mixed", "prediction", "target", "mean"),
+}
+# What the other arguments of `timm.create_model` are set from; inside `model_args` they would be given twice.
+RESERVED_MODEL_ARGS = {
+    "num_classes": "num_labels",
+    "in_chans": "num_channels",
+    "img_size": "image_size",
+    "pretrained": "from_pretrained",
+    "features_only": "output_hidden_states",
+}
+
+
+class A2MIMConfig(PreTrainedConfig):
+    r"""
+    Everything that defines an A2MIM model: the encoder, what is masked, where the mask token goes, and the loss.
+    The defaults are the paper's for a ResNet-50; `resnet`, `convnext`, `vit`, `swin` and `simmim` give the settings
+    of the official release for each family, and `for_architecture` chooses between them for any other encoder.
+
+    Args:
+        architecture (`str`, defaults to `"resnet50"`): a name of `timm.list_models()`.
+        model_args (`dict`, *optional*): further keyword arguments of `timm.create_model`.
+        image_size (`int` or `(height, width)`, defaults to 224): in pixels.
+        num_channels (`int`, defaults to 3)
+        image_mean, image_std (`list[float]`, *optional*): one value per channel, for pixels in [0, 1]. ImageNet's
+            for 3 channels and 0.5 for any other number when not given.
+        mask_ratio (`float`, defaults to 0.6): share of the cells that are masked, in (0, 1), rounded up to whole ones.
+        mask_patch_size (`int` or `(height, width)`, defaults to 32): the size of one cell in pixels.
+        mask_fill (`str`, defaults to `"mean"`): what masked pixels become: `"mean"` (each image's own mean of each
+            channel), `"zero"` or `"none"` (they stay as they are, as in SimMIM).
+        mask_site (`int` or `str`, *optional*): whose output the mask token enters: a module name of the timm model, or
+            an index into its `feature_info` as in timm's `out_indices` (negative ones count from the end). When not
+            given: the second-to-last stage of a hierarchical encoder, the patch embedding of an isotropic one.
+        mask_token_mode (`str`, defaults to `"add"`): `"add"` (A2MIM) or `"replace"` (SimMIM).
+        mask_gamma_init (`float`, *optional*, defaults to 1e-6): initial value of gamma, the learned scale of each
+            channel of the masked features before the token is added. `None`: there is no gamma.
+        decoder_norm (`bool`, defaults to `True`): give the decoder the feature map after the norm of the encoder's
+            head, where the head has one (ConvNeXt and its kin normalise after pooling).
+        spatial_loss (`str`, defaults to `"focal_l1"`): `"l1"` or `"focal_l1"`.
+        frequency_loss_weight (`float`, defaults to 0.5): weight of the Fourier term; 0 turns it off.
+        frequency_focal (`bool`, defaults to `True`): the focal frequency loss; else `spatial_loss` of the spectrum.
+        frequency_replacement (`str`, defaults to `"mixed"`): what stands in for the visible pixels of the prediction
+            in the Fourier term, without gradient: `"mixed"` (half prediction, half target), `"prediction"` (the
+            paper), `"target"` or `"mean"` (the target's mean of each channel).
+        frequency_unmasked_weight (`float`, defaults to 1e-3): share of the visible prediction that takes part with
+            its gradient in the Fourier term, in [0, 1].
+        frequency_batch_average (`bool`, defaults to `True`): average the residual over the batch before the Fourier
+            transform (the release), or transform each image (the paper's equation; independent of the batch size).
+        initializer_range (`float`, defaults to 0.02): standard deviation of token and decoder at the start.
+
+    Raises:
+        ValueError: if a value is out of its range or a name is unknown; the message begins with the field.
+    """
+
+    model_type = "a2mim"
+
+    architecture: str = "resnet50"
+    model_args: dict[str, Any] | None = None
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
+    mask_ratio: float = 0.6
+    mask_patch_size: int | list[int] | tuple[int, int] = 32
+    mask_fill: str = "mean"
+    mask_site: int | str | None = None
+    mask_token_mode: str = "add"
+    mask_gamma_init: float | None = 1e-6
+    decoder_norm: bool = True
+    spatial_loss: str = "focal_l1"
+    frequency_loss_weight: float = 0.5
+    frequency_focal: bool = True
+    frequency_replacement: str = "mixed"
+    frequency_unmasked_weight: float = 1e-3
+    frequency_batch_average: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.model_args = {} if self.model_args is None else self.model_args
+        self._validate(kwargs)
+        channels = self.num_channels
+        if self.image_mean is None:
+            self.image_mean = list(IMAGENET_DEFAULT_MEAN) if channels == 3 else [0.5] * channels
+        if self.image_std is None:
+            self.image_std = list(IMAGENET_DEFAULT_STD) if channels == 3 else [0.5] * channels
+        super().__post_init__(**kwargs)
+
+    # What the paper's official release uses for each family (its configuration files, summarised in the README).
+
+    @classmethod
+    def resnet(cls, architecture: str = "resnet50", **kwargs) -> "A2MIMConfig":
+        """ResNets: focal L1, Fourier term with weight 0.5, gamma, token after the second-to-last stage."""
+        return cls(architecture=architecture, **kwargs)
+
+    @classmethod
+    def convnext(cls, architecture: str = "convnext_small", **kwargs) -> "A2MIMConfig":
+        """ConvNeXts: focal L1 without Fourier term, gamma, token after the last stage's downsampling."""
+        defaults = {"mask_site": "stages.3.downsample", "frequency_loss_weight": 0.0}
+        return cls(architecture=architecture, **{**defaults, **kwargs})
+
+    @classmethod
+    def vit(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+        """ViTs: L1, Fourier term with weight 0.1, no gamma, token after the patch embedding."""
+        defaults = {
+            "mask_gamma_init": None,
+            "spatial_loss": "l1",
+            "frequency_loss_weight": 0.1,
+            "frequency_unmasked_weight": 0.0,
+        }
+        return cls(architecture=architecture, **{**defaults, **kwargs})
+
+    @classmethod
+    def swin(cls, architecture: str = "swin_tiny_patch4_window7_224", **kwargs) -> "A2MIMConfig":
+        """Swins: 192 px with windows of 6, L1, Fourier term with weight 0.5, no gamma, token after patch embedding."""
+        defaults = {
+            "image_size": 192,
+            "mask_site": "patch_embed",
+            "mask_gamma_init": None,
+            "spatial_loss": "l1",
+            "frequency_unmasked_weight": 0.0,
+        }
+        if kwargs.get("image_size", 192) == 192:
+            kwargs["model_args"] = {"window_size": 6, **(kwargs.get("model_args") or {})}
+        return cls(architecture=architecture, **{**defaults, **kwargs})
+
+    @classmethod
+    def simmim(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+        """SimMIM (https://arxiv.org/abs/2111.09886): the raw image goes in, the token replaces features at the first
+        map of the encoder, L1 on masked pixels, no Fourier term."""
+        defaults = {
+            "mask_fill": "none",
+            "mask_site": "stem",
+            "mask_token_mode": "replace",
+            "mask_gamma_init": None,
+            "spatial_loss": "l1",
+            "frequency_loss_weight": 0.0,
+        }
+        return cls(architecture=architecture, **{**defaults, **kwargs})
+
+    @classmethod
+    def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
+        """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
+        throughout), `resnet` for hierarchical ones."""
+        from .masking import is_isotropic
+
+        config = cls(architecture=architecture, **kwargs)
+        return cls.vit(architecture, **kwargs) if is_isotropic(config) else config
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels."""
+        return _pair(self.image_size)
+
+    @property
+    def mask_cell_size(self) -> tuple[int, int]:
+        """(height, width) of one cell of the mask in pixels."""
+        return _pair(self.mask_patch_size)
+
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """(rows, columns) of cells in the mask of one image."""
+        return tuple(size // cell for size, cell in zip(self.input_size, self.mask_cell_size, strict=True))
+
+    @property
+    def num_masked(self) -> int:
+        """How many cells of each image are masked: ceil(mask_ratio * cells)."""
+        return math.ceil(self.mask_ratio * math.prod(self.mask_grid))
+
+    def _validate(self, unknown: dict[str, Any]):
+        for name in unknown:
+            # Transformers keeps unknown names as attributes; one that looks like ours is a slip of the pen.
+            close = difflib.get_close_matches(name, list(A2MIMConfig.__annotations__), n=1, cutoff=0.85)
+            _require(not close, name, f"is no field of A2MIMConfig; did you mean `{close[0] if close else ''}`?")
+        self._validate_encoder()
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            _require(value in choices, name, f"must be one of {', '.join(choices)}, got {value!r}")
+        for name in ("decoder_norm", "frequency_focal", "frequency_batch_average"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), name, f"must be True or False, got {value!r}")
+        site = self.mask_site
+        is_site = site is None or (isinstance(site, (int, str)) and not isinstance(site, bool))
+        _require(is_site, "mask_site", f"must be a module name, an integer or None, got {site!r}")
+        if self.mask_gamma_init is not None:
+            _number(self, "mask_gamma_init", -math.inf, math.inf)
+            _require(self.mask_token_mode == "add", "mask_gamma_init", "must be None where mask_token_mode is replace")
+        _number(self, "frequency_loss_weight", 0, math.inf)
+        _number(self, "frequency_unmasked_weight", 0, 1)
+        _number(self, "initializer_range", 0, math.inf)
+        self._validate_mask()
+
+    def _validate_encoder(self):
+        name = self.architecture
+        _require(isinstance(name, str), "architecture", f"must be the name of a timm model, got {name!r}")
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=3) if isinstance(name, str) else []
+            hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+            _require(False, "architecture", f"{name!r} is unknown to timm {timm.__version__}; {hint}")
+        _require(isinstance(self.model_args, dict), "model_args", f"must be a dict, got {self.model_args!r}")
+        for key, field in RESERVED_MODEL_ARGS.items():
+            _require(key not in self.model_args, "model_args", f"must not hold {key!r}; use `{field}` instead")
+        channels = self.num_channels
+        _require(_is_int(channels) and channels > 0, "num_channels", f"must be a positive integer, got {channels!r}")
+        for field in ("image_mean", "image_std"):
+            values = getattr(self, field)
+            if values is None:
+                continue
+            ok = isinstance(values, (list, tuple)) and len(values) == channels and all(map(_is_real, values))
+            _require(ok, field, f"must hold one number for each of the {channels} channels, got {values!r}")
+            _require(field == "image_mean" or min(values) > 0, field, f"must be positive, got {values!r}")
+
+    def _validate_mask(self):
+        for name in ("image_size", "mask_patch_size"):
+            value = getattr(self, name)
+            sizes = (value, value) if _is_int(value) else value
+            ok = isinstance(sizes, (list, tuple)) and len(sizes) == 2 and all(_is_int(s) and s > 0 for s in sizes)
+            _require(ok, name, f"must be a positive integer or a pair (height, width) of them, got {value!r}")
+        _number(self, "mask_ratio", 0, 1, open_ends=True)
+        for size, cell in zip(self.input_size, self.mask_cell_size, strict=True):
+            divisors = [d for d in range(2, size // 2 + 1) if size % d == 0]
+            hint = f"; sizes that do: {', '.join(map(str, divisors))}" if divisors else ""
+            _require(size % cell == 0, "mask_patch_size", f"{cell} does not divide the image_size {size}{hint}")
+        cells = math.prod(self.mask_grid)
+        message = (
+            f"{self.mask_ratio} masks all {cells} cells of {self.mask_cell_size} px; use a smaller mask_patch_size"
+        )
+        _require(self.num_masked < cells, "mask_ratio", message)
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(config, name: str, low: float, high: float, open_ends: bool = False):
+    value = getattr(config, name)
+    ok = _is_real(value) and (low < value < high if open_ends else low <= value <= high)
+    bounds = f"({low}, {high})" if open_ends else f"[{low}, {high}]"
+    _require(ok, name, f"must be a finite number in {bounds}, got {value!r}")
+
+
+def _require(condition: bool, field: str, message: str):
+    if not condition:
+        raise ValueError(f"{field}: {message}")
+
+
+__all__ = ["A2MIMConfig"]

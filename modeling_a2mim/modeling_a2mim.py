@@ -1,0 +1,332 @@
+"""A2MIM models: a timm encoder, whole and unchanged, with a mask token at one of its feature maps and a light decoder.
+
+Architecture-Agnostic Masked Image Modeling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput
+
+from .configuration_a2mim import A2MIMConfig
+from .losses import frequency_loss, spatial_loss
+from .masking import (
+    MaskToken,
+    as_grid,
+    fill_masked,
+    plan_encoder,
+    random_mask,
+    scale_grid,
+    supports_gradient_checkpointing,
+)
+
+
+@dataclass
+class A2MIMForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, `spatial_loss + config.frequency_loss_weight * frequency_loss`.
+        spatial_loss: scalar, the (focal) L1 error of the masked pixels.
+        frequency_loss: scalar, the Fourier term before its weight; `None` where its weight is 0.
+        reconstruction: (batch, channels, height, width), predicted pixels in the normalised scale of `pixel_values`.
+        bool_masked_pos: (batch, rows, columns), the mask that was used, True = 1 = masked.
+        hidden_states: the encoder's intermediate feature maps, if `output_hidden_states=True`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    spatial_loss: torch.FloatTensor | None = None
+    frequency_loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    bool_masked_pos: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class A2MIMPreTrainedModel(PreTrainedModel):
+    config: A2MIMConfig
+    config_class = A2MIMConfig
+    base_model_prefix = "a2mim"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True  # timm's attention layers choose it on their own
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialise what is ours; timm initialises the encoder when it builds it."""
+        if isinstance(module, MaskToken):
+            init.trunc_normal_(module.token, std=self.config.initializer_range)
+            if module.gamma is not None:
+                init.constant_(module.gamma, module.gamma_init)
+        elif isinstance(self, A2MIMForPreTraining) and module is self.decoder:
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+
+    def initialize_weights(self):
+        super().initialize_weights()
+        # transformers passes over modules that have no parameters of their own, so this cannot stand in _init_weights.
+        for module in self.modules():
+            if isinstance(module, A2MIMModel):
+                module.restore_encoder()
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+        for module in self.modules():
+            if isinstance(module, A2MIMModel):
+                module.gradient_checkpointing = enable
+                module.encoder.set_grad_checkpointing(enable)
+
+
+class A2MIMModel(A2MIMPreTrainedModel):
+    """A timm encoder, optionally with the mask token. Without a mask its features are timm's, bit for bit.
+
+    Args:
+        config: the configuration.
+        use_mask_token: whether to make the token, so that `bool_masked_pos` can be given.
+        num_classes: size of timm's own classifier, 0 for none.
+
+    Raises:
+        ValueError: naming the field of the configuration that the encoder cannot be built with.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"mask_token\.", r"^decoder\.", r"^a2mim\.mask_token\."]
+
+    def __init__(self, config: A2MIMConfig, use_mask_token: bool = False, num_classes: int = 0):
+        super().__init__(config)
+        self.plan = plan_encoder(config)
+        self.num_classes = num_classes
+        self.gradient_checkpointing = False
+        self.encoder = self.plan.create(num_classes)
+        self.supports_gradient_checkpointing = supports_gradient_checkpointing(self.encoder)
+        # transformers loads weights into a model made on the meta device; see restore_encoder.
+        self._encoder_is_made = not next(self.encoder.parameters()).is_meta
+        self.mask_token = MaskToken(config, self.plan.site_layout) if use_mask_token else None
+        if self.mask_token is not None:
+            self.encoder.get_submodule(self.plan.site).register_forward_hook(self.mask_token.hook)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        r"""
+        Args:
+            pixel_values: (batch, channels, height, width), normalised images.
+            bool_masked_pos: (batch, rows, columns) or (batch, cells), 1 = masked; masked pixels are filled and the
+                mask token enters the encoder. Without it the encoder sees the whole image.
+            output_hidden_states: return the feature maps of timm's `forward_intermediates`, too.
+
+        Returns:
+            `last_hidden_state`: timm's `forward_features`, in the encoder's own layout; `pooler_output`: timm's pooled
+            features (batch, features); `hidden_states`.
+
+        Raises:
+            ValueError: if the images or the mask do not fit the configuration.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        last, hidden_states = self.encode(pixel_values, bool_masked_pos, states)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=last,
+            pooler_output=self.encoder.forward_head(last, pre_logits=True),
+            hidden_states=hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def encode(self, pixel_values, bool_masked_pos=None, output_hidden_states=False):
+        """The encoder without its head: (last_hidden_state, hidden_states or None). Arguments as in `forward`."""
+        channels = self.config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"pixel_values: expected (batch, {channels}, height, width), got {tuple(pixel_values.shape)}"
+            )
+        if bool_masked_pos is None:
+            return self._run(pixel_values, output_hidden_states)
+        if self.mask_token is None:
+            raise ValueError("bool_masked_pos: this model was made with use_mask_token=False and takes no mask")
+        mask = as_grid(bool_masked_pos, pixel_values.shape[0], self.mask_grid(pixel_values))
+        # Images permuted from (height, width, channels) would run a CNN in channels_last, whose BatchNorm on a CPU
+        # is 20 times less exact; a model that was moved to channels_last stays in it anyway.
+        pixel_values = fill_masked(pixel_values.contiguous(), mask, self.config.mask_fill)
+        self.mask_token.grid = scale_grid(self.plan.site_layout, pixel_values.shape[-2:], self.config.input_size)
+        self.mask_token.mask = mask
+        try:
+            last, hidden_states = self._run(pixel_values, output_hidden_states)
+        finally:
+            self.mask_token.mask = None
+        if self.gradient_checkpointing and last.requires_grad:
+            last.register_hook(lambda gradient: self._mask_during_backward(mask))
+        return last, hidden_states
+
+    def mask_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of the mask of these images."""
+        cells = zip(pixel_values.shape[-2:], self.config.mask_cell_size, strict=True)
+        return tuple(size // cell for size, cell in cells)
+
+    def feature_map(self, last_hidden_state: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The map that the decoder reads, (batch, channels, rows, columns), for images of `size` (height, width)."""
+        if self.plan.head_norm is not None:
+            last_hidden_state = self.encoder.get_submodule(self.plan.head_norm)(last_hidden_state)
+        grid = scale_grid(self.plan.map_layout, size, self.config.input_size)
+        return self.plan.map_layout.to_map(last_hidden_state, grid)
+
+    def restore_encoder(self):
+        """Give the encoder its own first values where `from_pretrained` found none in the checkpoint: transformers
+        builds models without values and drops the buffers that are not saved (relative positions of a Swin, ...)."""
+        holes = {
+            name: tensor
+            for name, tensor in [*self.encoder.named_parameters(), *self.encoder.named_buffers()]
+            if not getattr(tensor, "_is_hf_initialized", False)
+        }
+        if self._encoder_is_made or not holes or next(iter(holes.values())).is_meta:
+            return
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            fresh = self.plan.create(self.num_classes)
+        fresh = dict([*fresh.named_parameters(), *fresh.named_buffers()])
+        for name, tensor in holes.items():
+            tensor.data.copy_(fresh[name])
+            tensor._is_hf_initialized = True
+
+    def _run(self, pixel_values, output_hidden_states):
+        if output_hidden_states:
+            last, hidden_states = self.encoder.forward_intermediates(pixel_values)
+            return last, tuple(hidden_states)
+        return self.encoder.forward_features(pixel_values), None
+
+    def _mask_during_backward(self, mask):
+        """Checkpointed segments run again during backward, the hook of the token among them: give it the mask of the
+        very forward whose gradient is being computed, until this backward ends."""
+        self.mask_token.mask = mask
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(self.mask_token, "mask", None))
+
+
+class A2MIMForPreTraining(A2MIMPreTrainedModel):
+    """Masked image modelling: encode a masked image, decode it with one 1x1 convolution, compare with the original."""
+
+    def __init__(self, config: A2MIMConfig):
+        super().__init__(config)
+        self.a2mim = A2MIMModel(config, use_mask_token=True)
+        plan = self.a2mim.plan
+        self.decoder = nn.Conv2d(plan.map_layout.channels, plan.stride**2 * config.num_channels, kernel_size=1)
+        self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> A2MIMForPreTrainingOutput | tuple:
+        r"""
+        Args:
+            pixel_values: (batch, channels, height, width), normalised images; they are also the target.
+            bool_masked_pos: (batch, rows, columns) or (batch, cells), 1 = masked. Drawn at random when not given, with
+                `config.mask_ratio`, on the device of the images and from its global generator.
+            output_hidden_states: return the encoder's intermediate feature maps, too.
+
+        Returns:
+            [`A2MIMForPreTrainingOutput`]
+
+        Raises:
+            ValueError: if the images or the mask do not fit the configuration.
+        """
+        config = self.config
+        return_dict = config.return_dict if return_dict is None else return_dict
+        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        size = tuple(pixel_values.shape[-2:])
+        if bool_masked_pos is None:
+            grid = self.a2mim.mask_grid(pixel_values)
+            num_masked = config.num_masked * (grid[0] * grid[1]) // (config.mask_grid[0] * config.mask_grid[1])
+            bool_masked_pos = random_mask(len(pixel_values), grid, num_masked, device=pixel_values.device)
+        mask = as_grid(bool_masked_pos, len(pixel_values), self.a2mim.mask_grid(pixel_values))
+        last, hidden_states = self.a2mim.encode(pixel_values, mask, states)
+        reconstruction = self.decode(self.a2mim.feature_map(last, size), size)
+
+        spatial = spatial_loss(reconstruction, pixel_values, mask, config.spatial_loss)
+        loss, frequency = spatial, None
+        if config.frequency_loss_weight:
+            frequency = frequency_loss(
+                reconstruction,
+                pixel_values,
+                mask,
+                focal=config.frequency_focal,
+                replacement=config.frequency_replacement,
+                unmasked_weight=config.frequency_unmasked_weight,
+                batch_average=config.frequency_batch_average,
+                kind=config.spatial_loss,
+            )
+            loss = spatial + config.frequency_loss_weight * frequency
+        output = A2MIMForPreTrainingOutput(loss, spatial, frequency, reconstruction, mask, hidden_states)
+        return output if return_dict else output.to_tuple()
+
+    def decode(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(batch, channels, rows, columns) of features to (batch, image channels, height, width)."""
+        image = F.pixel_shuffle(self.decoder(feature_map), self.a2mim.plan.stride)
+        if image.shape[-2] >= size[0] and image.shape[-1] >= size[1]:
+            return image[..., : size[0], : size[1]]
+        return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+class A2MIMForImageClassification(A2MIMPreTrainedModel):
+    """The encoder with timm's own classifier of `config.num_labels` classes."""
+
+    def __init__(self, config: A2MIMConfig):
+        super().__init__(config)
+        if not config.num_labels:
+            raise ValueError("num_labels: a classifier needs at least one label")
+        self.num_labels = config.num_labels
+        self.encoder_is_frozen = False
+        self.a2mim = A2MIMModel(config, num_classes=config.num_labels)
+        self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple:
+        r"""
+        Args:
+            pixel_values: (batch, channels, height, width), normalised images.
+            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+            output_hidden_states: return the encoder's intermediate feature maps, too.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        last, hidden_states = self.a2mim.encode(pixel_values, output_hidden_states=states)
+        logits = self.a2mim.encoder.forward_head(last)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return output if return_dict else output.to_tuple()
+
+    def freeze_encoder(self):
+        """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
+        self.encoder_is_frozen = True
+        classifier = {id(p) for p in self.a2mim.encoder.get_classifier().parameters()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in classifier)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.a2mim.eval()
+        return self
+
+
+__all__ = [
+    "A2MIMForImageClassification",
+    "A2MIMForPreTraining",
+    "A2MIMForPreTrainingOutput",
+    "A2MIMModel",
+    "A2MIMPreTrainedModel",
+]

@@ -1,0 +1,30 @@
+"""Tests run offline: the Hub is switched off, and a connection to anything but this machine is an error."""
+
+import os
+import socket
+
+import pytest
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+real_connect = socket.socket.connect
+
+
+def guarded_connect(self, address):
+    if isinstance(address, tuple) and address[0] not in LOCAL:
+        raise RuntimeError(f"a test tried to reach the network: {address}")
+    return real_connect(self, address)
+
+
+socket.socket.connect = guarded_connect
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    import torch
+
+    torch.manual_seed(0)
