@@ -1,0 +1,1 @@
+"""What masked pre-training teaches: numbers first, then a figure."""

@@ -1,0 +1,246 @@
+"""Command-line arguments of the two scripts, parsed by transformers' HfArgumentParser, and what follows from them."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import datasets
+from datasets import ClassLabel, Image
+
+from .configuration_a2mim import A2MIMConfig
+from .data import ImageSamples, StreamedSamples, find_column, find_validation_split, load_images
+from .export import load_encoder, load_into_encoder
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+
+
+PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
+
+
+def helped(default, text: str, **metadata):
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class EncoderArguments:
+    """The encoder and the images that it takes; what is not given is the configuration's default."""
+
+    architecture: str = helped("resnet50", "A timm model: any name of timm.list_models().")
+    model_args: str | None = helped(
+        None, "Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
+    )
+    image_size: list[int] | None = helped(None, "Image size in pixels: one number, or height and width.", nargs="+")
+    num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
+    image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
+    image_std: list[float] | None = helped(None, "Standard deviation of each channel.", nargs="+")
+
+    def given(self) -> dict:
+        """What was given, as keyword arguments of A2MIMConfig."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        for name in ("image_size", "mask_patch_size"):
+            if name in values and len(values[name]) == 1:
+                values[name] = values[name][0]
+        if "model_args" in values:
+            try:
+                values["model_args"] = json.loads(values["model_args"])
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"model_args: expected a JSON object, got {values['model_args']!r}: {error}"
+                ) from error
+        return values
+
+
+@dataclass
+class PreTrainingModelArguments(EncoderArguments):
+    """The encoder, the mask and the loss (fields of A2MIMConfig)."""
+
+    preset: str = helped(
+        "auto",
+        "Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic ones.",
+        choices=PRESETS,
+    )
+    model_name_or_path: str | None = helped(
+        None, "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights."
+    )
+    mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
+    mask_patch_size: list[int] | None = helped(None, "Size of one masked cell in pixels. Default 32.", nargs="+")
+    mask_fill: str | None = helped(None, "What masked pixels become: mean, zero or none.")
+    mask_site: str | None = helped(None, "Where the mask token enters: a timm module, or an index into feature_info.")
+    mask_token_mode: str | None = helped(None, "add (A2MIM) or replace (SimMIM).")
+    mask_gamma_init: str | None = helped(None, "First value of gamma, or none.")
+    decoder_norm: bool | None = helped(None, "Decode after the norm of the encoder's head, where it has one.")
+    spatial_loss: str | None = helped(None, "l1 or focal_l1.")
+    frequency_loss_weight: float | None = helped(None, "Weight of the Fourier term; 0 turns it off.")
+    frequency_focal: bool | None = helped(None, "Focal frequency loss, or the spatial criterion of the spectrum.")
+    frequency_replacement: str | None = helped(None, "mixed, prediction, target or mean.")
+    frequency_unmasked_weight: float | None = helped(None, "Share of the visible prediction in the Fourier term.")
+    frequency_batch_average: bool | None = helped(None, "Average the batch before the Fourier transform.")
+
+    def config(self) -> A2MIMConfig:
+        """The configuration that these arguments describe.
+
+        Raises:
+            ValueError: naming the field that is wrong.
+        """
+        values = {k: v for k, v in self.given().items() if k not in ("preset", "model_name_or_path")}
+        site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
+        if site is not None and site.lstrip("-").isdigit():
+            values["mask_site"] = int(site)
+        if gamma is not None:
+            try:
+                values["mask_gamma_init"] = None if gamma.lower() == "none" else float(gamma)
+            except ValueError:
+                raise ValueError(f"mask_gamma_init: expected a number or none, got {gamma!r}") from None
+        make = A2MIMConfig.for_architecture if self.preset == "auto" else getattr(A2MIMConfig, self.preset)
+        return make(**values)
+
+
+@dataclass
+class ClassifierArguments(EncoderArguments):
+    """What to fine-tune: a pre-trained encoder, or a new one (`architecture`)."""
+
+    architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
+    model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
+    linear_probe: bool = helped(False, "Freeze the encoder and train only the classifier.")
+
+    def build(
+        self, names: list[str], token: str | None = None
+    ) -> tuple[A2MIMForImageClassification, A2MIMForPreTraining | None]:
+        """A classifier for classes of these names, and the pre-training model that its encoder comes from, if any.
+
+        Raises:
+            ValueError: naming the argument that is wrong.
+        """
+        if (self.architecture is None) == (self.model_name_or_path is None):
+            raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
+        values = {k: v for k, v in self.given().items() if k not in ("model_name_or_path", "linear_probe")}
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        if self.architecture is not None:
+            return A2MIMForImageClassification(_classifier_config(values, labels)), None
+        pretraining, (config, weights) = load_encoder(folder_or_id(self.model_name_or_path), token=token)
+        kept = {k: v for k, v in config.to_dict().items() if k in A2MIMConfig.__annotations__ and k != "model_type"}
+        values["model_args"] = {**config.model_args, **values.get("model_args", {})}
+        model = A2MIMForImageClassification(_classifier_config({**kept, **values}, labels))
+        load_into_encoder(model, weights)
+        return model, pretraining
+
+
+def _classifier_config(values: dict, labels: dict) -> A2MIMConfig:
+    """A configuration for classification, where the mask plays no part: its cells are fitted to the image."""
+    size = values.get("image_size", 224)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    values = {"mask_patch_size": [max(side // 7, 1) if side % 7 == 0 else side // 2 for side in sides], **values}
+    return A2MIMConfig(**values, **labels)
+
+
+@dataclass
+class DataArguments:
+    """Where the images come from. Without any source: the bundled Fashion-MNIST sample."""
+
+    dataset_name: str | None = helped(None, "A dataset on the Hub, a local folder of images or parquet, or one file.")
+    dataset_config_name: str | None = helped(None, "Configuration of the dataset on the Hub.")
+    dataset_revision: str | None = helped(None, "Revision of the dataset on the Hub.")
+    train_dir: str | None = helped(None, "A folder all of whose images are for training.")
+    validation_dir: str | None = helped(None, "A folder all of whose images are for evaluation.")
+    train_split: str = helped("train", "Name of the training split.")
+    validation_split: str | None = helped(None, "Name of the evaluation split.")
+    image_column_name: str | None = helped(None, "Column of the images; found if not given.")
+    streaming: bool = helped(False, "Read the dataset on the fly; needs --max_steps.")
+    shuffle_buffer_size: int = helped(1000, "Images to shuffle among while streaming.")
+    max_train_samples: int | None = helped(None, "Use only so many training images.")
+    max_eval_samples: int | None = helped(None, "Use only so many images for evaluation.")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.8, 1.0],
+        metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
+    )
+
+    def __post_init__(self):
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {low} {high}")
+        if self.dataset_name is not None and self.train_dir is not None:
+            raise ValueError("dataset_name: give either --dataset_name or --train_dir, not both")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+
+    def load(self, train: bool, token: str | None = None) -> datasets.Dataset | datasets.IterableDataset | None:
+        """The training split, or the one for evaluation (`None` if there is none).
+
+        Raises:
+            ValueError: naming the source that is missing or holds no images.
+        """
+        folder = self.train_dir if train else self.validation_dir
+        split = self.train_split if train else self.validation_split
+        count = self.max_train_samples if train else self.max_eval_samples
+        if not train and folder is None and split is None:
+            return None
+        dataset = load_images(
+            folder or self.dataset_name,
+            split or "validation",
+            config_name=self.dataset_config_name,
+            streaming=self.streaming and train,
+            every_file=folder is not None,
+            revision=self.dataset_revision,
+            token=token,
+        )
+        if count is None:
+            return dataset
+        return dataset.take(count) if self.streaming and train else dataset.select(range(min(count, len(dataset))))
+
+    def samples(self, dataset, transform, seed: int, label_column: str | None = None):
+        """A dataset and a transform as what the trainer reads."""
+        column = find_column(dataset, Image, self.image_column_name, "image_column_name")
+        if isinstance(dataset, datasets.IterableDataset):
+            return StreamedSamples(dataset, transform, column, label_column, seed, self.shuffle_buffer_size)
+        return ImageSamples(dataset, transform, column, label_column, seed)
+
+
+@dataclass
+class ClassificationArguments(DataArguments):
+    """Where labelled images come from."""
+
+    label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
+    labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
+    auto_augment: str | None = helped(None, "timm's augmentation policy, e.g. rand-m6-mstd0.5-inc1.")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.35, 1.0],
+        metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
+    )
+
+    def load(self, train: bool, token: str | None = None):
+        if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:
+            self.validation_split = find_validation_split(self.dataset_name, self.dataset_config_name)
+        return super().load(train, token)
+
+    def labels(self, dataset) -> tuple[str, list[str]]:
+        """The column of the labels and the names of the classes.
+
+        Raises:
+            ValueError: if there are no labels, or fewer than two classes.
+        """
+        column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
+        feature = (dataset.features or {}).get(column)
+        if not isinstance(feature, ClassLabel):
+            if isinstance(dataset, datasets.IterableDataset):
+                raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
+            values = sorted(set(dataset[column]))
+            if values != list(range(len(values))):
+                raise ValueError(
+                    f"label_column_name: column {column!r} must hold 0 .. classes - 1, it has {values[:5]}"
+                )
+            return column, [str(value) for value in values]
+        if feature.num_classes < 2:
+            raise ValueError(f"label_column_name: column {column!r} has fewer than two classes: {feature.names}")
+        return column, list(feature.names)
+
+
+def folder_or_id(name: str) -> str:
+    """`name`, if it is a folder that exists or may be a repository on the Hub.
+
+    Raises:
+        ValueError: if it can only be a folder and is not there.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
+        raise ValueError(f"model_name_or_path: there is no folder {name}")
+    return name

@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Pre-train any timm encoder on unlabelled images with A2MIM.
+
+    python run_pretraining.py --architecture resnet50 --train_dir path/to/images --output_dir a2mim-r50
+
+`output_dir` ends up as a plain timm / transformers checkpoint (see README.md). All of transformers' TrainingArguments
+work; `--help` lists everything.
+"""
+
+import logging
+import sys
+
+import transformers
+from transformers import HfArgumentParser, set_seed
+
+from modeling_a2mim import A2MIMForPreTraining
+from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id
+from modeling_a2mim.data import PreTrainTransform
+from modeling_a2mim.export import load_pretraining_model
+from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments, check_output_dir, find_checkpoint
+
+
+logger = logging.getLogger("a2mim")
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Parse, build, train, save. Returns the metrics.
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    parser = HfArgumentParser((PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments))
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(logging.INFO if args.should_log else logging.WARNING)
+    transformers.utils.logging.set_verbosity(args.get_process_log_level())
+
+    check_output_dir(args.output_dir, args.resume_from_checkpoint)
+    find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if data_args.streaming and args.max_steps < 1:
+        raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
+    config = None if model_args.model_name_or_path else model_args.config()
+    train = data_args.load(train=True, token=args.hub_token)
+    validation = data_args.load(train=False, token=args.hub_token)
+
+    set_seed(args.seed)
+    if config is None:
+        model = load_pretraining_model(folder_or_id(model_args.model_name_or_path), token=args.hub_token)
+        config = model.config
+    else:
+        model = A2MIMForPreTraining(config)
+    crop = PreTrainTransform(config, tuple(data_args.crop_scale))
+    whole = PreTrainTransform(config, train=False)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    train_samples = data_args.samples(train, crop, seed)
+    shown = data_args.samples((validation if validation is not None else train).take(8), whole, seed)
+    plan = model.a2mim.plan
+    logger.info(
+        "%s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
+        config.architecture,
+        f"{model.num_parameters():,}",
+        plan.site,
+        *plan.site_layout.grid,
+        config.num_masked,
+        config.mask_grid[0] * config.mask_grid[1],
+        args.learning_rate,
+    )
+    trainer = A2MIMTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_samples,
+        eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
+        picture_samples=list(shown),
+    )
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = result.metrics
+    trainer.save_model()
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+    if validation is not None:
+        evaluation = trainer.evaluate()
+        trainer.save_metrics("eval", evaluation)
+        metrics |= evaluation
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)
+    return metrics
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        logger.debug("", exc_info=True)
+        sys.exit(f"error: {error}")
