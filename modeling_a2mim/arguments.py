@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import datasets
-from datasets import ClassLabel, Image
+from datasets import ClassLabel, Image, Value
 
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples, StreamedSamples, find_column, find_validation_split, load_images
@@ -211,28 +211,30 @@ class ClassificationArguments(DataArguments):
     def load(self, train: bool, token: str | None = None):
         if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:
             self.validation_split = find_validation_split(self.dataset_name, self.dataset_config_name)
-        return super().load(train, token)
-
-    def labels(self, dataset) -> tuple[str, list[str]]:
-        """The column of the labels and the names of the classes.
-
-        Raises:
-            ValueError: if there are no labels, or fewer than two classes.
-        """
+        dataset = super().load(train, token)
+        if dataset is None:
+            return None
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
         feature = (dataset.features or {}).get(column)
-        if not isinstance(feature, ClassLabel):
-            if isinstance(dataset, datasets.IterableDataset):
-                raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
-            values = sorted(set(dataset[column]))
-            if values != list(range(len(values))):
-                raise ValueError(
-                    f"label_column_name: column {column!r} must hold 0 .. classes - 1, it has {values[:5]}"
-                )
-            return column, [str(value) for value in values]
-        if feature.num_classes < 2:
-            raise ValueError(f"label_column_name: column {column!r} has fewer than two classes: {feature.names}")
-        return column, list(feature.names)
+        if isinstance(feature, ClassLabel):
+            return dataset
+        if self.streaming and train:
+            raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
+        if not isinstance(feature, Value) or feature.dtype.startswith("float"):
+            raise ValueError(f"label_column_name: column {column!r} holds {feature}, which are no class labels")
+        return dataset.class_encode_column(column)
+
+    def labels(self, dataset) -> tuple[str, list[str]]:
+        """The column of the labels and the names of the classes of a dataset from `load`.
+
+        Raises:
+            ValueError: if there are fewer than two classes.
+        """
+        column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
+        names = list(dataset.features[column].names)
+        if len(names) < 2:
+            raise ValueError(f"label_column_name: column {column!r} has fewer than two classes: {names}")
+        return column, names
 
 
 def folder_or_id(name: str) -> str:

@@ -1,0 +1,142 @@
+"""What `make demo` runs: pre-train a small encoder on the bundled images without their labels, then see what that is
+worth when only a few labels are known, against the same network untrained. Everything goes through the two scripts.
+
+    python benchmarks/demo.py [--architecture vit_tiny_patch16_224]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import timm
+import torch
+import transformers
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import run_finetune  # noqa: E402
+import run_pretraining  # noqa: E402
+from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining  # noqa: E402
+from modeling_a2mim.data import FineTuneTransform, ImageSamples, load_images  # noqa: E402
+from modeling_a2mim.evaluation import (  # noqa: E402
+    extract_features,
+    knn_accuracy,
+    labels_subset,
+    linear_probe_accuracy,
+)
+from modeling_a2mim.export import load_pretraining_model, timm_pretrained_cfg  # noqa: E402
+
+
+# A ResNet-10 of half the usual width; other architectures run in their own shape.
+SMALL = {"resnet18": {"channels": [32, 64, 128, 256], "layers": [1, 1, 1, 1], "stem_width": 32}}
+IMAGE = ["--image_size", "64", "--num_channels", "1"]
+
+LOAD = """
+import sys
+sys.modules["modeling_a2mim"] = None
+from transformers import AutoImageProcessor, AutoModel
+import torch
+model = AutoModel.from_pretrained(sys.argv[1])
+output = model(torch.zeros(1, *model.config.pretrained_cfg["input_size"]))
+print(type(model).__name__, "gives features", tuple(output.pooler_output.shape))
+"""
+
+
+def features_of(model, train, test):
+    """Features and labels of the training images of every seed, and of all test images."""
+    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False)
+    return [extract_features(model, ImageSamples(rows, transform, "image", "label")) for rows in (train, test)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--architecture", default="resnet18", help="a timm model")
+    parser.add_argument("--output_dir", default="demo")
+    parser.add_argument("--passes", type=int, default=6, help="passes over the 10,000 unlabelled images")
+    parser.add_argument("--labels_per_class", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=5, help="draws of labels for the frozen encoders")
+    parser.add_argument("--fine_tuning_seeds", type=int, default=3, help="draws of labels for fine-tuning")
+    args = parser.parse_args()
+    start, out = time.time(), Path(args.output_dir)
+    shutil.rmtree(out, ignore_errors=True)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    encoder = ["--architecture", args.architecture]
+    if args.architecture in SMALL:
+        encoder += ["--model_args", json.dumps(SMALL[args.architecture])]
+    quiet = ["--use_cpu", "--save_strategy", "no", "--eval_strategy", "no"]
+
+    print(f"1. Pre-training {args.architecture} on 10,000 images without labels", flush=True)
+    schedule = ["--num_train_epochs", str(args.passes), "--per_device_train_batch_size", "128"]
+    schedule += ["--learning_rate", "4e-3", "--mask_patch_size", "16", "--reconstruction_steps", "100"]
+    run_pretraining.main([*encoder, *IMAGE, *schedule, *quiet, "--output_dir", str(out / "encoder")])
+    pretrained = load_pretraining_model(str(out / "encoder"))
+    torch.manual_seed(0)
+    settings = {k: v for k, v in pretrained.config.to_dict().items() if k in A2MIMConfig.__annotations__}
+    settings.pop("model_type", None)
+    untrained = A2MIMForPreTraining(A2MIMConfig(**settings))
+    pretraining_time = time.time() - start
+
+    few = args.labels_per_class
+    print(f"\n2. Frozen encoders, {few} labels per class", flush=True)
+    train, test = load_images(), load_images(split="test")
+    subsets = [labels_subset(train["label"], few, seed) for seed in range(args.seeds)]
+    rows = sorted({index for subset in subsets for index in subset})
+    place = {index: i for i, index in enumerate(rows)}
+    accuracy = {}
+    for name, model in (("untrained", untrained), ("pre-trained", pretrained)):
+        (known, labels), judged = features_of(model, train.select(rows), test)
+        for subset in subsets:
+            chosen = [place[index] for index in subset]
+            sample = (known[chosen], labels[chosen])
+            accuracy.setdefault(("linear probe", name), []).append(linear_probe_accuracy(sample, judged, 0.1))
+            accuracy.setdefault(("k-NN", name), []).append(knn_accuracy(sample, judged))
+
+    print(f"3. Fine-tuning, {few} labels per class", flush=True)
+    common = ["--labels_per_class", str(few), "--num_train_epochs", "30", "--per_device_train_batch_size", "50"]
+    common += ["--per_device_eval_batch_size", "250", "--learning_rate", "2e-3", "--disable_tqdm", "True", *quiet]
+    for seed in range(args.fine_tuning_seeds):
+        sources = {"untrained": [*encoder, *IMAGE], "pre-trained": ["--model_name_or_path", str(out / "encoder")]}
+        for name, source in sources.items():
+            folder = ["--output_dir", str(out / "classifier"), "--seed", str(seed)]
+            shutil.rmtree(out / "classifier", ignore_errors=True)
+            metrics = run_finetune.main([*source, *common, *folder])
+            accuracy.setdefault(("fine-tuning", name), []).append(metrics["eval_accuracy"])
+
+    print(f"\n4. Accuracy on 2,000 test images, mean ± standard deviation over draws of {few} labels per class\n")
+    print(f"{'':14}{'untrained':>18}{'pre-trained':>18}{'difference':>18}")
+    table = {}
+    for kind in ("linear probe", "k-NN", "fine-tuning"):
+        one, two = (np.array(accuracy[kind, name]) for name in ("untrained", "pre-trained"))
+        cells = {"untrained": one, "pre-trained": two, "difference": two - one}
+        table[kind] = {name: [round(float(v), 4) for v in values] for name, values in cells.items()}
+        print(f"{kind:14}" + "".join(f"{v.mean():+10.3f} ± {v.std(ddof=1):.3f}" for v in cells.values()))
+
+    print("\n5. Loading the encoder in a process without this package", flush=True)
+    environment = {**os.environ, "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", LOAD, str(out / "encoder")], check=True, env=environment)
+    record = {
+        "command": " ".join(["python", "benchmarks/demo.py", *sys.argv[1:]]),
+        "accuracy": table,
+        "seconds": {"pre-training": round(pretraining_time), "all": round(time.time() - start)},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "versions": {m.__name__: m.__version__ for m in (torch, timm, transformers, datasets)}
+        | {"python": platform.python_version()},
+    }
+    (out / "demo.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\nIn {out}/: the encoder, a classifier, demo.json; look at {out}/encoder/reconstruction.png")
+    print(f"{time.time() - start:.0f} s in all, {pretraining_time:.0f} s of it pre-training")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""One small encoder (under 1M parameters) of each of five families, for tests that should hold for all of them."""
+
+from modeling_a2mim import A2MIMConfig
+
+
+SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}
+FAMILIES = {
+    "resnet": {"architecture": "test_resnet"},
+    "convnext": {"architecture": "test_convnext"},
+    "vit": {"architecture": "test_vit"},
+    "swin": {"architecture": "swin_tiny_patch4_window7_224", "model_args": SMALL_SWIN},
+    "efficientnet": {"architecture": "test_efficientnet"},
+}
+
+
+def family_config(family: str, **kwargs) -> A2MIMConfig:
+    return A2MIMConfig.for_architecture(**{"image_size": 64, "mask_patch_size": 16, **FAMILIES[family], **kwargs})

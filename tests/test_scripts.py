@@ -1,0 +1,218 @@
+"""The two scripts: bad input gets a clear error and loses nothing, and a small run goes through from end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+import run_finetune
+import run_pretraining
+
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
+FAST = ["--num_channels", "1", "--use_cpu", "--disable_tqdm", "True", "--per_device_train_batch_size", "8"]
+
+
+def pretrain(folder, *args, small=SMALL):
+    return run_pretraining.main([*small, *FAST, "--max_steps", "2", "--output_dir", str(folder), *map(str, args)])
+
+
+def finetune(folder, *args):
+    fixed = [*FAST, "--max_steps", "2", "--output_dir", str(folder), "--max_eval_samples", "20"]
+    return run_finetune.main([*fixed, *map(str, args)])
+
+
+@pytest.fixture
+def images(tmp_path):
+    for i in range(8):
+        path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 30, 3), 30 * i, dtype=np.uint8)).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    pretrain(folder, "--max_train_samples", 32)
+    return folder
+
+
+def replaced(**options):
+    small = [*SMALL]
+    for name, value in options.items():
+        small[small.index(f"--{name}") + 1] = value
+    return small
+
+
+# What a user may get wrong, and what must be said. Nothing may be written.
+
+
+def refuse(tmp_path, message, *args, **options):
+    with pytest.raises(ValueError, match=message):
+        pretrain(tmp_path / "out", *args, small=replaced(**options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_architecture(tmp_path):
+    message = "^architecture: 'resnet5o' is unknown to timm .*; did you mean resnet50"
+    refuse(tmp_path, message, architecture="resnet5o")
+
+
+@pytest.mark.parametrize("ratio", ["0", "1.5"])
+def test_mask_ratio_out_of_range(tmp_path, ratio):
+    refuse(tmp_path, rf"^mask_ratio: must be a finite number in \(0, 1\), got {float(ratio)}", "--mask_ratio", ratio)
+
+
+def test_cell_that_does_not_divide_the_image(tmp_path):
+    message = "^mask_patch_size: 5 does not divide the image_size 32; sizes that do: 2, 4, 8, 16"
+    refuse(tmp_path, message, mask_patch_size="5")
+
+
+def test_site_that_does_not_exist(tmp_path):
+    refuse(tmp_path, "^mask_site: test_convnext has no module 'stages.7'; for example stages", mask_site="stages.7")
+    refuse(tmp_path, "^mask_site: test_convnext has 4 feature maps, there is no index 9", mask_site="9")
+
+
+def test_missing_folder(tmp_path):
+    refuse(tmp_path, "^.*/nowhere: no such file or folder", "--train_dir", tmp_path / "nowhere")
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path, "^.*/empty: no images found; expected", "--train_dir", tmp_path / "empty")
+
+
+def test_dataset_without_images(tmp_path):
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).to_parquet(tmp_path / "text.parquet")
+    message = "^image_column_name: the dataset has no column of images; its columns are text"
+    refuse(tmp_path, message, "--dataset_name", tmp_path / "text.parquet")
+
+
+def test_resume_from_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = "^resume_from_checkpoint: .*/empty holds no checkpoint-N"
+    refuse(tmp_path, message, "--resume_from_checkpoint", tmp_path / "empty")
+
+
+def test_output_folder_of_another_run(tmp_path, pretrained):
+    before = sorted(pretrained.rglob("*"))
+    with pytest.raises(
+        ValueError, match="^output_dir: .* holds checkpoints of another run; continue it with --resume"
+    ):
+        pretrain(pretrained)
+    assert sorted(pretrained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model_args", "{depth"], "^model_args: expected a JSON object"),
+        (["--model_args", '{"nonsense": 1}'], "^model_args: timm cannot build test_convnext"),
+        (["--crop_scale", "0.9", "0.5"], "^crop_scale: expected 0 < smallest <= largest <= 1"),
+        (["--mask_gamma_init", "big"], "^mask_gamma_init: expected a number or none"),
+        (["--spatial_loss", "l2"], "^spatial_loss: must be one of l1, focal_l1"),
+        (["--max_train_samples", "0"], "^max_train_samples: must be at least 1"),
+        (["--dataset_name", "a", "--train_dir", "b"], "^dataset_name: give either"),
+        (["--streaming", "--max_steps", "-1"], "^max_steps: a stream has no known length"),
+        (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+    ],
+)
+def test_other_mistakes(tmp_path, args, message):
+    refuse(tmp_path, message, *args)
+
+
+def test_the_command_line_ends_without_a_traceback(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "run_pretraining.py",
+        *SMALL,
+        "--mask_ratio",
+        "2",
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: mask_ratio: must be")
+    assert "Traceback" not in done.stderr
+
+
+# Runs from end to end.
+
+
+def test_pretraining_writes_a_usable_folder(pretrained):
+    names = {p.name for p in pretrained.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "pretraining", "reconstruction.png"} <= names
+    config = json.loads((pretrained / "pretraining" / "config.json").read_text())
+    assert (config["mask_site"], config["mask_patch_size"], config["num_channels"]) == (-3, 8, 1)
+
+
+def test_pretraining_on_a_folder_of_images(images, tmp_path):
+    common = ["--train_dir", images, "--validation_dir", images]
+    metrics = pretrain(tmp_path / "out", *common, small=replaced(image_size="64"))
+    assert metrics["eval_loss"] > 0
+    streamed = pretrain(tmp_path / "streamed", "--train_dir", images, "--streaming")
+    assert streamed["train_loss"] > 0
+
+
+def test_pretraining_continues_from_an_export(pretrained, tmp_path):
+    metrics = pretrain(tmp_path / "out", "--model_name_or_path", pretrained, "--max_train_samples", 16, small=[])
+    assert metrics["train_loss"] > 0
+
+
+@pytest.mark.parametrize("mode", ["pretrained", "scratch", "probe"])
+def test_fine_tuning(pretrained, tmp_path, mode):
+    source = ["--model_name_or_path", pretrained] if mode != "scratch" else SMALL[:4]
+    probe = ["--linear_probe"] if mode == "probe" else []
+    metrics = finetune(tmp_path / "out", *source, *probe, "--labels_per_class", 3)
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label[0] == "T-shirt/top"
+    assert (tmp_path / "out" / "pretraining").exists() == (mode != "scratch")
+    start = AutoModelForImageClassification.from_pretrained(pretrained, num_labels=10).timm_model
+    moved = [
+        name
+        for name, value in model.timm_model.named_parameters()
+        if "head.fc" not in name and not value.equal(start.get_parameter(name))
+    ]
+    assert bool(moved) == (mode != "probe")
+
+
+def test_fine_tuning_on_folders_of_classes(images, pretrained, tmp_path):
+    metrics = finetune(
+        tmp_path / "out", "--model_name_or_path", pretrained, "--train_dir", images, "--validation_dir", images
+    )
+    assert "eval_accuracy" in metrics
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["cat", "dog"]
+
+
+def test_labels_as_words(images, pretrained, tmp_path):
+    rows = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
+    words = [rows.features["label"].names[i] for i in rows["label"]]
+    rows = rows.remove_columns("label").add_column("label", words)
+    rows.to_parquet(tmp_path / "words.parquet")
+    finetune(tmp_path / "out", "--model_name_or_path", pretrained, "--dataset_name", tmp_path / "words.parquet")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "^model_name_or_path: give either it or"),
+        (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        ([*SMALL[:4], "--labels_per_class", "5000"], "^labels_per_class: class 0 has only 1000 images, not 5000"),
+        ([*SMALL[:4], "--label_column_name", "image"], "^label_column_name: column 'image' holds Image"),
+    ],
+)
+def test_fine_tuning_mistakes(tmp_path, args, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(tmp_path / "out", *args)
+    assert not (tmp_path / "out").exists()

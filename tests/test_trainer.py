@@ -1,0 +1,293 @@
+"""Training: logs, parameter groups, pictures, checkpoints, and runs that are killed and go on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.data import ImageSamples, PreTrainTransform, StreamedSamples, load_images
+from modeling_a2mim.optimization import parameter_groups
+from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments, check_output_dir, find_checkpoint
+
+from .families import FAMILIES, family_config
+
+
+ROOT = Path(__file__).resolve().parent.parent
+# Stochastic depth, so that a resumed run needs the right random state for the same weights.
+CONFIG = {
+    "architecture": "test_convnext",
+    "model_args": {"drop_path_rate": 0.2},
+    "image_size": 32,
+    "num_channels": 1,
+    "mask_patch_size": 8,
+    "mask_site": -3,
+}
+
+
+class Crash(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def make_trainer(folder, count=40, callbacks=None, dataset=None, shown=2, **kwargs):
+    config = A2MIMConfig(**CONFIG)
+    transform = PreTrainTransform(config)
+    rows = load_images().select(range(count))
+    samples = ImageSamples(rows, transform, "image")
+    torch.manual_seed(0)
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 3,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "reconstruction_steps": 0,
+    }
+    return A2MIMTrainer(
+        model=A2MIMForPreTraining(config),
+        args=A2MIMTrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        train_dataset=dataset or samples,
+        picture_samples=[samples[i] for i in range(shown)],
+        callbacks=callbacks,
+    )
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def losses(trainer):
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
+
+
+# 40 images in batches of 8 are 5 steps a pass: inside the first pass, at its end, inside and at the end of the second.
+@pytest.mark.parametrize(("stop", "workers"), [(2, 0), (5, 0), (7, 2), (10, 2)])
+def test_interrupted_runs_end_with_the_same_weights(uninterrupted, tmp_path, stop, workers):
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, callbacks=[Crash(stop + 1)], dataloader_num_workers=workers).train()
+    resumed = make_trainer(tmp_path, dataloader_num_workers=workers)
+    torch.manual_seed(99)
+    resumed.train(resume_from_checkpoint="last")
+    expected = weights(uninterrupted)
+    assert resumed.state.global_step == 15
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+    assert losses(resumed) == losses(uninterrupted)
+
+
+def test_gradient_accumulation_resumes(tmp_path):
+    whole = make_trainer(tmp_path / "whole", gradient_accumulation_steps=2)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "cut", gradient_accumulation_steps=2, callbacks=[Crash(5)]).train()
+    resumed = make_trainer(tmp_path / "cut", gradient_accumulation_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    """The script itself, killed with SIGKILL after some checkpoint, and started again with the same command."""
+    command = [
+        sys.executable,
+        str(ROOT / "run_pretraining.py"),
+        "--architecture",
+        "test_convnext",
+        "--image_size",
+        "32",
+    ]
+    command += ["--model_args", '{"drop_path_rate": 0.2}', "--num_channels", "1", "--mask_patch_size", "8"]
+    command += ["--mask_site", "-3", "--max_train_samples", "200", "--per_device_train_batch_size", "16", "--use_cpu"]
+    command += ["--max_steps", "40", "--save_steps", "5", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two processes with two threads each would wait for each other
+
+    def run(name, *more):
+        return [*command, "--output_dir", str(tmp_path / name), *more]
+
+    whole = subprocess.Popen(run("whole"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=env)
+    cut = subprocess.Popen(run("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)
+    state = tmp_path / "cut" / "checkpoint-15" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert cut.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    cut.send_signal(signal.SIGKILL)
+    assert cut.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    again = run("cut", "--resume_from_checkpoint", str(tmp_path / "cut" / "checkpoint-15"))
+    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors[-2000:]
+    for file in ("model.safetensors", "pretraining/model.safetensors"):
+        expected, found = load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), file
+
+
+def test_logs_hold_both_terms(uninterrupted):
+    config = uninterrupted.model.config
+    logs = [log for log in uninterrupted.state.log_history if "loss" in log]
+    assert len(logs) == 15
+    for log in logs:
+        total = log["spatial_loss"] + config.frequency_loss_weight * log["frequency_loss"]
+        assert log["loss"] == pytest.approx(total, rel=1e-5)  # sums of float32
+    assert logs[-1]["loss"] < logs[0]["loss"]
+
+
+def test_pictures(uninterrupted, tmp_path):
+    picture = Image.open(Path(uninterrupted.args.output_dir) / "reconstruction.png")
+    assert picture.size == (4 + 4 * (96 + 4), 16 + 4 + 2 * (96 + 4))  # 32 px, three times enlarged
+    assert len(picture.getcolors(100_000)) > 10
+    trainer = make_trainer(tmp_path, max_steps=3, reconstruction_steps=2, save_strategy="no")
+    trainer.train()
+    assert [p.name for p in (tmp_path / "reconstructions").iterdir()] == ["step-0000002.png"]
+
+
+def test_output_folder_and_no_pickled_arguments(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, hub_token="hf_planted_secret")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"config.json", "model.safetensors", "README.md", "pretraining/config.json", "reconstruction.png"} <= names
+    assert "![" in (tmp_path / "README.md").read_text()
+    assert not [name for name in names if name.endswith("training_args.bin")]
+    assert not [name for name in names if b"hf_planted_secret" in (tmp_path / name).read_bytes()]
+
+
+def test_push_to_hub_uploads_the_export_and_nothing_else(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(A2MIMTrainer, "init_hf_repo", lambda self, **kw: setattr(self, "hub_model_id", "me/name"))
+    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **kwargs: calls.append(kwargs))
+    trainer = make_trainer(tmp_path, max_steps=2, push_to_hub=True, hub_token="secret", hub_strategy="end")
+    trainer.train()
+    trainer.push_to_hub()
+    assert [(c["repo_id"], c["folder_path"], c["token"]) for c in calls] == [("me/name", str(tmp_path), "secret")]
+    files = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+    sent = set(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=calls[0]["allow_patterns"]))
+    assert sent == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "reconstruction.png",
+        "pretraining/config.json",
+        "pretraining/model.safetensors",
+    }
+    with pytest.raises(ValueError, match="^hub_strategy: expected end or every_save"):
+        make_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameter_groups(family):
+    model = A2MIMForPreTraining(family_config(family))
+    groups = parameter_groups(model, learning_rate=2.0, weight_decay=0.3, token_lr_scale=0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    seen = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(names.values())
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    rate = {names[id(p)]: group.get("lr", 2.0) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        free = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token", "bias_table"))
+        assert decay[name] == (0.0 if free else 0.3), name
+        assert rate[name] == (2.0 * 0.1 if ".mask_token." in name else 2.0), name
+    assert decay["decoder.weight"] == 0.3
+
+
+def test_token_rate_follows_the_release(tmp_path):
+    def rates(config):
+        trainer = make_trainer(tmp_path)
+        trainer.model = A2MIMForPreTraining(config)
+        return [group.get("lr") for group in trainer.parameter_groups(trainer.model)][-1]
+
+    assert rates(A2MIMConfig(**CONFIG)) == pytest.approx(1e-4)
+    assert rates(A2MIMConfig(**CONFIG, mask_gamma_init=None)) == pytest.approx(1e-3)
+    frozen = A2MIMForImageClassification(A2MIMConfig(**CONFIG)).freeze_encoder()
+    groups = parameter_groups(frozen, 1.0, 0.1)
+    assert sum(p.numel() for group in groups for p in group["params"]) == frozen.num_parameters(only_trainable=True)
+
+
+def test_learning_rate_follows_the_batch(tmp_path):
+    common = {"output_dir": str(tmp_path), "use_cpu": True}
+    args = A2MIMTrainingArguments(**common, per_device_train_batch_size=64, gradient_accumulation_steps=8)
+    assert args.learning_rate == pytest.approx(1.5e-4 * 512 / 256)
+    assert A2MIMTrainingArguments(**common, learning_rate=0.1).learning_rate == 0.1
+    with pytest.raises(ValueError, match="^reconstruction_steps: must not be negative"):
+        A2MIMTrainingArguments(**common, reconstruction_steps=-1)
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
+def test_precision_and_compilation(tmp_path, options):
+    trainer = make_trainer(tmp_path, max_steps=2, **options)
+    trainer.train()
+    trainer.save_model()
+    assert all(0 < loss < 10 for loss in losses(trainer))
+    assert "conv" in "".join(load_file(tmp_path / "model.safetensors"))
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "model.safetensors"))
+
+
+def test_streaming(tmp_path):
+    config = A2MIMConfig(**CONFIG)
+    rows = load_images(streaming=True).take(20)
+    dataset = StreamedSamples(rows, PreTrainTransform(config), "image", seed=0, buffer_size=8)
+    trainer = make_trainer(tmp_path, dataset=dataset, max_steps=6)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert len(losses(trainer)) == 6
+
+
+def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
+    config = A2MIMConfig(**CONFIG)
+    trainer = make_trainer(tmp_path)
+    rows = load_images(split="test").select(range(20))
+    trainer.eval_dataset = ImageSamples(rows, PreTrainTransform(config, train=False), "image")
+    one, two = trainer.evaluate(), trainer.evaluate()
+    assert one["eval_loss"] == two["eval_loss"]
+    log = trainer.state.log_history[-1]
+    assert {"eval_spatial_loss", "eval_frequency_loss"} <= log.keys()
+    assert "eval_bool_masked_pos" not in log
+
+
+def test_checkpoints_to_resume_from(tmp_path):
+    assert find_checkpoint(None, str(tmp_path)) is None
+    assert find_checkpoint("False", str(tmp_path)) is None
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: there is no folder .*nothing"):
+        find_checkpoint(str(tmp_path / "nothing"), "")
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
+        find_checkpoint("last", str(tmp_path))
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    newest = str(tmp_path / "checkpoint-2")
+    for value, folder in [(True, tmp_path), ("true", tmp_path), (str(tmp_path), ""), (newest, "")]:
+        assert find_checkpoint(value, str(folder)) == newest
+    check_output_dir(str(tmp_path / "new"), None)
+    check_output_dir(str(tmp_path), "last")
+    with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run"):
+        check_output_dir(str(tmp_path), None)
+    (Path(newest) / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 is incomplete, it lacks optimizer\.pt"):
+        trainer.train(resume_from_checkpoint=newest)
