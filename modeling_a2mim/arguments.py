@@ -115,21 +115,13 @@ class ClassifierArguments(EncoderArguments):
         values = {k: v for k, v in self.given().items() if k not in ("model_name_or_path", "linear_probe")}
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         if self.architecture is not None:
-            return A2MIMForImageClassification(_classifier_config(values, labels)), None
+            return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
         pretraining, (config, weights) = load_encoder(folder_or_id(self.model_name_or_path), token=token)
-        kept = {k: v for k, v in config.to_dict().items() if k in A2MIMConfig.__annotations__ and k != "model_type"}
-        values["model_args"] = {**config.model_args, **values.get("model_args", {})}
-        model = A2MIMForImageClassification(_classifier_config({**kept, **values}, labels))
+        kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
+        kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
+        model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
         load_into_encoder(model, weights)
         return model, pretraining
-
-
-def _classifier_config(values: dict, labels: dict) -> A2MIMConfig:
-    """A configuration for classification, where the mask plays no part: its cells are fitted to the image."""
-    size = values.get("image_size", 224)
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    values = {"mask_patch_size": [max(side // 7, 1) if side % 7 == 0 else side // 2 for side in sides], **values}
-    return A2MIMConfig(**values, **labels)
 
 
 @dataclass

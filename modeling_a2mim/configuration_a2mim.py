@@ -92,6 +92,9 @@ class A2MIMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.model_args = {} if self.model_args is None else self.model_args
         self._validate(kwargs)
+        for name in ("image_size", "mask_patch_size", "image_mean", "image_std"):  # as JSON gives them back
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))
         channels = self.num_channels
         if self.image_mean is None:
             self.image_mean = list(IMAGENET_DEFAULT_MEAN) if channels == 3 else [0.5] * channels
@@ -133,7 +136,7 @@ class A2MIMConfig(PreTrainedConfig):
             "spatial_loss": "l1",
             "frequency_unmasked_weight": 0.0,
         }
-        if kwargs.get("image_size", 192) == 192:
+        if kwargs.get("image_size", 192) in (192, [192, 192], (192, 192)):
             kwargs["model_args"] = {"window_size": 6, **(kwargs.get("model_args") or {})}
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
@@ -157,8 +160,15 @@ class A2MIMConfig(PreTrainedConfig):
         throughout), `resnet` for hierarchical ones."""
         from .masking import is_isotropic
 
-        config = cls(architecture=architecture, **kwargs)
-        return cls.vit(architecture, **kwargs) if is_isotropic(config) else config
+        shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
+        bare = cls.for_encoder(architecture=architecture, **shape)
+        return cls.vit(architecture, **kwargs) if is_isotropic(bare) else cls.resnet(architecture, **kwargs)
+
+    @classmethod
+    def for_encoder(cls, image_size: int | list[int] = 224, **kwargs) -> "A2MIMConfig":
+        """A configuration where the mask plays no part (classification): its cells are as few as the image allows."""
+        few = [next((size // d for d in range(2, size + 1) if size % d == 0), 1) for size in _pair(image_size)]
+        return cls(image_size=image_size, mask_patch_size=few, **kwargs)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -178,13 +188,38 @@ class A2MIMConfig(PreTrainedConfig):
     @property
     def num_masked(self) -> int:
         """How many cells of each image are masked: ceil(mask_ratio * cells)."""
-        return math.ceil(self.mask_ratio * math.prod(self.mask_grid))
+        return self.masked_cells(self.mask_grid)
 
-    def _validate(self, unknown: dict[str, Any]):
+    def masked_cells(self, grid: tuple[int, int]) -> int:
+        """The same for images of another size, with a mask of (rows, columns) cells.
+
+        Raises:
+            ValueError: if that is every cell.
+        """
+        cells = math.prod(grid)
+        masked = math.ceil(self.mask_ratio * cells)
+        message = (
+            f"{self.mask_ratio} masks all {cells} cells of {self.mask_cell_size} px; use a smaller mask_patch_size"
+        )
+        _require(masked < cells, "mask_ratio", message)
+        return masked
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        # transformers sets keyword arguments beside a file after validation; ours are validated with the rest.
+        own = {name: kwargs.pop(name) for name in list(kwargs) if name in A2MIMConfig.__annotations__}
+        cls._refuse_slips(kwargs)
+        return super().from_dict({**config_dict, **own}, **kwargs)
+
+    @staticmethod
+    def _refuse_slips(unknown: dict[str, Any]):
         for name in unknown:
             # Transformers keeps unknown names as attributes; one that looks like ours is a slip of the pen.
             close = difflib.get_close_matches(name, list(A2MIMConfig.__annotations__), n=1, cutoff=0.85)
             _require(not close, name, f"is no field of A2MIMConfig; did you mean `{close[0] if close else ''}`?")
+
+    def _validate(self, unknown: dict[str, Any]):
+        self._refuse_slips(unknown)
         self._validate_encoder()
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -234,11 +269,7 @@ class A2MIMConfig(PreTrainedConfig):
             divisors = [d for d in range(2, size // 2 + 1) if size % d == 0]
             hint = f"; sizes that do: {', '.join(map(str, divisors))}" if divisors else ""
             _require(size % cell == 0, "mask_patch_size", f"{cell} does not divide the image_size {size}{hint}")
-        cells = math.prod(self.mask_grid)
-        message = (
-            f"{self.mask_ratio} masks all {cells} cells of {self.mask_cell_size} px; use a smaller mask_patch_size"
-        )
-        _require(self.num_masked < cells, "mask_ratio", message)
+        self.masked_cells(self.mask_grid)
 
 
 def _pair(size) -> tuple[int, int]:

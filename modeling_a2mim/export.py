@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import cached_file
 
 from .configuration_a2mim import A2MIMConfig
+from .masking import classifier_parameters
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
 
@@ -139,8 +140,7 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
         ValueError: if any other weight is missing, left over or of another shape.
     """
     encoder = model.a2mim.encoder
-    head = {id(p) for p in encoder.get_classifier().parameters()}
-    new = {name for name, p in encoder.named_parameters() if id(p) in head}
+    new = classifier_parameters(encoder)
     if any(
         name.startswith("fc_norm.") for name in encoder.state_dict()
     ):  # mean pooling: a new norm after it (MAE, BEiT)
@@ -169,14 +169,13 @@ def _load_timm_checkpoint(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMConfi
         )
     cfg = data.get("pretrained_cfg") or data
     channels, *size = cfg["input_size"]
-    config = A2MIMConfig(
+    config = A2MIMConfig.for_encoder(
         architecture=data["architecture"],
         model_args={k: v for k, v in (data.get("model_args") or {}).items() if k not in ("img_size", "in_chans")},
         image_size=size,
         num_channels=channels,
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
-        mask_patch_size=[side // 2 for side in size],
     )
     return config, load_file(weights_file)
 

@@ -5,7 +5,6 @@ This is the only module that knows how timm lays out an encoder.
 """
 
 import difflib
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -121,16 +120,21 @@ class MaskToken(nn.Module):
         self.gamma_init = config.mask_gamma_init
         self.token = nn.Parameter(torch.empty(layout.channels))
         self.gamma = nn.Parameter(torch.empty(layout.channels)) if self.gamma_init is not None else None
-        self.mask: torch.Tensor | None = None
-        self.grid = layout.grid
+        # What the next forward of the site uses, and what it uses when gradient checkpointing runs it again.
+        self.state: tuple[torch.Tensor, tuple[int, int]] | None = None
+        self.state_in_backward: tuple[torch.Tensor, tuple[int, int]] | None = None
 
     def hook(self, module: nn.Module, args: Any, z: torch.Tensor) -> torch.Tensor | None:
         """Forward hook of the site; a bound method, so that deepcopy and pickle rebind it."""
-        if self.mask is None:
+        state = self.state
+        if state is None and self.state_in_backward is not None and torch._C._current_graph_task_id() != -1:
+            state = self.state_in_backward
+        if state is None:
             return None
+        mask, grid = state
         shape = (-1, 1, 1) if self.layout.kind == "NCHW" else (-1,)
-        grid = {"NCHW": z.shape[2:], "NHWC": z.shape[1:3], "NLC": self.grid}[self.layout.kind]
-        mask = self.layout.spread(resize_mask(self.mask, tuple(grid)))
+        grid = {"NCHW": z.shape[2:], "NHWC": z.shape[1:3], "NLC": grid}[self.layout.kind]
+        mask = self.layout.spread(resize_mask(mask, tuple(grid)))
         token = self.token.to(z.dtype).view(shape)
         if self.mode == "replace":
             return torch.where(mask, token, z)
@@ -165,10 +169,11 @@ def is_isotropic(config) -> bool:
     return len({info["reduction"] for info in encoder.feature_info}) == 1
 
 
-def plan_encoder(config) -> EncoderPlan:
+def plan_encoder(config, decoded: bool = True) -> EncoderPlan:
     """Find out, without making weights, how to build an encoder and where its mask token goes.
 
-    The encoder is built and run on the meta device, and the outputs of all its modules are looked at.
+    The encoder is built and run on the meta device, and the outputs of all its modules are looked at. `decoded` says
+    whether the last feature map will be decoded, so that its cells have to cover the image.
 
     Raises:
         ValueError: naming the field (`architecture`, `model_args`, `image_size`, `mask_site`) that does not work.
@@ -182,6 +187,8 @@ def plan_encoder(config) -> EncoderPlan:
             f"architecture: {config.architecture} ends in no feature map that a decoder could read "
             f"(forward_features gives {_describe(output)})"
         )
+    if decoded:
+        _check_cover(config, encoder, final, strides[-1])
     site, layout = _find_site(config, encoder, calls, strides)
     return EncoderPlan(args, site, layout, final, strides[-1], _head_norm(encoder, output, final, config))
 
@@ -241,6 +248,20 @@ def _trace(config):
         f"image_size: {config.architecture} cannot take images of {height} x {width} px with {config.num_channels} "
         f"channel(s): {failures[0]}"
     )
+
+
+def _check_cover(config, encoder, final: Layout, stride: int):
+    """Cells that leave a border of the image out lie elsewhere than the decoder's; only an encoder that does so at its
+    own size is taken as it is."""
+    size = config.input_size
+    if all(g * stride >= s for g, s in zip(final.grid, size, strict=True)):
+        return
+    if tuple((getattr(encoder, "pretrained_cfg", None) or {}).get("input_size", ())[1:]) != size:
+        fits = [s // stride * stride + extra for s in size for extra in (0, stride)]
+        raise ValueError(
+            f"image_size: {config.architecture} sees only {final.grid[0] * stride} x {final.grid[1] * stride} of "
+            f"{size[0]} x {size[1]} px; use a multiple of {stride}, such as {', '.join(map(str, sorted(set(fits))))}"
+        )
 
 
 def _find_layout(output, size, strides, encoder, channels: int | None = None) -> Layout | None:
@@ -345,7 +366,7 @@ def _describe(output) -> str:
 
 def supports_gradient_checkpointing(encoder: nn.Module) -> bool:
     """Whether timm can checkpoint this encoder."""
-    if "enable" not in inspect.signature(getattr(encoder, "set_grad_checkpointing", int)).parameters:
+    if not hasattr(encoder, "set_grad_checkpointing"):
         return False
     try:
         encoder.set_grad_checkpointing(enable=True)
@@ -353,3 +374,11 @@ def supports_gradient_checkpointing(encoder: nn.Module) -> bool:
     except AssertionError:  # how timm says no
         return False
     return True
+
+
+def classifier_parameters(encoder: nn.Module) -> set[str]:
+    """Names of the parameters of timm's classifier (a distilled encoder has two)."""
+    found = encoder.get_classifier()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    own = {id(p) for head in heads for p in head.parameters()}
+    return {name for name, p in encoder.named_parameters() if id(p) in own}

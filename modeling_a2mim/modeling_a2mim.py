@@ -18,6 +18,7 @@ from .losses import frequency_loss, spatial_loss
 from .masking import (
     MaskToken,
     as_grid,
+    classifier_parameters,
     fill_masked,
     plan_encoder,
     random_mask,
@@ -73,7 +74,14 @@ class A2MIMPreTrainedModel(PreTrainedModel):
             if isinstance(module, A2MIMModel):
                 module.restore_encoder()
 
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError(
+            "nn.DataParallel is not supported: its copies of the encoder would lose the mask token. "
+            "Start one process for each GPU with torchrun or accelerate launch."
+        )
+
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+        """Switch timm's own (non-reentrant) checkpointing; options of transformers' do not apply to it."""
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.gradient_checkpointing = enable
@@ -96,7 +104,7 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
     def __init__(self, config: A2MIMConfig, use_mask_token: bool = False, num_classes: int = 0):
         super().__init__(config)
-        self.plan = plan_encoder(config)
+        self.plan = plan_encoder(config, decoded=use_mask_token)
         self.num_classes = num_classes
         self.gradient_checkpointing = False
         self.encoder = self.plan.create(num_classes)
@@ -141,31 +149,29 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
     def encode(self, pixel_values, bool_masked_pos=None, output_hidden_states=False):
         """The encoder without its head: (last_hidden_state, hidden_states or None). Arguments as in `forward`."""
+        grid = self.mask_grid(pixel_values)
+        if bool_masked_pos is None:
+            return self._run(pixel_values, output_hidden_states, None)
+        if self.mask_token is None:
+            raise ValueError("bool_masked_pos: this model was made with use_mask_token=False and takes no mask")
+        mask = as_grid(bool_masked_pos, pixel_values.shape[0], grid)
+        # Images permuted from (height, width, channels) would run a CNN in channels_last, whose BatchNorm on a CPU
+        # is 20 times less exact; a model that was moved to channels_last stays in it anyway.
+        pixel_values = fill_masked(pixel_values.contiguous(), mask, self.config.mask_fill)
+        site_grid = scale_grid(self.plan.site_layout, pixel_values.shape[-2:], self.config.input_size)
+        return self._run(pixel_values, output_hidden_states, (mask, site_grid))
+
+    def mask_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of the mask of these images.
+
+        Raises:
+            ValueError: if they are no images of this model.
+        """
         channels = self.config.num_channels
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(
                 f"pixel_values: expected (batch, {channels}, height, width), got {tuple(pixel_values.shape)}"
             )
-        if bool_masked_pos is None:
-            return self._run(pixel_values, output_hidden_states)
-        if self.mask_token is None:
-            raise ValueError("bool_masked_pos: this model was made with use_mask_token=False and takes no mask")
-        mask = as_grid(bool_masked_pos, pixel_values.shape[0], self.mask_grid(pixel_values))
-        # Images permuted from (height, width, channels) would run a CNN in channels_last, whose BatchNorm on a CPU
-        # is 20 times less exact; a model that was moved to channels_last stays in it anyway.
-        pixel_values = fill_masked(pixel_values.contiguous(), mask, self.config.mask_fill)
-        self.mask_token.grid = scale_grid(self.plan.site_layout, pixel_values.shape[-2:], self.config.input_size)
-        self.mask_token.mask = mask
-        try:
-            last, hidden_states = self._run(pixel_values, output_hidden_states)
-        finally:
-            self.mask_token.mask = None
-        if self.gradient_checkpointing and last.requires_grad:
-            last.register_hook(lambda gradient: self._mask_during_backward(mask))
-        return last, hidden_states
-
-    def mask_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """(rows, columns) of the mask of these images."""
         cells = zip(pixel_values.shape[-2:], self.config.mask_cell_size, strict=True)
         return tuple(size // cell for size, cell in cells)
 
@@ -193,17 +199,26 @@ class A2MIMModel(A2MIMPreTrainedModel):
             tensor.data.copy_(fresh[name])
             tensor._is_hf_initialized = True
 
-    def _run(self, pixel_values, output_hidden_states):
-        if output_hidden_states:
-            last, hidden_states = self.encoder.forward_intermediates(pixel_values)
-            return last, tuple(hidden_states)
-        return self.encoder.forward_features(pixel_values), None
-
-    def _mask_during_backward(self, mask):
-        """Checkpointed segments run again during backward, the hook of the token among them: give it the mask of the
-        very forward whose gradient is being computed, until this backward ends."""
-        self.mask_token.mask = mask
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(self.mask_token, "mask", None))
+    def _run(self, pixel_values, output_hidden_states, state):
+        token = self.mask_token
+        if token is not None:
+            token.state = state
+        try:
+            if output_hidden_states:
+                last, hidden_states = self.encoder.forward_intermediates(pixel_values)
+                hidden_states = tuple(hidden_states)
+            else:
+                last, hidden_states = self.encoder.forward_features(pixel_values), None
+        finally:
+            if token is not None:
+                token.state = None
+        if token is not None and self.gradient_checkpointing:
+            # Checkpointed segments run again during backward, the hook of the token among them: when the gradient of
+            # one of these outputs arrives, the token gets the mask of this very forward back.
+            for output in (last, *(hidden_states or ())):
+                if output.requires_grad:
+                    output.register_hook(lambda gradient: setattr(token, "state_in_backward", state))
+        return last, hidden_states
 
 
 class A2MIMForPreTraining(A2MIMPreTrainedModel):
@@ -240,12 +255,11 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         config = self.config
         return_dict = config.return_dict if return_dict is None else return_dict
         states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        size = tuple(pixel_values.shape[-2:])
+        grid, size = self.a2mim.mask_grid(pixel_values), tuple(pixel_values.shape[-2:])
         if bool_masked_pos is None:
-            grid = self.a2mim.mask_grid(pixel_values)
-            num_masked = config.num_masked * (grid[0] * grid[1]) // (config.mask_grid[0] * config.mask_grid[1])
+            num_masked = config.masked_cells(grid)
             bool_masked_pos = random_mask(len(pixel_values), grid, num_masked, device=pixel_values.device)
-        mask = as_grid(bool_masked_pos, len(pixel_values), self.a2mim.mask_grid(pixel_values))
+        mask = as_grid(bool_masked_pos, len(pixel_values), grid)
         last, hidden_states = self.a2mim.encode(pixel_values, mask, states)
         reconstruction = self.decode(self.a2mim.feature_map(last, size), size)
 
@@ -311,9 +325,9 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
     def freeze_encoder(self):
         """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
         self.encoder_is_frozen = True
-        classifier = {id(p) for p in self.a2mim.encoder.get_classifier().parameters()}
-        for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in classifier)
+        classifier = classifier_parameters(self.a2mim.encoder)
+        for name, parameter in self.a2mim.encoder.named_parameters():
+            parameter.requires_grad_(name in classifier)
         return self.train(self.training)
 
     def train(self, mode: bool = True):

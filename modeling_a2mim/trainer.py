@@ -25,6 +25,8 @@ CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "traine
 class A2MIMTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more."""
 
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
     learning_rate: float | None = field(
         default=None,
         metadata={"help": "Learning rate; if not given, base_learning_rate * total batch size / 256."},
@@ -78,6 +80,11 @@ class A2MIMTrainer(Trainer):
     def __init__(self, *args, picture_samples=None, pretraining_model: A2MIMForPreTraining | None = None, **kwargs):
         kwargs.setdefault("data_collator", default_data_collator)
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"n_gpu: this process sees {self.args.n_gpu} GPUs; start one process for each, "
+                f"torchrun --nproc_per_node {self.args.n_gpu} ..., or hide all but one with CUDA_VISIBLE_DEVICES=0"
+            )
         if self.args.push_to_hub and self.args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"hub_strategy: expected end or every_save (no optimiser state goes to the Hub), "

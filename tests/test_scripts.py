@@ -186,6 +186,11 @@ def test_fine_tuning(pretrained, tmp_path, mode):
     assert bool(moved) == (mode != "probe")
 
 
+def test_fine_tuning_at_another_size(pretrained, tmp_path):
+    finetune(tmp_path / "out", "--model_name_or_path", pretrained, "--image_size", 45, 35, "--labels_per_class", 1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["input_size"] == [1, 45, 35]
+
+
 def test_fine_tuning_on_folders_of_classes(images, pretrained, tmp_path):
     metrics = finetune(
         tmp_path / "out", "--model_name_or_path", pretrained, "--train_dir", images, "--validation_dir", images

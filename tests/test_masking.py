@@ -1,0 +1,328 @@
+"""Masks, what fills them, and how the encoders of timm are read."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.masking import (
+    Layout,
+    MaskToken,
+    as_grid,
+    fill_masked,
+    is_isotropic,
+    pixel_mask,
+    plan_encoder,
+    random_mask,
+    resize_mask,
+)
+
+
+LAYOUTS = [
+    Layout("NCHW", 5, (2, 3)),
+    Layout("NHWC", 5, (2, 3)),
+    Layout("NLC", 5, (2, 3)),
+    Layout("NLC", 5, (2, 3), 1),
+    Layout("NLC", 5, (2, 3), 4),
+]
+
+
+def plan(architecture, **kwargs):
+    return plan_encoder(A2MIMConfig(architecture=architecture, **kwargs))
+
+
+def as_layout(image, layout):
+    """A map (batch, channels, rows, columns) as the encoder would hold it, with random prefix tokens."""
+    if layout.kind == "NCHW":
+        return image
+    if layout.kind == "NHWC":
+        return image.permute(0, 2, 3, 1).contiguous()
+    tokens = image.flatten(2).transpose(1, 2)
+    return torch.cat([torch.randn(len(image), layout.prefix, layout.channels, dtype=image.dtype), tokens], 1)
+
+
+# Masks
+
+
+@pytest.mark.parametrize(("grid", "masked"), [((7, 7), 30), ((4, 6), 1), ((1, 5), 4), ((3, 2), 0)])
+def test_random_mask_count(grid, masked):
+    mask = random_mask(16, grid, masked)
+    assert mask.dtype == torch.bool
+    assert mask.shape == (16, *grid)
+    assert mask.sum((1, 2)).tolist() == [masked] * 16
+
+
+def test_random_mask_is_uniform():
+    """Every cell, and every pair of cells, is masked as often as any other."""
+    draws, cells, masked = 4000, 24, 8
+    mask = random_mask(draws, (4, 6), masked, torch.Generator().manual_seed(0)).flatten(1).double()
+    together = mask.T @ mask / draws
+    one, two = masked / cells, masked * (masked - 1) / (cells * (cells - 1))
+
+    def five_sigma(p):  # one of 300 frequencies leaves it once in 6000 seeds
+        return 5 * math.sqrt(p * (1 - p) / draws)
+
+    assert (together.diagonal() - one).abs().max() < five_sigma(one)
+    assert (together[~torch.eye(cells, dtype=torch.bool)] - two).abs().max() < five_sigma(two)
+
+
+def test_random_mask_generator():
+    first, again, other = (random_mask(4, (7, 7), 30, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    before = torch.get_rng_state()
+    random_mask(4, (7, 7), 30, torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_as_grid():
+    mask = torch.rand(3, 2, 4) > 0.5
+    for given in (mask, mask.float(), mask.long(), mask.flatten(1), mask.flatten(1).int()):
+        grid = as_grid(given, 3, (2, 4))
+        assert grid.dtype == torch.bool
+        assert torch.equal(grid, mask)
+    finer = torch.rand(3, 6, 12) > 0.5
+    for given in (finer, finer.flatten(1)):
+        assert torch.equal(as_grid(given, 3, (2, 4)), finer)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4), (3, 7), (3, 9), (3, 16), (3, 4), (2, 8), (8,), (3, 1, 2, 4), ()])
+def test_as_grid_refuses(shape):
+    with pytest.raises(ValueError, match=r"^bool_masked_pos: expected \(3, 2, 4\) or \(3, 8\)"):
+        as_grid(torch.ones(shape), 3, (2, 4))
+
+
+def test_resize_mask_up_takes_the_nearest():
+    mask = torch.rand(3, 2, 3) > 0.5
+    assert torch.equal(resize_mask(mask, (8, 6)), mask.repeat_interleave(4, 1).repeat_interleave(2, 2))
+    assert torch.equal(resize_mask(mask, (2, 3)), mask)
+
+
+def test_resize_mask_down_takes_any():
+    mask = torch.rand(3, 8, 6) > 0.8
+    small = resize_mask(mask, (2, 3))
+    assert small.dtype == torch.bool
+    assert torch.equal(small, mask.view(3, 2, 4, 3, 2).any(4).any(2))
+    assert small.any()
+    assert not small.all()
+
+
+def test_resize_mask_loses_no_cell():
+    """Sizes that do not divide: a cell of the map is masked if, and only if, it overlaps a masked cell."""
+    mask = torch.eye(7, dtype=torch.bool).view(7, 7, 1)  # row i of image i
+    for rows in (2, 3, 4, 5, 6, 8, 10, 16):
+        overlaps = [[row * 7 < (i + 1) * rows and (row + 1) * 7 > i * rows for row in range(rows)] for i in range(7)]
+        assert resize_mask(mask, (rows, 1))[..., 0].tolist() == overlaps
+
+
+def test_pixel_mask():
+    mask = torch.rand(3, 2, 3) > 0.5
+    pixels = pixel_mask(mask, (8, 15))
+    assert pixels.dtype == torch.bool
+    assert torch.equal(pixels, mask.repeat_interleave(4, 1).repeat_interleave(5, 2)[:, None])
+    rows = torch.arange(10) * 4 // 10  # the nearest cell where sizes do not divide
+    mask = torch.rand(3, 4, 4) > 0.5
+    assert torch.equal(pixel_mask(mask, (10, 10)), mask[:, rows][:, :, rows][:, None])
+
+
+@pytest.mark.parametrize("fill", ["mean", "zero", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fill_masked(fill, dtype):
+    images = torch.randn(3, 2, 8, 12).to(dtype) + torch.arange(3).view(3, 1, 1, 1)
+    before = images.clone()
+    mask = torch.rand(3, 2, 3) > 0.5
+    mask[:, 0, 0] = True
+    filled = fill_masked(images, mask, fill)
+    where = pixel_mask(mask, (8, 12)).expand_as(images)
+    assert filled.dtype == dtype
+    assert torch.equal(filled[~where], images[~where])
+    value = {"mean": images.mean((2, 3), keepdim=True), "zero": torch.zeros_like(images), "none": images}[fill]
+    assert torch.equal(filled[where], value.expand_as(images)[where])
+    assert torch.equal(images, before)  # not in place
+
+
+def test_fill_masked_by_the_mean_of_the_whole_image():
+    images = torch.zeros(1, 1, 4, 4)
+    images[..., :2] = 8  # the masked half
+    mask = torch.tensor([[[True, False]]])
+    assert fill_masked(images, mask)[0, 0, 0].tolist() == [4, 4, 0, 0]
+
+
+# Layouts and the token
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout):
+    image = torch.randn(3, 5, 2, 3)
+    x = as_layout(image, layout)
+    assert torch.equal(layout.to_map(x, (2, 3)), image)
+    mask = torch.rand(3, 2, 3) > 0.5
+    spread = layout.spread(mask)
+    assert torch.equal(layout.to_map(x * spread, (2, 3)), image * mask[:, None])
+    if layout.prefix:
+        assert not spread[:, : layout.prefix].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("mode", "gamma"), [("add", 0.25), ("add", None), ("replace", None)])
+def test_mask_token(layout, mode, gamma):
+    config = SimpleNamespace(mask_token_mode=mode, mask_gamma_init=gamma)
+    token = MaskToken(config, layout).double()
+    with torch.no_grad():
+        for parameter in token.parameters():
+            parameter.normal_()
+    assert (token.gamma is None) == (gamma is None)
+    image = torch.randn(4, 5, 2, 3, dtype=torch.float64)
+    x = as_layout(image, layout)
+    assert token.hook(None, (), x) is None  # no mask, no change
+
+    mask = torch.rand(4, 2, 3) > 0.5
+    token.state = (mask, layout.grid)
+    changed = token.hook(None, (), x)
+    m, t = mask[:, None].double(), token.token.view(-1, 1, 1)
+    scale = 0 if mode == "replace" else 1 if gamma is None else token.gamma.view(-1, 1, 1)
+    # Each term is multiplied by exactly 0 or 1, so the sum is exact.
+    assert torch.equal(layout.to_map(changed, (2, 3)), image * (1 - m) + scale * image * m + t * m)
+    if layout.prefix:
+        assert torch.equal(changed[:, : layout.prefix], x[:, : layout.prefix])
+
+
+def test_mask_token_resizes_the_mask():
+    layout = Layout("NCHW", 2, (4, 4))
+    token = MaskToken(SimpleNamespace(mask_token_mode="replace", mask_gamma_init=None), layout)
+    torch.nn.init.ones_(token.token)
+    token.state = (torch.tensor([[[True, False], [False, False]]]), token.layout.grid)
+    expected = torch.zeros(1, 2, 4, 4)
+    expected[..., :2, :2] = 1
+    assert torch.equal(token.hook(None, (), torch.zeros(1, 2, 4, 4)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mask_token_keeps_the_precision_of_the_features(dtype):
+    token = MaskToken(SimpleNamespace(mask_token_mode="add", mask_gamma_init=1.0), LAYOUTS[0])
+    torch.nn.init.ones_(token.token)
+    torch.nn.init.ones_(token.gamma)
+    token.state = (torch.ones(1, 2, 3, dtype=torch.bool), token.layout.grid)
+    z = torch.randn(1, 5, 2, 3).to(dtype)
+    changed = token.hook(None, (), z)
+    assert changed.dtype == dtype
+    assert torch.equal(changed, z + 1)
+
+
+# Encoders
+
+
+def test_plan_resnet():
+    result = plan("resnet18")
+    assert result.site.startswith("layer3.")
+    assert result.site_layout == Layout("NCHW", 256, (14, 14))
+    assert result.map_layout == Layout("NCHW", 512, (7, 7))
+    assert (result.stride, result.head_norm) == (32, None)
+
+
+def test_plan_convnext():
+    result = plan("convnext_tiny", mask_site="stages.3.downsample")
+    assert result.site.startswith("stages.3.downsample")
+    assert result.site_layout == result.map_layout == Layout("NCHW", 768, (7, 7))
+    assert (result.stride, result.head_norm) == (32, "head.norm")
+    default = plan("convnext_tiny", decoder_norm=False)
+    assert default.site.startswith("stages.2")
+    assert default.site_layout == Layout("NCHW", 384, (14, 14))
+    assert default.head_norm is None
+
+
+def test_plan_vit():
+    result = plan("vit_tiny_patch16_224")
+    assert (result.site, result.stride, result.head_norm) == ("patch_embed", 16, None)
+    assert result.site_layout == Layout("NLC", 192, (14, 14))
+    assert result.map_layout == Layout("NLC", 192, (14, 14), 1)
+    block = plan("vit_tiny_patch16_224", mask_site=6)
+    assert (block.site, block.site_layout) == ("blocks.6", Layout("NLC", 192, (14, 14), 1))
+    registers = plan("vit_tiny_patch16_224", mask_site=6, model_args={"reg_tokens": 4})
+    assert registers.site_layout == registers.map_layout == Layout("NLC", 192, (14, 14), 5)
+
+
+def test_plan_swin():
+    result = plan("swin_tiny_patch4_window7_224")
+    assert result.site.startswith("layers.2")
+    assert result.site_layout == Layout("NHWC", 384, (14, 14))
+    assert result.map_layout == Layout("NHWC", 768, (7, 7))
+    first = plan("swin_tiny_patch4_window7_224", mask_site="patch_embed")
+    assert first.site.startswith("patch_embed")
+    assert first.site_layout == Layout("NHWC", 96, (56, 56))
+
+
+def test_plan_of_another_size():
+    assert plan("resnet18", image_size=(64, 96)).map_layout.grid == (2, 3)
+    # A ViT of a fixed size must be built for it.
+    vit = plan("vit_tiny_patch16_224", image_size=(64, 96))
+    assert (vit.map_layout.grid, vit.create_args["img_size"]) == ((4, 6), [64, 96])
+    assert vit.create().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 25, 192)
+
+
+def test_plan_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    plan("test_vit")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("site", range(-5, 5))
+def test_integer_sites(site):
+    """timm's feature_info of a ResNet-18: the stem and four stages."""
+    channels, stride, name = [
+        (64, 2, "act1"),
+        (64, 4, "layer1."),
+        (128, 8, "layer2."),
+        (256, 16, "layer3."),
+        (512, 32, "layer4."),
+    ][site]
+    result = plan("resnet18", mask_site=site, image_size=64, mask_patch_size=16)
+    assert result.site.startswith(name)
+    assert result.site_layout == Layout("NCHW", channels, (64 // stride, 64 // stride))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "isotropic"), [("test_vit", True), ("resnet18", False), ("swin_tiny_patch4_window7_224", False)]
+)
+def test_is_isotropic(architecture, isotropic):
+    assert is_isotropic(A2MIMConfig(architecture=architecture)) is isotropic
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kwargs", "message"),
+    [
+        ("resnet18", {"mask_site": "layer33"}, "mask_site: resnet18 has no module 'layer33'; .*layer3"),
+        ("test_vit", {"mask_site": "xyz"}, r"mask_site: .*no module 'xyz'; for example blocks\.0"),
+        ("resnet18", {"mask_site": 5}, "mask_site: .*5 feature maps.* 5$"),
+        ("resnet18", {"mask_site": -6}, "mask_site: .*5 feature maps.* -6$"),
+        (
+            "resnet18",
+            {"mask_site": "global_pool"},
+            "mask_site: .*'global_pool'.* no feature map.*never called.*layer1",
+        ),
+        ("test_vit", {"mask_site": "blocks.1.mlp.fc1.weight"}, "mask_site: .*no module"),
+        ("resnet18", {"mask_site": ""}, "mask_site: "),
+        ("test_vit", {"image_size": 100, "mask_patch_size": 20}, "image_size: .*100 x 100"),
+        ("swin_tiny_patch4_window7_224", {"image_size": 2, "mask_patch_size": 1}, "image_size: .*2 x 2"),
+        ("resnet18", {"model_args": {"depht": 3}}, "model_args: .*depht"),
+        ("test_vit", {"model_args": {"depht": 3}}, "model_args: .*depht"),
+    ],
+)
+def test_errors_name_the_field(architecture, kwargs, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        plan(architecture, **kwargs)
+
+
+def test_patches_that_do_not_fill_the_image():
+    """6 patches of 16 px see 96 of 100 px; stretched to 100, they are compared with other pixels than their own."""
+    with pytest.raises(ValueError, match="^image_size: "):
+        plan("vit_tiny_patch16_224", image_size=100, mask_patch_size=20)
+
+
+def test_a_site_that_is_called_but_gives_no_map():
+    """The queries of a ViT are (batch, heads, tokens, width)."""
+    kwargs = {"image_size": 32, "mask_patch_size": 16, "model_args": {"qk_norm": True}}
+    with pytest.raises(ValueError, match=r"^mask_site: .*'blocks\.0\.attn\.q_norm'.*\(1, 2, 5, 32\)"):
+        plan("test_vit", mask_site="blocks.0.attn.q_norm", **kwargs)
