@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test quality style clean
+.PHONY: demo test test-lowest quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -20,6 +20,13 @@ demo: $(VENV)/installed  ## pre-train a small encoder on the bundled images, and
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+test-lowest:  ## the tests with the oldest releases that setup.cfg allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' transformers==5.17.0 torch==2.11.0 \
+		torchvision==0.26.0 datasets==4.4.2 accelerate==1.12.0 timm==1.0.31 huggingface-hub==1.33.0 \
+		evaluate==0.4.6 scikit-learn==1.7.2
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
+
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,4 +36,4 @@ style: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest demo build dist *.egg-info

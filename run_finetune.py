@@ -13,14 +13,13 @@ transformers' TrainingArguments work; `--help` lists everything.
 import logging
 import sys
 
-import transformers
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments
+from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse
 from modeling_a2mim.data import FineTuneTransform
 from modeling_a2mim.evaluation import compute_accuracy, labels_subset
 from modeling_a2mim.export import timm_pretrained_cfg
-from modeling_a2mim.trainer import A2MIMTrainer, FineTuningArguments, check_output_dir, find_checkpoint
+from modeling_a2mim.trainer import A2MIMTrainer, FineTuningArguments
 
 
 logger = logging.getLogger("a2mim")
@@ -32,16 +31,7 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
-    parser = HfArgumentParser((ClassifierArguments, ClassificationArguments, FineTuningArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO if args.should_log else logging.WARNING)
-    transformers.utils.logging.set_verbosity(args.get_process_log_level())
-
-    check_output_dir(args.output_dir, args.resume_from_checkpoint)
-    find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if data_args.streaming and args.max_steps < 1:
-        raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
+    model_args, data_args, args = parse(ClassifierArguments, ClassificationArguments, FineTuningArguments, argv)
     train = data_args.load(train=True, token=args.hub_token)
     validation = data_args.load(train=False, token=args.hub_token)
     column, names = data_args.labels(train)
@@ -83,18 +73,9 @@ def main(argv: list[str] | None = None) -> dict:
         compute_metrics=compute_accuracy,
         pretraining_model=pretraining_model,
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    metrics = result.metrics
-    trainer.save_model()
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
+    metrics = trainer.run()
     if eval_samples is not None:
-        evaluation = trainer.evaluate()
-        trainer.save_metrics("eval", evaluation)
-        metrics |= evaluation
-        logger.info("accuracy %.4f on %d images", evaluation["eval_accuracy"], len(eval_samples))
-    if args.push_to_hub:
-        trainer.push_to_hub()
+        logger.info("accuracy %.4f on %d images", metrics["eval_accuracy"], len(eval_samples))
     logger.info("classifier is in %s", args.output_dir)
     return metrics
 

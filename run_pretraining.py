@@ -10,14 +10,13 @@ work; `--help` lists everything.
 import logging
 import sys
 
-import transformers
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id
+from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse
 from modeling_a2mim.data import PreTrainTransform
 from modeling_a2mim.export import load_pretraining_model
-from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments, check_output_dir, find_checkpoint
+from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
 
 
 logger = logging.getLogger("a2mim")
@@ -29,16 +28,7 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
-    parser = HfArgumentParser((PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logger.setLevel(logging.INFO if args.should_log else logging.WARNING)
-    transformers.utils.logging.set_verbosity(args.get_process_log_level())
-
-    check_output_dir(args.output_dir, args.resume_from_checkpoint)
-    find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if data_args.streaming and args.max_steps < 1:
-        raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
+    model_args, data_args, args = parse(PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments, argv)
     config = None if model_args.model_name_or_path else model_args.config()
     train = data_args.load(train=True, token=args.hub_token)
     validation = data_args.load(train=False, token=args.hub_token)
@@ -72,17 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
         eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
         picture_samples=list(shown),
     )
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    metrics = result.metrics
-    trainer.save_model()
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
-    if validation is not None:
-        evaluation = trainer.evaluate()
-        trainer.save_metrics("eval", evaluation)
-        metrics |= evaluation
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)
     return metrics
 

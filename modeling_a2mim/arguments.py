@@ -1,19 +1,42 @@
 """Command-line arguments of the two scripts, parsed by transformers' HfArgumentParser, and what follows from them."""
 
 import json
+import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import datasets
+import transformers
 from datasets import ClassLabel, Image, Value
+from transformers import HfArgumentParser
 
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples, StreamedSamples, find_column, find_validation_split, load_images
 from .export import load_encoder, load_into_encoder
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from .trainer import check_output_dir, find_checkpoint
 
 
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
+
+
+def parse(model_type: type, data_type: type, training_type: type, argv: list[str] | None = None) -> tuple:
+    """Parse the command line into these dataclasses, set logging up, and check what needs neither data nor model.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    model_args, data_args, args = HfArgumentParser((model_type, data_type, training_type)).parse_args_into_dataclasses(
+        argv
+    )
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("a2mim").setLevel(logging.INFO if args.should_log else logging.WARNING)
+    transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    check_output_dir(args.output_dir, args.resume_from_checkpoint)
+    find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if data_args.streaming and args.max_steps < 1:
+        raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
+    return model_args, data_args, args
 
 
 def helped(default, text: str, **metadata):

@@ -128,7 +128,7 @@ class MaskToken(nn.Module):
         """Forward hook of the site; a bound method, so that deepcopy and pickle rebind it."""
         state = self.state
         if state is None and self.state_in_backward is not None and torch._C._current_graph_task_id() != -1:
-            state = self.state_in_backward
+            state = self.state_in_backward  # only inside a backward: one that failed has left its state behind
         if state is None:
             return None
         mask, grid = state
@@ -140,6 +140,12 @@ class MaskToken(nn.Module):
             return torch.where(mask, token, z)
         scaled = z if self.gamma is None else z * self.gamma.to(z.dtype).view(shape)
         return torch.where(mask, scaled + token, z)
+
+    def remember(self, state: tuple[torch.Tensor, tuple[int, int]] | None):
+        """Checkpointed segments run again during backward, the hook among them: called when the gradient of a forward
+        arrives at its encoder, this gives the token the mask of that very forward back until the backward ends."""
+        self.state_in_backward = state
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(self, "state_in_backward", None))
 
 
 @dataclass(frozen=True)

@@ -213,11 +213,9 @@ class A2MIMModel(A2MIMPreTrainedModel):
             if token is not None:
                 token.state = None
         if token is not None and self.gradient_checkpointing:
-            # Checkpointed segments run again during backward, the hook of the token among them: when the gradient of
-            # one of these outputs arrives, the token gets the mask of this very forward back.
             for output in (last, *(hidden_states or ())):
                 if output.requires_grad:
-                    output.register_hook(lambda gradient: setattr(token, "state_in_backward", state))
+                    output.register_hook(lambda gradient: token.remember(state))
         return last, hidden_states
 
 

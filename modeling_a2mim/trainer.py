@@ -151,6 +151,21 @@ class A2MIMTrainer(Trainer):
 
     # Checkpoints and results
 
+    def run(self) -> dict[str, float]:
+        """Train (or go on, as `args.resume_from_checkpoint` says), save, evaluate if there is anything to evaluate on,
+        and push if `args.push_to_hub`. Returns the metrics."""
+        metrics = self.train(resume_from_checkpoint=self.args.resume_from_checkpoint).metrics
+        self.save_model()
+        self.save_metrics("train", metrics)
+        self.save_state()
+        if self.eval_dataset is not None:
+            evaluation = self.evaluate()
+            self.save_metrics("eval", evaluation)
+            metrics |= evaluation
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return metrics
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
