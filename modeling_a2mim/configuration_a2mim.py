@@ -48,6 +48,7 @@ class A2MIMConfig(PreTrainedConfig):
         mask_token_mode (`str`, defaults to `"add"`): `"add"` (A2MIM) or `"replace"` (SimMIM).
         mask_gamma_init (`float`, *optional*, defaults to 1e-6): initial value of gamma, the learned scale of each
             channel of the masked features before the token is added. `None`: there is no gamma.
+        decoder_kernel_size (`int`, defaults to 1): size of the convolution that predicts the pixels; odd.
         decoder_norm (`bool`, defaults to `True`): give the decoder the feature map after the norm of the encoder's
             head, where the head has one (ConvNeXt and its kin normalise after pooling).
         spatial_loss (`str`, defaults to `"focal_l1"`): `"l1"` or `"focal_l1"`.
@@ -80,6 +81,7 @@ class A2MIMConfig(PreTrainedConfig):
     mask_site: int | str | None = None
     mask_token_mode: str = "add"
     mask_gamma_init: float | None = 1e-6
+    decoder_kernel_size: int = 1
     decoder_norm: bool = True
     spatial_loss: str = "focal_l1"
     frequency_loss_weight: float = 0.5
@@ -233,6 +235,8 @@ class A2MIMConfig(PreTrainedConfig):
         if self.mask_gamma_init is not None:
             _number(self, "mask_gamma_init", -math.inf, math.inf)
             _require(self.mask_token_mode == "add", "mask_gamma_init", "must be None where mask_token_mode is replace")
+        size = self.decoder_kernel_size
+        _require(_is_int(size) and size > 0 and size % 2 == 1, "decoder_kernel_size", f"must be odd, got {size!r}")
         _number(self, "frequency_loss_weight", 0, math.inf)
         _number(self, "frequency_unmasked_weight", 0, 1)
         _number(self, "initializer_range", 0, math.inf)

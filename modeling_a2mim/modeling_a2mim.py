@@ -220,13 +220,18 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
 
 class A2MIMForPreTraining(A2MIMPreTrainedModel):
-    """Masked image modelling: encode a masked image, decode it with one 1x1 convolution, compare with the original."""
+    """Masked image modelling: encode a masked image, decode it with one (1x1) convolution, compare with the image."""
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
         self.a2mim = A2MIMModel(config, use_mask_token=True)
         plan = self.a2mim.plan
-        self.decoder = nn.Conv2d(plan.map_layout.channels, plan.stride**2 * config.num_channels, kernel_size=1)
+        self.decoder = nn.Conv2d(
+            plan.map_layout.channels,
+            plan.stride**2 * config.num_channels,
+            config.decoder_kernel_size,
+            padding=config.decoder_kernel_size // 2,
+        )
         self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
         self.post_init()
 

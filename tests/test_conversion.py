@@ -198,7 +198,7 @@ def test_files_that_are_refused(resnet, tmp_path):
         with pytest.raises(ValueError, match=message):
             load_official(path)
 
-    refused(None, "not a checkpoint that torch reads with weights_only=True", pickle.dumps(Malicious()))
+    refused(None, "not a checkpoint that torch reads with weights_only=True", pickle.dumps(Malicious(), protocol=2))
     refused(None, "not a checkpoint that torch reads with weights_only=True", b"garbage")
     refused([1, 2], "expected a dict of weights, found a list")
     head_only = {k: v for k, v in resnet.items() if not k.startswith("neck.")}

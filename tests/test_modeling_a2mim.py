@@ -538,6 +538,17 @@ def test_number_of_masked_cells_of_another_size():
     assert output.bool_masked_pos.sum((1, 2)).tolist() == [8, 8]  # ceil(0.6 * 12)
 
 
+def test_larger_decoder():
+    """A kernel of 3 that is zero but for its middle decodes as one of 1."""
+    one, three, images = make("convnext"), make("convnext", decoder_kernel_size=3), make_images()
+    three.a2mim.load_state_dict(one.a2mim.state_dict())
+    with torch.no_grad():
+        three.decoder.weight.zero_()[..., 1:2, 1:2] = one.decoder.weight
+        three.decoder.bias.copy_(one.decoder.bias)
+    expected, found = (run(m, images, bool_masked_pos=MASKS[:2]).reconstruction for m in (one, three))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # other kernels, other sums in float32
+
+
 # Training
 
 
