@@ -11,11 +11,10 @@ transformers' TrainingArguments work; `--help` lists everything.
 """
 
 import logging
-import sys
 
 from transformers import set_seed
 
-from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse
+from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse, run_as_command
 from modeling_a2mim.data import FineTuneTransform
 from modeling_a2mim.evaluation import compute_accuracy, labels_subset
 from modeling_a2mim.export import timm_pretrained_cfg
@@ -81,8 +80,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.debug("", exc_info=True)
-        sys.exit(f"error: {error}")
+    run_as_command(main)

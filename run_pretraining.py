@@ -8,12 +8,11 @@ work; `--help` lists everything.
 """
 
 import logging
-import sys
 
 from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse
+from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.data import PreTrainTransform
 from modeling_a2mim.export import load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
@@ -68,8 +67,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        logger.debug("", exc_info=True)
-        sys.exit(f"error: {error}")
+    run_as_command(main)

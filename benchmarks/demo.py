@@ -132,19 +132,9 @@ def main():
 
     print(f"\n3. Fine-tuning, {few} labels per class", flush=True)
     logging.disable(logging.INFO)
-    common = ["--labels_per_class", str(few), "--num_train_epochs", "25", "--per_device_train_batch_size", "50"]
-    common += [
-        "--per_device_eval_batch_size",
-        "250",
-        "--learning_rate",
-        str(rate),
-        "--crop_scale",
-        "0.6",
-        "1",
-        "--disable_tqdm",
-        "True",
-        *quiet,
-    ]
+    common = f"--labels_per_class {few} --learning_rate {rate} --num_train_epochs 25 --crop_scale 0.6 1".split()
+    common += ["--per_device_train_batch_size", "50", "--per_device_eval_batch_size", "250", "--disable_tqdm", "True"]
+    common += quiet
     for seed in range(args.fine_tuning_seeds):
         sources = {"untrained": encoder, "pre-trained": ["--model_name_or_path", str(out / "encoder")]}
         for name, source in sources.items():

@@ -16,16 +16,6 @@ import numpy as np
 from PIL import Image
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Read a gzipped idx file of unsigned bytes: 0, 0, type (8), rank, one big-endian uint32 per dimension, data."""
-    raw = gzip.decompress(path.read_bytes())
-    rank = raw[3]
-    if raw[:3] != b"\0\0\x08" or rank == 0:
-        raise ValueError(f"{path} is not an idx file of unsigned bytes")
-    shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 LABEL_NAMES = [
     "T-shirt/top",
@@ -40,6 +30,16 @@ LABEL_NAMES = [
     "Ankle boot",
 ]
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=LABEL_NAMES)})
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read a gzipped idx file of unsigned bytes: 0, 0, type (8), rank, one big-endian uint32 per dimension, data."""
+    raw = gzip.decompress(path.read_bytes())
+    rank = raw[3]
+    if raw[:3] != b"\0\0\x08" or rank == 0:
+        raise ValueError(f"{path} is not an idx file of unsigned bytes")
+    shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 def pick_balanced(labels: np.ndarray, per_class: int, rng: np.random.Generator) -> np.ndarray:

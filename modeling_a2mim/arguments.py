@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,9 +28,8 @@ def parse(model_type: type, data_type: type, training_type: type, argv: list[str
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    model_args, data_args, args = HfArgumentParser((model_type, data_type, training_type)).parse_args_into_dataclasses(
-        argv
-    )
+    parser = HfArgumentParser((model_type, data_type, training_type))
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("a2mim").setLevel(logging.INFO if args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
@@ -37,6 +38,16 @@ def parse(model_type: type, data_type: type, training_type: type, argv: list[str
     if data_args.streaming and args.max_steps < 1:
         raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
     return model_args, data_args, args
+
+
+def run_as_command(main: Callable[[], object]):
+    """Run a script: a `ValueError` ends it with its message, and with its traceback at `--log_level debug`."""
+    try:
+        main()
+    except ValueError as error:
+        if transformers.utils.logging.get_verbosity() <= logging.DEBUG:
+            raise
+        sys.exit(f"error: {error}")
 
 
 def helped(default, text: str, **metadata):

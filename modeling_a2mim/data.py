@@ -1,5 +1,6 @@
-"""Images from any `datasets` source to batches. What happens to a sample (crop, flip, mask) depends on the seed, the
-pass over the data and the sample alone, never on global state, workers or what came before.
+"""Images from any `datasets` source to batches. What happens to a sample of a map-style dataset (crop, flip, mask)
+depends on the seed, the pass over the data and the sample alone, never on global state, workers or what came before;
+in a stream it depends on the worker and the position, too.
 """
 
 import contextlib

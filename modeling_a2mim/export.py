@@ -141,10 +141,9 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
     """
     encoder = model.a2mim.encoder
     new = classifier_parameters(encoder)
-    if any(
-        name.startswith("fc_norm.") for name in encoder.state_dict()
-    ):  # mean pooling: a new norm after it (MAE, BEiT)
-        new |= {name for name in encoder.state_dict() if name.startswith("fc_norm.")}
+    pooled_norm = {name for name in encoder.state_dict() if name.startswith("fc_norm.")}
+    if pooled_norm:  # mean pooling: a new norm after it takes the place of the old one (MAE, BEiT)
+        new |= pooled_norm
         weights = {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
     weights = {k: v for k, v in weights.items() if k not in new}
     try:

@@ -245,7 +245,7 @@ def _trace(config):
             with torch.no_grad(), torch.device("meta"):
                 output = encoder.forward_features(torch.empty(1, config.num_channels, height, width))
             return args, encoder, calls, output
-        except Exception as error:  # timm refuses sizes with many kinds of errors; all of them are reported below
+        except Exception as error:  # timm refuses sizes with many kinds of errors; the first is reported below
             failures.append(error)
         finally:
             for handle in handles:
@@ -274,7 +274,7 @@ def _find_layout(output, size, strides, encoder, channels: int | None = None) ->
     """The layout of a module's output, if it is a feature map of one of the given strides (of a batch of 1)."""
     if not isinstance(output, torch.Tensor) or output.ndim not in (3, 4) or output.shape[0] != 1:
         return None
-    # A grid is its image divided by the stride, rounded either way; the last resort takes any grid of equal strides.
+    # A grid is its image divided by the stride, rounded either way.
     grids = {(f(size[0] / s), f(size[1] / s)) for s in strides for f in (math.floor, math.ceil)}
     found = []
     if output.ndim == 4:

@@ -3,9 +3,10 @@
 from modeling_a2mim import A2MIMConfig
 
 
-SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}
+SMALL_SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}
 FAMILIES = {
-    "resnet": {"architecture": "test_resnet"},
+    # timm starts the last BatchNorm of each block at zero, which would hide what the block does.
+    "resnet": {"architecture": "test_resnet", "model_args": {"zero_init_last": False}},
     "convnext": {"architecture": "test_convnext"},
     "vit": {"architecture": "test_vit"},
     "swin": {"architecture": "swin_tiny_patch4_window7_224", "model_args": SMALL_SWIN},

@@ -10,17 +10,9 @@ from modeling_a2mim.losses import frequency_loss, spatial_loss
 
 # (rows, columns) of the mask and (height, width) of its cells: square, odd and even widths, one and two columns
 SHAPES = [((4, 4), (4, 4)), ((3, 5), (4, 3)), ((2, 3), (5, 7)), ((5, 2), (2, 6)), ((3, 1), (2, 1)), ((2, 1), (3, 2))]
+pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ["l1", "focal_l1"]
 REPLACEMENTS = ["mixed", "prediction", "target", "mean"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(shape=SHAPES[0], batch=3, channels=3, dtype=torch.float64):

@@ -21,16 +21,10 @@ from transformers import (
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.losses import frequency_loss, spatial_loss
 
+from .families import FAMILIES
 
-SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}
-FAMILIES = {
-    # timm starts the last BatchNorm of each block at zero, which would hide what the block does.
-    "resnet": {"architecture": "test_resnet", "model_args": {"zero_init_last": False}},
-    "convnext": {"architecture": "test_convnext"},
-    "vit": {"architecture": "test_vit"},
-    "efficientnet": {"architecture": "test_efficientnet"},
-    "swin": {"architecture": "swin_tiny_patch4_window7_224", "model_args": SWIN},
-}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 # Sites inside what gradient checkpointing runs again
 INSIDE = {
     "resnet": None,
@@ -55,15 +49,6 @@ MASKS = torch.stack([MASK, ~MASK, MASK.T, MASK.flip(0)])
 @pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_config(family, **kwargs):
