@@ -235,6 +235,11 @@ class ClassificationArguments(DataArguments):
         metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.labels_per_class is not None and self.streaming:
+            raise ValueError("labels_per_class: a stream cannot be drawn from; leave --streaming out")
+
     def load(self, train: bool, token: str | None = None):
         if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:
             self.validation_split = find_validation_split(self.dataset_name, self.dataset_config_name)

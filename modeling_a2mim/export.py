@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors.torch import load_file, save_file
-from transformers.utils import cached_file
 
 from .configuration_a2mim import A2MIMConfig
 from .masking import classifier_parameters
@@ -126,10 +127,17 @@ def load_encoder(
     Raises:
         ValueError: if there is neither an A2MIM model nor a timm checkpoint with safetensors weights.
     """
-    try:
-        model = load_pretraining_model(folder_or_repo, **hub_kwargs)
-    except ValueError:
-        return None, _load_timm_checkpoint(folder_or_repo, **hub_kwargs)
+    if _find_file(folder_or_repo, f"{PRETRAINING_FOLDER}/config.json", **hub_kwargs) is None:
+        config_file = _find_file(folder_or_repo, "config.json", **hub_kwargs)
+        if config_file is None:
+            raise ValueError(f"model_name_or_path: {folder_or_repo} holds no checkpoint, it has no config.json")
+        data = json.loads(config_file.read_text())
+        if data.get("model_type") != A2MIMConfig.model_type:
+            return None, _load_timm_checkpoint(folder_or_repo, data, **hub_kwargs)
+        if A2MIMForPreTraining.__name__ not in (data.get("architectures") or ()):  # a classifier of ours
+            encoder = A2MIMModel.from_pretrained(folder_or_repo, **hub_kwargs)
+            return None, (encoder.config, encoder.encoder.state_dict())
+    model = load_pretraining_model(folder_or_repo, **hub_kwargs)
     return model, (model.config, model.a2mim.encoder.state_dict())
 
 
@@ -155,16 +163,27 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
         raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
 
 
-def _load_timm_checkpoint(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMConfig, dict[str, torch.Tensor]]:
+def _find_file(folder_or_repo: str, name: str, **hub_kwargs) -> Path | None:
+    """A file of a folder or Hub repository, `None` if it has no such file."""
+    if Path(folder_or_repo).is_dir():
+        path = Path(folder_or_repo) / name
+        return path if path.is_file() else None
     try:
-        config_file = cached_file(folder_or_repo, "config.json", **hub_kwargs)
-        weights_file = cached_file(folder_or_repo, "model.safetensors", **hub_kwargs)
-    except OSError as error:
-        raise ValueError(f"model_name_or_path: {folder_or_repo} holds no checkpoint: {error}") from error
-    data = json.loads(Path(config_file).read_text())
-    if "architecture" not in data:
+        return Path(hf_hub_download(folder_or_repo, name, **hub_kwargs))
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"model_name_or_path: {folder_or_repo} cannot be read: {error}") from error
+
+
+def _load_timm_checkpoint(folder_or_repo: str, data: dict, **hub_kwargs) -> tuple[A2MIMConfig, dict]:
+    weights_file = _find_file(folder_or_repo, "model.safetensors", **hub_kwargs)
+    if weights_file is None:
+        raise ValueError(f"model_name_or_path: {folder_or_repo} holds no weights, it has no model.safetensors")
+    if "architecture" not in data or "input_size" not in (data.get("pretrained_cfg") or data):
         raise ValueError(
-            f"model_name_or_path: {folder_or_repo} is no timm checkpoint: its config.json names no architecture"
+            f"model_name_or_path: {folder_or_repo} is no timm checkpoint: its config.json names no architecture "
+            "or no input_size"
         )
     cfg = data.get("pretrained_cfg") or data
     channels, *size = cfg["input_size"]

@@ -1,6 +1,7 @@
 """The exported folder, loaded by people who have never heard of this package."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -205,10 +206,41 @@ def test_load_encoder(tmp_path):
     assert config.input_size == (64, 64)
     model = A2MIMModel(config)
     model.encoder.load_state_dict(weights)
-    with pytest.raises(ValueError, match=r"^model_name_or_path: .* holds no checkpoint"):
+    with pytest.raises(ValueError, match=r"^model_name_or_path: .* cannot be read"):
         load_encoder(str(tmp_path / "pretraining"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"^model_name_or_path: .*empty holds no checkpoint"):
+        load_encoder(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="is a file"):
         export_model(pretraining, tmp_path / "config.json")
+
+
+def test_load_encoder_of_our_own_checkpoints(tmp_path):
+    for model in models("resnet"):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        found, (config, weights) = load_encoder(str(folder))
+        assert isinstance(found, A2MIMForPreTraining) is isinstance(model, A2MIMForPreTraining)
+        assert config.architecture == "test_resnet"
+        classifier = A2MIMForImageClassification(family_config("resnet"))
+        load_into_encoder(classifier, weights)
+        assert torch.equal(classifier.a2mim.encoder.layer4[0].conv1.weight, model.a2mim.encoder.layer4[0].conv1.weight)
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    """The encoder beside it must not stand in for a pre-training model that cannot be read."""
+    export_model(models("resnet")[0], tmp_path)
+    (tmp_path / "pretraining" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no pre-training model there: .*model.safetensors"):
+        load_encoder(str(tmp_path))
+    shutil.rmtree(tmp_path / "pretraining")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^model_name_or_path: .* no model\.safetensors"):
+        load_encoder(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^model_name_or_path: .* is no timm checkpoint"):
+        load_encoder(str(tmp_path))
 
 
 def test_mean_pooled_vit_gets_a_new_norm():

@@ -214,6 +214,7 @@ def test_labels_as_words(images, pretrained, tmp_path):
         ([], "^model_name_or_path: give either it or"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
         ([*SMALL[:4], "--labels_per_class", "5000"], "^labels_per_class: class 0 has only 1000 images, not 5000"),
+        ([*SMALL[:4], "--labels_per_class", "5", "--streaming"], "^labels_per_class: a stream cannot be drawn from"),
         ([*SMALL[:4], "--label_column_name", "image"], "^label_column_name: column 'image' holds Image"),
     ],
 )
