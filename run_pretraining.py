@@ -43,13 +43,13 @@ def main(argv: list[str] | None = None) -> dict:
     seed = args.seed if args.data_seed is None else args.data_seed
     train_samples = data_args.samples(train, crop, seed)
     shown = data_args.samples((validation if validation is not None else train).take(8), whole, seed)
-    plan = model.a2mim.plan
+    site = model.a2mim.site
     logger.info(
         "%s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
         config.architecture,
         f"{model.num_parameters():,}",
-        plan.site,
-        *plan.site_layout.grid,
+        site.module,
+        *site.layout.grid,
         config.num_masked,
         config.mask_grid[0] * config.mask_grid[1],
         args.learning_rate,

@@ -1,6 +1,7 @@
 """A2MIM for Hugging Face: masked image modelling for any timm encoder."""
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
@@ -8,6 +9,7 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from .backbone import A2MIMBackbone
 from .configuration_a2mim import A2MIMConfig
 from .modeling_a2mim import (
     A2MIMForImageClassification,
@@ -19,6 +21,7 @@ from .modeling_a2mim import (
 
 
 AutoConfig.register(A2MIMConfig.model_type, A2MIMConfig)
+AutoBackbone.register(A2MIMConfig, A2MIMBackbone)
 AutoModel.register(A2MIMConfig, A2MIMModel)
 AutoModelForPreTraining.register(A2MIMConfig, A2MIMForPreTraining)
 AutoModelForMaskedImageModeling.register(A2MIMConfig, A2MIMForPreTraining)
@@ -27,6 +30,7 @@ AutoModelForImageClassification.register(A2MIMConfig, A2MIMForImageClassificatio
 __version__ = "0.1.0"
 
 __all__ = [
+    "A2MIMBackbone",
     "A2MIMConfig",
     "A2MIMForImageClassification",
     "A2MIMForPreTraining",

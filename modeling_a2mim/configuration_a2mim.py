@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 
 CHOICES = {
@@ -25,7 +26,7 @@ RESERVED_MODEL_ARGS = {
 }
 
 
-class A2MIMConfig(PreTrainedConfig):
+class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Everything that defines an A2MIM model: the encoder, what is masked, where the mask token goes, and the loss.
     The defaults are the paper's for a ResNet-50; `resnet`, `convnext`, `vit`, `swin` and `simmim` give the settings
@@ -62,6 +63,8 @@ class A2MIMConfig(PreTrainedConfig):
         frequency_batch_average (`bool`, defaults to `True`): average the residual over the batch before the Fourier
             transform (the release), or transform each image (the paper's equation; independent of the batch size).
         initializer_range (`float`, defaults to 0.02): standard deviation of token and decoder at the start.
+        out_indices, out_features (*optional*): for `A2MIMBackbone`, whose maps to return: indices into timm's
+            `feature_info`, or the names of its modules. The last one when not given.
 
     Raises:
         ValueError: if a value is out of its range or a name is unknown; the message begins with the field.
@@ -92,6 +95,12 @@ class A2MIMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("stage_names", None)  # are the encoder's, see set_stages
+        self.stage_names = self._out_features = self._out_indices = None
+        for name in ("out_indices", "out_features"):
+            if kwargs.get(name) is not None:
+                setattr(self, name, kwargs[name])
+            kwargs.pop(name, None)
         self.model_args = {} if self.model_args is None else self.model_args
         self._validate(kwargs)
         for name in ("image_size", "mask_patch_size", "image_mean", "image_std"):  # as JSON gives them back
@@ -159,12 +168,24 @@ class A2MIMConfig(PreTrainedConfig):
     @classmethod
     def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
         """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
-        throughout), `resnet` for hierarchical ones."""
-        from .masking import is_isotropic
+        throughout), `resnet` for hierarchical ones; 224 px, or where the encoder takes no such images its own size."""
+        from .encoders import plan_encoder
 
-        shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
-        bare = cls.for_encoder(architecture=architecture, **shape)
-        return cls.vit(architecture, **kwargs) if is_isotropic(bare) else cls.resnet(architecture, **kwargs)
+        def plan():
+            shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
+            return plan_encoder(cls.for_encoder(architecture=architecture, **shape))
+
+        try:
+            isotropic = plan().isotropic
+        except ValueError as error:
+            own = timm.get_pretrained_cfg(architecture)
+            if own is None or "image_size" in kwargs or not str(error).startswith("image_size: "):
+                raise
+            kwargs["image_size"] = size = list(own.input_size[1:])
+            cells = [min((d for d in range(1, s) if s % d == 0), key=lambda d: abs(d - 32)) for s in size]
+            kwargs.setdefault("mask_patch_size", cells)
+            isotropic = plan().isotropic
+        return cls.vit(architecture, **kwargs) if isotropic else cls.resnet(architecture, **kwargs)
 
     @classmethod
     def for_encoder(cls, image_size: int | list[int] = 224, **kwargs) -> "A2MIMConfig":
@@ -212,6 +233,49 @@ class A2MIMConfig(PreTrainedConfig):
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in A2MIMConfig.__annotations__}
         cls._refuse_slips(kwargs)
         return super().from_dict({**config_dict, **own}, **kwargs)
+
+    @property
+    def out_indices(self) -> list[int] | None:
+        return self._out_indices
+
+    @out_indices.setter
+    def out_indices(self, indices):
+        self._choose_stages(None, indices)
+
+    @property
+    def out_features(self) -> list[str] | None:
+        return self._out_features
+
+    @out_features.setter
+    def out_features(self, names):
+        self._choose_stages(names, None)
+
+    def _choose_stages(self, names, indices):
+        # The stages are known once there is an encoder; until then, one of the two is kept as it was given.
+        self._out_features = None if names is None else list(names)
+        self._out_indices = None if indices is None else list(indices)
+        if self.stage_names is not None:
+            self.set_output_features_output_indices(self._out_features, self._out_indices)
+
+    def set_stages(self, modules: list[str]):
+        """Tell the configuration of a backbone its stages: the module of each feature map.
+
+        Raises:
+            ValueError: if `out_indices` or `out_features` choose a stage that there is not.
+        """
+        repeated = len(set(modules)) < len(modules)
+        self.stage_names = [f"{name}:{i}" if repeated else name for i, name in enumerate(modules)]
+        indices = self._out_indices
+        try:
+            self.set_output_features_output_indices(self._out_features if indices is None else None, indices)
+        except (ValueError, IndexError) as error:
+            field = "out_features" if indices is None else "out_indices"
+            raise ValueError(f"{field}: {self.architecture} has the stages {', '.join(modules)}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output.pop("stage_names", None)
+        return output
 
     @staticmethod
     def _refuse_slips(unknown: dict[str, Any]):

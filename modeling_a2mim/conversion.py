@@ -255,9 +255,9 @@ def main(argv: list[str] | None = None):
         export_model(model, args.output_folder)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
-    plan = model.a2mim.plan
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{model.config.architecture}: {parameters:,} parameters, token at {plan.site}, to {args.output_folder}")
+    name, site = model.config.architecture, model.a2mim.site.module
+    print(f"{name}: {parameters:,} parameters, token at {site}, to {args.output_folder}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors.torch import load_file, save_file
 
 from .configuration_a2mim import A2MIMConfig
-from .masking import classifier_parameters
+from .encoders import classifier_parameters
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
 

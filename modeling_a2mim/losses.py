@@ -4,8 +4,15 @@ Images are (batch, channels, height, width); a mask is (batch, rows, columns), 1
 by the nearest cell. Half-precision input is computed in float32, also under autocast.
 """
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
+
+
+# How much of the prediction, without gradient, stands in for itself where it is visible.
+STAND_IN_SHARE = {"prediction": 1.0, "mixed": 0.5}
 
 
 def spatial_loss(
@@ -42,19 +49,64 @@ def frequency_loss(
     image has its own. The other form never averages.
     """
     prediction, target, mask = _prepare(prediction, target, mask)
-    with torch.autocast(prediction.device.type, enabled=False):
+    with _full_precision(prediction.device.type):
         residual = _residual(prediction, target, mask + (1 - mask) * unmasked_weight, replacement)
-        if focal and batch_average:
-            residual = residual.mean(0, keepdim=True)
-        spectrum = torch.fft.rfft2(residual, norm="ortho")
         if not focal:
-            return _full_spectrum_mean(_criterion(spectrum, kind, alpha), residual.shape[-1])
-        # |D|^2 without a square root keeps the gradient finite where D is 0.
-        power = spectrum.real.square() + spectrum.imag.square()
-        weight = power.detach().sqrt().log1p()
-        largest = weight.amax((1, 2, 3), keepdim=True)
-        weight = (weight / largest.clamp_min(torch.finfo(weight.dtype).tiny)).clamp(0, 1)
-        return _full_spectrum_mean(weight * power, residual.shape[-1])
+            return _full_spectrum_mean(_criterion(_spectrum(residual), kind, alpha), residual.shape[-1])
+        return _focal_loss(residual.mean(0, keepdim=True) if batch_average else residual)
+
+
+def frequency_loss_of_mean(
+    mean_prediction: Callable[[torch.Tensor], torch.Tensor],
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    replacement: str = "mixed",
+    unmasked_weight: float = 0.0,
+) -> torch.Tensor:
+    """`frequency_loss` with `focal` and `batch_average`, from means of the predictions alone.
+
+    `mean_prediction(weight)` gives mean_n(weight_n * prediction_n), (1, channels, height, width), for a float weight
+    (batch, 1, rows, columns) of each cell of the mask: an affine decoder decodes one mean feature map for that.
+    """
+    dtype = torch.promote_types(target.dtype, torch.float32)
+    target, mask = target.to(dtype), mask[:, None].to(dtype)
+    with _full_precision(target.device.type):
+        visible = mask + (1 - mask) * unmasked_weight
+        prediction, seen = mean_prediction(visible), visible
+        share = STAND_IN_SHARE.get(replacement, 0.0)
+        if share:
+            with torch.no_grad():
+                stand_in = mean_prediction(share * (1 - visible))
+            prediction, seen = prediction + stand_in, visible + share * (1 - visible)
+        if replacement == "mean":
+            seen = torch.ones_like(visible)
+        expected = (target * F.interpolate(seen, size=target.shape[-2:], mode="nearest")).mean(0, keepdim=True)
+        if replacement == "mean":
+            hidden = (target.mean((2, 3), keepdim=True) * (1 - visible)).mean(0, keepdim=True)
+            expected = expected - F.interpolate(hidden, size=target.shape[-2:], mode="nearest")
+        return _focal_loss(prediction - expected)
+
+
+def _full_precision(device_type: str):
+    """No autocast; the meta device knows none."""
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _spectrum(residual: torch.Tensor) -> torch.Tensor:
+    return torch.fft.rfft2(residual, norm="ortho")
+
+
+def _focal_loss(residual: torch.Tensor) -> torch.Tensor:
+    spectrum = _spectrum(residual)
+    # |D|^2 without a square root keeps the gradient finite where D is 0.
+    power = spectrum.real.square() + spectrum.imag.square()
+    weight = power.detach().sqrt().log1p()
+    largest = weight.amax((1, 2, 3), keepdim=True)
+    weight = (weight / largest.clamp_min(torch.finfo(weight.dtype).tiny)).clamp(0, 1)
+    return _full_spectrum_mean(weight * power, residual.shape[-1])
 
 
 def _prepare(prediction, target, mask):
@@ -75,8 +127,7 @@ def _residual(prediction, target, visible, replacement: str) -> torch.Tensor:
         return difference * visible
     if replacement == "mean":
         return difference * visible + (target.mean((2, 3), keepdim=True) - target) * (1 - visible)
-    share = {"prediction": 1.0, "mixed": 0.5}[replacement]
-    return difference * visible + difference.detach() * (share * (1 - visible))
+    return difference * visible + difference.detach() * (STAND_IN_SHARE[replacement] * (1 - visible))
 
 
 def _full_spectrum_mean(half: torch.Tensor, width: int) -> torch.Tensor:

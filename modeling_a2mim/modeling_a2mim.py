@@ -13,18 +13,17 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import ModelOutput
 
+from .alignment import choose_site
 from .configuration_a2mim import A2MIMConfig
-from .losses import frequency_loss, spatial_loss
-from .masking import (
-    MaskToken,
-    as_grid,
+from .encoders import (
     classifier_parameters,
-    fill_masked,
     plan_encoder,
-    random_mask,
+    run_last_map,
     scale_grid,
     supports_gradient_checkpointing,
 )
+from .losses import frequency_loss, frequency_loss_of_mean, spatial_loss
+from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask, tensors_in
 
 
 @dataclass
@@ -34,7 +33,8 @@ class A2MIMForPreTrainingOutput(ModelOutput):
         loss: scalar, `spatial_loss + config.frequency_loss_weight * frequency_loss`.
         spatial_loss: scalar, the (focal) L1 error of the masked pixels.
         frequency_loss: scalar, the Fourier term before its weight; `None` where its weight is 0.
-        reconstruction: (batch, channels, height, width), predicted pixels in the normalised scale of `pixel_values`.
+        reconstruction: (batch, channels, height, width), predicted pixels in the normalised scale of `pixel_values`;
+            `None` where `num_masked` made decoding all of them needless.
         bool_masked_pos: (batch, rows, columns), the mask that was used, True = 1 = masked.
         hidden_states: the encoder's intermediate feature maps, if `output_hidden_states=True`.
     """
@@ -66,10 +66,12 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         elif isinstance(self, A2MIMForPreTraining) and module is self.decoder:
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
+        elif isinstance(module, A2MIMModel):
+            module.restore_encoder()
 
     def initialize_weights(self):
         super().initialize_weights()
-        # transformers passes over modules that have no parameters of their own, so this cannot stand in _init_weights.
+        # For a model that is not its own, transformers passes over modules that have no parameters of their own.
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.restore_encoder()
@@ -85,7 +87,6 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.gradient_checkpointing = enable
-                module.encoder.set_grad_checkpointing(enable)
 
 
 class A2MIMModel(A2MIMPreTrainedModel):
@@ -104,16 +105,20 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
     def __init__(self, config: A2MIMConfig, use_mask_token: bool = False, num_classes: int = 0):
         super().__init__(config)
-        self.plan = plan_encoder(config, decoded=use_mask_token)
+        self.plan = plan_encoder(config, for_masking=use_mask_token)
         self.num_classes = num_classes
-        self.gradient_checkpointing = False
         self.encoder = self.plan.create(num_classes)
         self.supports_gradient_checkpointing = supports_gradient_checkpointing(self.encoder)
+        self._gradient_checkpointing = False
         # transformers loads weights into a model made on the meta device; see restore_encoder.
         self._encoder_is_made = not next(self.encoder.parameters()).is_meta
-        self.mask_token = MaskToken(config, self.plan.site_layout) if use_mask_token else None
-        if self.mask_token is not None:
-            self.encoder.get_submodule(self.plan.site).register_forward_hook(self.mask_token.hook)
+        self.site = self.mask_token = None
+        if use_mask_token:
+            self.site, _ = choose_site(self.encoder, self.plan, config)
+            if self.site != self.plan.sites[0]:
+                config.mask_site = self.site.module  # what was found out by trying is kept with the checkpoint
+            self.mask_token = MaskToken(config, self.site.layout)
+            self.encoder.get_submodule(self.site.module).register_forward_hook(self.mask_token.hook)
         self.post_init()
 
     def forward(
@@ -147,19 +152,30 @@ class A2MIMModel(A2MIMPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def encode(self, pixel_values, bool_masked_pos=None, output_hidden_states=False):
-        """The encoder without its head: (last_hidden_state, hidden_states or None). Arguments as in `forward`."""
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether timm checkpoints the encoder; the models of transformers that hold this one set it, too."""
+        return self._gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enable: bool):
+        self.encoder.set_grad_checkpointing(enable)
+        self._gradient_checkpointing = enable
+
+    def encode(self, pixel_values, bool_masked_pos=None, output_hidden_states=False, decoded=False):
+        """The encoder without its head: (last_hidden_state, hidden_states or None). Arguments as in `forward`;
+        with `decoded`, the first is what `feature_map` reads, also where timm's `forward_features` gives no map."""
         grid = self.mask_grid(pixel_values)
         if bool_masked_pos is None:
-            return self._run(pixel_values, output_hidden_states, None)
+            return self._run(pixel_values, output_hidden_states, decoded, None)
         if self.mask_token is None:
             raise ValueError("bool_masked_pos: this model was made with use_mask_token=False and takes no mask")
         mask = as_grid(bool_masked_pos, pixel_values.shape[0], grid)
         # Images permuted from (height, width, channels) would run a CNN in channels_last, whose BatchNorm on a CPU
         # is 20 times less exact; a model that was moved to channels_last stays in it anyway.
         pixel_values = fill_masked(pixel_values.contiguous(), mask, self.config.mask_fill)
-        site_grid = scale_grid(self.plan.site_layout, pixel_values.shape[-2:], self.config.input_size)
-        return self._run(pixel_values, output_hidden_states, (mask, site_grid))
+        site_grid = scale_grid(self.site.layout, pixel_values.shape[-2:], self.config.input_size)
+        return self._run(pixel_values, output_hidden_states, decoded, (mask, site_grid))
 
     def mask_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of the mask of these images.
@@ -199,21 +215,24 @@ class A2MIMModel(A2MIMPreTrainedModel):
             tensor.data.copy_(fresh[name])
             tensor._is_hf_initialized = True
 
-    def _run(self, pixel_values, output_hidden_states, state):
-        token = self.mask_token
+    def _run(self, pixel_values, output_hidden_states, decoded, state):
+        token, only_map = self.mask_token, decoded and self.plan.from_intermediates
         if token is not None:
             token.state = state
         try:
             if output_hidden_states:
                 last, hidden_states = self.encoder.forward_intermediates(pixel_values)
                 hidden_states = tuple(hidden_states)
+                last = hidden_states[-1] if only_map else last
+            elif only_map:
+                last, hidden_states = run_last_map(self.encoder, pixel_values), None
             else:
                 last, hidden_states = self.encoder.forward_features(pixel_values), None
         finally:
             if token is not None:
                 token.state = None
         if token is not None and self.gradient_checkpointing:
-            for output in (last, *(hidden_states or ())):
+            for output in tensors_in((last, hidden_states)):
                 if output.requires_grad:
                     output.register_hook(lambda gradient: token.remember(state))
         return last, hidden_states
@@ -241,6 +260,7 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_masked: int | None = None,
     ) -> A2MIMForPreTrainingOutput | tuple:
         r"""
         Args:
@@ -248,40 +268,98 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
             bool_masked_pos: (batch, rows, columns) or (batch, cells), 1 = masked. Drawn at random when not given, with
                 `config.mask_ratio`, on the device of the images and from its global generator.
             output_hidden_states: return the encoder's intermediate feature maps, too.
+            num_masked: for training, the number of masked cells of each image (or more): then only what the losses
+                need is decoded and, where that is less than everything, there is no `reconstruction`.
 
         Returns:
             [`A2MIMForPreTrainingOutput`]
 
         Raises:
-            ValueError: if the images or the mask do not fit the configuration.
+            ValueError: if the images or the mask do not fit the configuration, or (on a CPU, where looking costs
+                nothing) more cells are masked than `num_masked`.
         """
         config = self.config
         return_dict = config.return_dict if return_dict is None else return_dict
         states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         grid, size = self.a2mim.mask_grid(pixel_values), tuple(pixel_values.shape[-2:])
         if bool_masked_pos is None:
-            num_masked = config.masked_cells(grid)
-            bool_masked_pos = random_mask(len(pixel_values), grid, num_masked, device=pixel_values.device)
+            count = config.masked_cells(grid)
+            bool_masked_pos = random_mask(len(pixel_values), grid, count, device=pixel_values.device)
         mask = as_grid(bool_masked_pos, len(pixel_values), grid)
-        last, hidden_states = self.a2mim.encode(pixel_values, mask, states)
-        reconstruction = self.decode(self.a2mim.feature_map(last, size), size)
+        last, hidden_states = self.a2mim.encode(pixel_values, mask, states, decoded=True)
+        features = self.a2mim.feature_map(last, size)
 
-        spatial = spatial_loss(reconstruction, pixel_values, mask, config.spatial_loss)
-        loss, frequency = spatial, None
-        if config.frequency_loss_weight:
-            frequency = frequency_loss(
-                reconstruction,
-                pixel_values,
-                mask,
-                focal=config.frequency_focal,
-                replacement=config.frequency_replacement,
-                unmasked_weight=config.frequency_unmasked_weight,
-                batch_average=config.frequency_batch_average,
-                kind=config.spatial_loss,
-            )
-            loss = spatial + config.frequency_loss_weight * frequency
+        reconstruction = None
+        if num_masked is not None and self._decodes_cell_by_cell(features, mask, grid, size):
+            spatial, frequency = self._losses_of_masked_cells(features, pixel_values, mask, num_masked)
+        else:
+            reconstruction = self.decode(features, size)
+            spatial = spatial_loss(reconstruction, pixel_values, mask, config.spatial_loss)
+            frequency = self._frequency_loss(reconstruction, pixel_values, mask)
+        loss = spatial if frequency is None else spatial + config.frequency_loss_weight * frequency
         output = A2MIMForPreTrainingOutput(loss, spatial, frequency, reconstruction, mask, hidden_states)
         return output if return_dict else output.to_tuple()
+
+    def _frequency_loss(self, reconstruction, pixel_values, mask):
+        config = self.config
+        if not config.frequency_loss_weight:
+            return None
+        return frequency_loss(
+            reconstruction,
+            pixel_values,
+            mask,
+            focal=config.frequency_focal,
+            replacement=config.frequency_replacement,
+            unmasked_weight=config.frequency_unmasked_weight,
+            batch_average=config.frequency_batch_average,
+            kind=config.spatial_loss,
+        )
+
+    def _decodes_cell_by_cell(self, features, mask, grid, size) -> bool:
+        """Whether each cell of the feature map is decoded on its own, to pixels that are masked all or none, and the
+        Fourier term sees no more of the images than their weighted mean."""
+        config, cells = self.config, tuple(features.shape[-2:])
+        whole = all(c * self.a2mim.plan.stride == s and c % g == 0 for c, s, g in zip(cells, size, grid, strict=True))
+        linear = not config.frequency_loss_weight or (config.frequency_focal and config.frequency_batch_average)
+        return whole and linear and config.decoder_kernel_size == 1 and tuple(mask.shape[1:]) == grid
+
+    def _losses_of_masked_cells(self, features, pixel_values, mask, num_masked):
+        """Both losses (or `None` for the Fourier one) without decoding what no loss needs, equal to those of the whole
+        reconstruction up to rounding.
+
+        The spatial term needs the masked cells. The Fourier term needs the mean residual of the batch; the decoder is
+        linear, so that the mean of its outputs is its output of the mean feature map.
+        """
+        config, stride = self.config, self.a2mim.plan.stride
+        cells = resize_mask(mask, tuple(features.shape[-2:]))
+        masked, chosen = cells.flatten(1).long().topk(num_masked * (cells[0].numel() // mask[0].numel()), dim=1)
+        if not torch.compiler.is_compiling() and mask.device.type == "cpu" and masked.sum() < cells.sum():
+            raise ValueError(f"num_masked: bool_masked_pos masks more than {num_masked} cells of an image")
+        tokens = features.flatten(2).gather(2, chosen[:, None].expand(-1, features.shape[1], -1)).transpose(1, 2)
+        prediction = F.linear(tokens, self.decoder.weight.flatten(1), self.decoder.bias)
+        pixels = F.pixel_unshuffle(pixel_values, stride).flatten(2)
+        target = pixels.gather(2, chosen[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)
+        # As images of one column of cells: (batch, channels, cells, pixels of a cell).
+        shape = (len(pixels), -1, config.num_channels, stride**2)
+        prediction, target = (x.reshape(shape).transpose(1, 2) for x in (prediction, target))
+        spatial = spatial_loss(prediction, target, masked[..., None], config.spatial_loss)
+        if not config.frequency_loss_weight:
+            return spatial, None
+
+        def mean_prediction(weight):
+            wide = torch.promote_types(features.dtype, torch.float32)
+            feature = (features.to(wide) * weight).mean(0, keepdim=True)
+            decoded = F.conv2d(feature, self.decoder.weight.to(wide))
+            return F.pixel_shuffle(decoded + self.decoder.bias.to(wide)[:, None, None] * weight.mean(0), stride)
+
+        frequency = frequency_loss_of_mean(
+            mean_prediction,
+            pixel_values,
+            cells,
+            replacement=config.frequency_replacement,
+            unmasked_weight=config.frequency_unmasked_weight,
+        )
+        return spatial, frequency
 
     def decode(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(batch, channels, rows, columns) of features to (batch, image channels, height, width)."""

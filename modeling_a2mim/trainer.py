@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, default_da
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 
 from .analysis.reconstruction import reconstruction_picture
-from .data import ImageSamples, PassSampler
+from .data import ImageSamples, PassSampler, PreTrainTransform
 from .export import UPLOADED_FILES, export_model
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import parameter_groups
@@ -115,6 +115,9 @@ class A2MIMTrainer(Trainer):
     # Loss and optimiser
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        transform = getattr(self.train_dataset, "transform", None)
+        if model.training and isinstance(transform, PreTrainTransform):  # whose masks all have as many cells
+            inputs = {**inputs, "num_masked": transform.config.num_masked}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         for name in LOSS_TERMS:
             value = outputs.get(name) if isinstance(outputs, dict) else None

@@ -132,7 +132,7 @@ def test_swin_equals_the_official_forward():
         ours, theirs = model.a2mim(image).last_hidden_state, OfficialSwin(state)(image)
     # Two implementations in float32; the reference measured 3e-6 between the official encoder and timm's.
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
-    assert model.a2mim.plan.site == "patch_embed"
+    assert model.a2mim.site.module == "patch_embed"
     assert model.config.mask_gamma_init is None
     assert torch.equal(model.a2mim.mask_token.token, state["backbone.mask_token"].flatten())
 
@@ -163,14 +163,14 @@ def test_wrappings(resnet, tmp_path, wrapping, legacy):
     torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=not legacy)
     model = load_official(tmp_path / "in.pth")
     assert torch.equal(model.a2mim.encoder.conv1.weight, resnet["backbone.conv1.weight"])
-    assert model.a2mim.plan.site == "layer3.1"
+    assert model.a2mim.site.module == "layer3.1"
 
 
 def test_site_can_be_given_or_read_from_the_configuration(resnet):
-    assert convert(resnet, mask_site="layer3.0").a2mim.plan.site == "layer3.0"
+    assert convert(resnet, mask_site="layer3.0").a2mim.site.module == "layer3.0"
     vit = load("a2mim_deit_small_l8")[0]
-    assert convert(vit).a2mim.plan.site == "patch_embed"
-    assert convert(vit, config_text="backbone=dict(mask_layer=8)").a2mim.plan.site == "blocks.6"
+    assert convert(vit).a2mim.site.module == "patch_embed"
+    assert convert(vit, config_text="backbone=dict(mask_layer=8)").a2mim.site.module == "blocks.6"
 
 
 def test_command_line(resnet, tmp_path, capsys):

@@ -1,20 +1,18 @@
-"""Masks, what fills them, and how the encoders of timm are read."""
+"""Masks, what fills them, and the mask token."""
 
 import math
+from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.masking import (
     Layout,
     MaskToken,
     as_grid,
     fill_masked,
-    is_isotropic,
     pixel_mask,
-    plan_encoder,
     random_mask,
     resize_mask,
 )
@@ -26,21 +24,25 @@ LAYOUTS = [
     Layout("NLC", 5, (2, 3)),
     Layout("NLC", 5, (2, 3), 1),
     Layout("NLC", 5, (2, 3), 4),
+    Layout("NCL", 5, (2, 3), 2),
+    Layout("NHWC", 5, (2, 3), path=(1,)),
+    Layout("NLC", 5, (2, 3), 1, path=("maps", 0)),
 ]
 
 
-def plan(architecture, **kwargs):
-    return plan_encoder(A2MIMConfig(architecture=architecture, **kwargs))
-
-
 def as_layout(image, layout):
-    """A map (batch, channels, rows, columns) as the encoder would hold it, with random prefix tokens."""
+    """A map (batch, channels, rows, columns) as a module would give it: with random prefix tokens, between others."""
     if layout.kind == "NCHW":
-        return image
-    if layout.kind == "NHWC":
-        return image.permute(0, 2, 3, 1).contiguous()
-    tokens = image.flatten(2).transpose(1, 2)
-    return torch.cat([torch.randn(len(image), layout.prefix, layout.channels, dtype=image.dtype), tokens], 1)
+        x = image
+    elif layout.kind == "NHWC":
+        x = image.permute(0, 2, 3, 1).contiguous()
+    else:
+        prefix = torch.randn(len(image), layout.channels, layout.prefix, dtype=image.dtype)
+        x = torch.cat([prefix, image.flatten(2)], 2)
+        x = x if layout.kind == "NCL" else x.transpose(1, 2)
+    for key in reversed(layout.path):
+        x = {key: x, "other": torch.zeros(2)} if isinstance(key, str) else [*range(key), x, None]
+    return x
 
 
 # Masks
@@ -160,9 +162,9 @@ def test_layout(layout):
     assert torch.equal(layout.to_map(x, (2, 3)), image)
     mask = torch.rand(3, 2, 3) > 0.5
     spread = layout.spread(mask)
-    assert torch.equal(layout.to_map(x * spread, (2, 3)), image * mask[:, None])
-    if layout.prefix:
-        assert not spread[:, : layout.prefix].any()
+    product = layout.put(x, layout.pick(x) * spread)
+    assert torch.equal(layout.to_map(product, (2, 3)), image * mask[:, None])
+    assert spread.sum() == mask.sum()  # no prefix token is masked
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -185,8 +187,23 @@ def test_mask_token(layout, mode, gamma):
     scale = 0 if mode == "replace" else 1 if gamma is None else token.gamma.view(-1, 1, 1)
     # Each term is multiplied by exactly 0 or 1, so the sum is exact.
     assert torch.equal(layout.to_map(changed, (2, 3)), image * (1 - m) + scale * image * m + t * m)
-    if layout.prefix:
-        assert torch.equal(changed[:, : layout.prefix], x[:, : layout.prefix])
+    before, after = layout.pick(x), layout.pick(changed)
+    if layout.kind == "NLC":
+        before, after = before.transpose(1, 2), after.transpose(1, 2)
+    assert torch.equal(after[..., : layout.prefix], before[..., : layout.prefix])
+
+
+def test_nested_outputs_keep_their_form():
+    pair = namedtuple("pair", ["first", "second"])
+    layout = Layout("NCHW", 1, (1, 1), path=(0, 1))
+    for old, new in [
+        (([1, 2], 3), ([1, 5], 3)),
+        (pair((1, 2), 3), pair((1, 5), 3)),
+        ({0: [1, 2], "x": 3}, {0: [1, 5], "x": 3}),
+    ]:
+        assert layout.pick(old) == 2
+        assert layout.put(old, 5) == new
+        assert type(layout.put(old, 5)) is type(new)
 
 
 def test_mask_token_resizes_the_mask():
@@ -209,120 +226,3 @@ def test_mask_token_keeps_the_precision_of_the_features(dtype):
     changed = token.hook(None, (), z)
     assert changed.dtype == dtype
     assert torch.equal(changed, z + 1)
-
-
-# Encoders
-
-
-def test_plan_resnet():
-    result = plan("resnet18")
-    assert result.site.startswith("layer3.")
-    assert result.site_layout == Layout("NCHW", 256, (14, 14))
-    assert result.map_layout == Layout("NCHW", 512, (7, 7))
-    assert (result.stride, result.head_norm) == (32, None)
-
-
-def test_plan_convnext():
-    result = plan("convnext_tiny", mask_site="stages.3.downsample")
-    assert result.site.startswith("stages.3.downsample")
-    assert result.site_layout == result.map_layout == Layout("NCHW", 768, (7, 7))
-    assert (result.stride, result.head_norm) == (32, "head.norm")
-    default = plan("convnext_tiny", decoder_norm=False)
-    assert default.site.startswith("stages.2")
-    assert default.site_layout == Layout("NCHW", 384, (14, 14))
-    assert default.head_norm is None
-
-
-def test_plan_vit():
-    result = plan("vit_tiny_patch16_224")
-    assert (result.site, result.stride, result.head_norm) == ("patch_embed", 16, None)
-    assert result.site_layout == Layout("NLC", 192, (14, 14))
-    assert result.map_layout == Layout("NLC", 192, (14, 14), 1)
-    block = plan("vit_tiny_patch16_224", mask_site=6)
-    assert (block.site, block.site_layout) == ("blocks.6", Layout("NLC", 192, (14, 14), 1))
-    registers = plan("vit_tiny_patch16_224", mask_site=6, model_args={"reg_tokens": 4})
-    assert registers.site_layout == registers.map_layout == Layout("NLC", 192, (14, 14), 5)
-
-
-def test_plan_swin():
-    result = plan("swin_tiny_patch4_window7_224")
-    assert result.site.startswith("layers.2")
-    assert result.site_layout == Layout("NHWC", 384, (14, 14))
-    assert result.map_layout == Layout("NHWC", 768, (7, 7))
-    first = plan("swin_tiny_patch4_window7_224", mask_site="patch_embed")
-    assert first.site.startswith("patch_embed")
-    assert first.site_layout == Layout("NHWC", 96, (56, 56))
-
-
-def test_plan_of_another_size():
-    assert plan("resnet18", image_size=(64, 96)).map_layout.grid == (2, 3)
-    # A ViT of a fixed size must be built for it.
-    vit = plan("vit_tiny_patch16_224", image_size=(64, 96))
-    assert (vit.map_layout.grid, vit.create_args["img_size"]) == ((4, 6), [64, 96])
-    assert vit.create().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 25, 192)
-
-
-def test_plan_draws_no_random_numbers():
-    before = torch.get_rng_state()
-    plan("test_vit")
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("site", range(-5, 5))
-def test_integer_sites(site):
-    """timm's feature_info of a ResNet-18: the stem and four stages."""
-    channels, stride, name = [
-        (64, 2, "act1"),
-        (64, 4, "layer1."),
-        (128, 8, "layer2."),
-        (256, 16, "layer3."),
-        (512, 32, "layer4."),
-    ][site]
-    result = plan("resnet18", mask_site=site, image_size=64, mask_patch_size=16)
-    assert result.site.startswith(name)
-    assert result.site_layout == Layout("NCHW", channels, (64 // stride, 64 // stride))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "isotropic"), [("test_vit", True), ("resnet18", False), ("swin_tiny_patch4_window7_224", False)]
-)
-def test_is_isotropic(architecture, isotropic):
-    assert is_isotropic(A2MIMConfig(architecture=architecture)) is isotropic
-
-
-@pytest.mark.parametrize(
-    ("architecture", "kwargs", "message"),
-    [
-        ("resnet18", {"mask_site": "layer33"}, "mask_site: resnet18 has no module 'layer33'; .*layer3"),
-        ("test_vit", {"mask_site": "xyz"}, r"mask_site: .*no module 'xyz'; for example blocks\.0"),
-        ("resnet18", {"mask_site": 5}, "mask_site: .*5 feature maps.* 5$"),
-        ("resnet18", {"mask_site": -6}, "mask_site: .*5 feature maps.* -6$"),
-        (
-            "resnet18",
-            {"mask_site": "global_pool"},
-            "mask_site: .*'global_pool'.* no feature map.*never called.*layer1",
-        ),
-        ("test_vit", {"mask_site": "blocks.1.mlp.fc1.weight"}, "mask_site: .*no module"),
-        ("resnet18", {"mask_site": ""}, "mask_site: "),
-        ("test_vit", {"image_size": 100, "mask_patch_size": 20}, "image_size: .*100 x 100"),
-        ("swin_tiny_patch4_window7_224", {"image_size": 2, "mask_patch_size": 1}, "image_size: .*2 x 2"),
-        ("resnet18", {"model_args": {"depht": 3}}, "model_args: .*depht"),
-        ("test_vit", {"model_args": {"depht": 3}}, "model_args: .*depht"),
-    ],
-)
-def test_errors_name_the_field(architecture, kwargs, message):
-    with pytest.raises(ValueError, match=f"^{message}"):
-        plan(architecture, **kwargs)
-
-
-def test_patches_that_do_not_fill_the_image():
-    """6 patches of 16 px see 96 of 100 px; stretched to 100, they are compared with other pixels than their own."""
-    with pytest.raises(ValueError, match="^image_size: "):
-        plan("vit_tiny_patch16_224", image_size=100, mask_patch_size=20)
-
-
-def test_a_site_that_is_called_but_gives_no_map():
-    """The queries of a ViT are (batch, heads, tokens, width)."""
-    kwargs = {"image_size": 32, "mask_patch_size": 16, "model_args": {"qk_norm": True}}
-    with pytest.raises(ValueError, match=r"^mask_site: .*'blocks\.0\.attn\.q_norm'.*\(1, 2, 5, 32\)"):
-        plan("test_vit", mask_site="blocks.0.attn.q_norm", **kwargs)

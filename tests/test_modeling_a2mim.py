@@ -392,7 +392,7 @@ def test_decoder_puts_pixels_in_their_place():
 
 def test_token_enters_masked_positions_of_the_site_only(family):
     model, seen = make(family, mask_gamma_init=0.5).eval(), []
-    site = model.a2mim.encoder.get_submodule(model.a2mim.plan.site)
+    site = model.a2mim.encoder.get_submodule(model.a2mim.site.module)
 
     def look(module, args, output):
         seen.append(output if output.shape[2:] == (4, 4) else output.permute(0, 3, 1, 2))
@@ -566,7 +566,7 @@ def test_gradient_checkpointing(family):
     torch.manual_seed(2)  # stochastic depth
     expected = plain(images, MASKS)
     calls = []
-    model.a2mim.encoder.get_submodule(model.a2mim.plan.site).register_forward_pre_hook(lambda *_: calls.append(1))
+    model.a2mim.encoder.get_submodule(model.a2mim.site.module).register_forward_pre_hook(lambda *_: calls.append(1))
     torch.manual_seed(2)
     actual = checkpointed(model)(images, MASKS)
     assert torch.equal(actual.loss, expected.loss)
