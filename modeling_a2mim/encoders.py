@@ -109,8 +109,8 @@ class _Output(NamedTuple):
 class _Trace:
     """What a run of an encoder on the meta device showed."""
 
-    def __init__(self, config, args: dict[str, Any], encoder: nn.Module):
-        self.size, self.args, self.encoder = config.input_size, args, encoder
+    def __init__(self, config, args: dict[str, Any], encoder: nn.Module, own_size: tuple[int, int]):
+        self.size, self.own_size, self.args, self.encoder = config.input_size, own_size, args, encoder
         self.features = list(encoder.feature_info)
         self.strides = [int(info["reduction"]) for info in self.features]
         self.modules = dict(encoder.named_modules())
@@ -146,13 +146,11 @@ class _Trace:
 
     def find_final(self, output: Any) -> Layout | None:
         """The layout of the last feature map."""
-        declared = self.features[-1]["num_chs"]
-        found = [
-            layout for tensor in _tensors(output) for layout in _layouts(tensor, self.size, self.strides[-1:])[:1]
-        ]
         # Many encoders widen their last map after the last stage that they declare.
-        channels = (declared, getattr(self.encoder, "num_features", declared))
-        return min(reversed(found), key=lambda layout: layout.channels not in channels, default=None)
+        channels = (self.features[-1]["num_chs"], getattr(self.encoder, "num_features", None))
+        found = [_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in _tensors(output)]
+        found = [layout for layouts in reversed(found) for layout in layouts]
+        return min(found, key=lambda layout: layout.channels not in channels, default=None)
 
     def layout(self, name: str, strides: list[int], channels: int | None = None) -> Layout | None:
         """The layout of a module's output, if it holds a feature map of one of these strides (and so many channels)
@@ -160,7 +158,8 @@ class _Trace:
         for output in self.calls.get(name, ()):
             if output.node not in self.used:
                 continue
-            found = _layouts(output, self.size, strides, nhwc=getattr(self.encoder, "output_fmt", "") == "NHWC")
+            nhwc = getattr(self.encoder, "output_fmt", "") == "NHWC"
+            found = _layouts(output, self.size, strides, (channels,), nhwc)
             for layout in found:
                 if channels in (None, layout.channels):
                     return layout
@@ -192,27 +191,23 @@ def _trace(config) -> _Trace:
                 raise
             failures.append(error)
             continue
+        cfg = getattr(encoder, "pretrained_cfg", None) or {}
+        own = tuple(cfg["input_size"][1:]) if "input_size" in cfg else config.input_size
+        if not sized and own != config.input_size and cfg.get("fixed_input_size"):
+            continue  # timm loads a checkpoint of such an encoder into one that is built for the checkpoint's size
         try:
-            trace = _Trace(config, args, encoder)
+            trace = _Trace(config, args, encoder, own)
         except Exception as error:  # timm refuses sizes with many kinds of errors; the first is reported below
             failures.append(error)
             continue
-        if trace.final is not None or _own_size(encoder) in (None, config.input_size):
+        if trace.final is not None or own == config.input_size:
             return trace
-        failures.append(ValueError("it stretches them to the size that it was made for"))
+        failures.append(ValueError("its last feature map has no such size"))
     height, width = config.input_size
-    own = _own_size(encoder)
-    hint = f"; it was made for {own[0]} x {own[1]} px" if own else ""
     raise ValueError(
         f"image_size: {config.architecture} cannot take images of {height} x {width} px with {config.num_channels} "
-        f"channel(s){hint}: {failures[0]}"
+        f"channel(s); it was made for {own[0]} x {own[1]} px: {failures[0]}"
     ) from failures[0]
-
-
-def _own_size(encoder: nn.Module) -> tuple[int, int] | None:
-    """(height, width) that the encoder was made for, where timm says."""
-    cfg = getattr(encoder, "pretrained_cfg", None) or {}
-    return tuple(cfg["input_size"][1:]) if "input_size" in cfg else None
 
 
 def _create_args(config, sized: bool = False) -> dict[str, Any]:
@@ -264,8 +259,9 @@ def _copied(output: Any) -> Any:
     return output
 
 
-def _layouts(output: _Output, size, strides, nhwc: bool = False) -> list[Layout]:
-    """How a tensor may hold a feature map of one of the given strides, the likeliest layout first."""
+def _layouts(output: _Output, size, strides, channels: tuple = (), nhwc: bool = False) -> list[Layout]:
+    """How a tensor may hold a feature map of one of the given strides, the likeliest layout first. Maps of unpadded
+    convolutions, a little smaller than their stride says, are known by their `channels`."""
     path, shape, _ = output
     if len(shape) not in (3, 4) or shape[0] != BATCH:
         return []
@@ -275,7 +271,16 @@ def _layouts(output: _Output, size, strides, nhwc: bool = False) -> list[Layout]
         found = [Layout("NCHW", a, (b, c), path=path), Layout("NHWC", c, (a, b), path=path)]
         if nhwc:  # only to decide where rows = columns = channels
             found.reverse()
-        return [layout for layout in found if layout.grid in grids]
+        exact = [layout for layout in found if layout.grid in grids]
+        return exact or [
+            layout
+            for layout in found
+            if layout.channels in channels
+            and any(
+                all(0.8 * s / stride <= g <= s / stride for g, s in zip(layout.grid, size, strict=True))
+                for stride in strides
+            )
+        ]
     _, a, b = shape
     spare = sorted((a - rows * columns, (rows, columns)) for rows, columns in grids)
     found = [Layout("NLC", b, grid, prefix, path) for prefix, grid in spare if 0 <= prefix <= MOST_PREFIX_TOKENS]
@@ -306,7 +311,7 @@ def _check_cover(config, trace: _Trace):
     size, stride, grid = config.input_size, trace.strides[-1], trace.final.grid
     if all(g * stride >= s for g, s in zip(grid, size, strict=True)):
         return
-    if _own_size(trace.encoder) != size:
+    if trace.own_size != size:
         fits = [s // stride * stride + extra for s in size for extra in (0, stride)]
         raise ValueError(
             f"image_size: {config.architecture} sees only {grid[0] * stride} x {grid[1] * stride} of "

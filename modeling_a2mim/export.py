@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
 
 
 PRETRAINING_FOLDER = "pretraining"
@@ -85,7 +85,7 @@ def export_model(
         scratch = Path(scratch)
         core = model.a2mim
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in core.encoder.state_dict().items()}
-        save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+        save_file(without_sharing(weights), scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(timm_config(core), indent=2) + "\n")
         (scratch / "README.md").write_text(_card(model, has_picture=(folder / "reconstruction.png").exists()))
         if pretraining is not None:

@@ -47,6 +47,17 @@ class A2MIMForPreTrainingOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
+def without_sharing(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with copies of tensors that it has under several names, which safetensors refuses: modules that an
+    encoder uses at several places (CoaT) are timm's keys at each of them."""
+    seen, result = set(), {}
+    for name, tensor in state_dict.items():
+        place = (tensor.device, tensor.data_ptr())
+        result[name] = tensor.clone() if place in seen and tensor.numel() else tensor
+        seen.add(place)
+    return result
+
+
 class A2MIMPreTrainedModel(PreTrainedModel):
     config: A2MIMConfig
     config_class = A2MIMConfig
@@ -75,6 +86,11 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.restore_encoder()
+
+    def save_pretrained(self, save_directory, state_dict=None, **kwargs):
+        """As in transformers, also for encoders that use a module at several places."""
+        weights = without_sharing(self.state_dict() if state_dict is None else state_dict)
+        return super().save_pretrained(save_directory, state_dict=weights, **kwargs)
 
     def _replicate_for_data_parallel(self):
         raise RuntimeError(
