@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-lowest quality style clean
+.PHONY: demo test test-lowest sweep step quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -26,6 +26,12 @@ test-lowest:  ## the tests with the oldest releases that setup.cfg allows
 		torchvision==0.26.0 datasets==4.4.2 accelerate==1.12.0 timm==1.0.31 huggingface-hub==1.33.0 \
 		evaluate==0.4.6 scikit-learn==1.7.2
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
+
+sweep: $(VENV)/installed  ## try to pre-train every encoder of timm (half an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m modeling_a2mim.architectures --output benchmarks/results
+
+step: $(VENV)/installed  ## what a step costs over the bare encoder (half an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step.py --output benchmarks/results/step.json
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -193,8 +193,8 @@ def _trace(config) -> _Trace:
             continue
         cfg = getattr(encoder, "pretrained_cfg", None) or {}
         own = tuple(cfg["input_size"][1:]) if "input_size" in cfg else config.input_size
-        if not sized and own != config.input_size and cfg.get("fixed_input_size"):
-            continue  # timm loads a checkpoint of such an encoder into one that is built for the checkpoint's size
+        if not sized and cfg.get("fixed_input_size") and _is_built_otherwise(config, args, encoder):
+            continue
         try:
             trace = _Trace(config, args, encoder, own)
         except Exception as error:  # timm refuses sizes with many kinds of errors; the first is reported below
@@ -208,6 +208,20 @@ def _trace(config) -> _Trace:
         f"image_size: {config.architecture} cannot take images of {height} x {width} px with {config.num_channels} "
         f"channel(s); it was made for {own[0]} x {own[1]} px: {failures[0]}"
     ) from failures[0]
+
+
+def _is_built_otherwise(config, args: dict[str, Any], encoder: nn.Module) -> bool:
+    """Whether timm, when it loads a checkpoint for the configured size, builds this encoder otherwise: its weights
+    would not fit, or be resampled, which only an encoder that resamples them in each forward does not notice."""
+    if getattr(encoder, "dynamic_img_size", False):
+        return False
+    overlay = {"input_size": (config.num_channels, *config.input_size)}
+    try:
+        other = _meta_encoder({**args, "pretrained_cfg_overlay": overlay})
+    except ValueError:
+        return True
+    one, two = ({name: value.shape for name, value in e.state_dict().items()} for e in (encoder, other))
+    return one != two
 
 
 def _create_args(config, sized: bool = False) -> dict[str, Any]:

@@ -5,7 +5,6 @@ by the nearest cell. Half-precision input is computed in float32, also under aut
 """
 
 import contextlib
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -56,35 +55,45 @@ def frequency_loss(
         return _focal_loss(residual.mean(0, keepdim=True) if batch_average else residual)
 
 
-def frequency_loss_of_mean(
-    mean_prediction: Callable[[torch.Tensor], torch.Tensor],
-    target: torch.Tensor,
+def mean_weights(
     mask: torch.Tensor,
-    *,
     replacement: str = "mixed",
     unmasked_weight: float = 0.0,
-) -> torch.Tensor:
-    """`frequency_loss` with `focal` and `batch_average`, from means of the predictions alone.
+    dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:
+    """Weights with which predictions enter the batch mean that the focal `frequency_loss` transforms,
+    (batch, 1, rows, columns) for a mask (batch, rows, columns): those of the predictions themselves and, if they stand
+    in for their visible pixels, those that they have there, without gradient."""
+    mask = mask[:, None].to(dtype)
+    visible = mask + (1 - mask) * unmasked_weight
+    if replacement not in STAND_IN_SHARE:
+        return [visible]
+    return [visible, STAND_IN_SHARE[replacement] * (1 - visible)]
 
-    `mean_prediction(weight)` gives mean_n(weight_n * prediction_n), (1, channels, height, width), for a float weight
-    (batch, 1, rows, columns) of each cell of the mask: an affine decoder decodes one mean feature map for that.
+
+def frequency_loss_of_means(
+    means: torch.Tensor, target: torch.Tensor, weights: list[torch.Tensor], replacement: str = "mixed"
+) -> torch.Tensor:
+    """`frequency_loss` with `focal` and `batch_average`, from weighted means of the predictions over the batch.
+
+    A linear decoder gives them from weighted means of its input, so that it need not decode the batch.
+
+    Args:
+        means: mean_n(weight_n * prediction_n), (number of weights, channels, height, width).
+        target: (batch, channels, height, width)
+        weights: those of `mean_weights`.
     """
-    dtype = torch.promote_types(target.dtype, torch.float32)
-    target, mask = target.to(dtype), mask[:, None].to(dtype)
     with _full_precision(target.device.type):
-        visible = mask + (1 - mask) * unmasked_weight
-        prediction, seen = mean_prediction(visible), visible
-        share = STAND_IN_SHARE.get(replacement, 0.0)
-        if share:
-            with torch.no_grad():
-                stand_in = mean_prediction(share * (1 - visible))
-            prediction, seen = prediction + stand_in, visible + share * (1 - visible)
-        if replacement == "mean":
-            seen = torch.ones_like(visible)
-        expected = (target * F.interpolate(seen, size=target.shape[-2:], mode="nearest")).mean(0, keepdim=True)
-        if replacement == "mean":
-            hidden = (target.mean((2, 3), keepdim=True) * (1 - visible)).mean(0, keepdim=True)
-            expected = expected - F.interpolate(hidden, size=target.shape[-2:], mode="nearest")
+        dtype, size = torch.promote_types(target.dtype, torch.float32), target.shape[-2:]
+        prediction, target = means[:1].to(dtype), target.to(dtype)
+        shares = sum(weights)
+        if len(weights) == 2:
+            prediction = prediction + means[1:].detach()
+        if replacement == "mean":  # of the target, where the prediction is not seen
+            shares = torch.ones_like(shares)
+            hidden = (target.mean((2, 3), keepdim=True) * (1 - weights[0])).mean(0, keepdim=True)
+            prediction = prediction + F.interpolate(hidden, size=size, mode="nearest")
+        expected = (target * F.interpolate(shares, size=size, mode="nearest")).mean(0, keepdim=True)
         return _focal_loss(prediction - expected)
 
 

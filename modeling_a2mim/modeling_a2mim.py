@@ -22,7 +22,7 @@ from .encoders import (
     scale_grid,
     supports_gradient_checkpointing,
 )
-from .losses import frequency_loss, frequency_loss_of_mean, spatial_loss
+from .losses import frequency_loss, frequency_loss_of_means, mean_weights, spatial_loss
 from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask, tensors_in
 
 
@@ -351,30 +351,30 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         masked, chosen = cells.flatten(1).long().topk(num_masked * (cells[0].numel() // mask[0].numel()), dim=1)
         if not torch.compiler.is_compiling() and mask.device.type == "cpu" and masked.sum() < cells.sum():
             raise ValueError(f"num_masked: bool_masked_pos masks more than {num_masked} cells of an image")
-        tokens = features.flatten(2).gather(2, chosen[:, None].expand(-1, features.shape[1], -1)).transpose(1, 2)
-        prediction = F.linear(tokens, self.decoder.weight.flatten(1), self.decoder.bias)
-        pixels = F.pixel_unshuffle(pixel_values, stride).flatten(2)
-        target = pixels.gather(2, chosen[:, None].expand(-1, pixels.shape[1], -1)).transpose(1, 2)
-        # As images of one column of cells: (batch, channels, cells, pixels of a cell).
-        shape = (len(pixels), -1, config.num_channels, stride**2)
-        prediction, target = (x.reshape(shape).transpose(1, 2) for x in (prediction, target))
-        spatial = spatial_loss(prediction, target, masked[..., None], config.spatial_loss)
-        if not config.frequency_loss_weight:
+
+        (batch, channels, rows, columns), patch = features.shape, (config.num_channels, stride, stride)
+        number = torch.arange(batch, device=chosen.device)[:, None]
+        tokens = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        tokens = tokens.index_select(0, (chosen + number * rows * columns).flatten())
+        weights, wide = [], torch.promote_types(features.dtype, torch.float32)
+        if config.frequency_loss_weight:
+            weights = mean_weights(cells, config.frequency_replacement, config.frequency_unmasked_weight, wide)
+            means = torch.stack([(features * weight).mean(0) for weight in weights])
+            tokens = torch.cat([tokens, means.permute(0, 2, 3, 1).reshape(-1, channels).to(tokens)])
+        # One convolution for all, since each reads and writes the whole weight (25 MB for a ResNet-50).
+        decoded = F.conv2d(tokens.T[None, :, :, None], self.decoder.weight)[0, :, :, 0].T
+        decoded, means = decoded.split([chosen.numel(), len(tokens) - chosen.numel()])
+
+        pixels = pixel_values.unflatten(3, (columns, stride)).unflatten(2, (rows, stride)).permute(0, 2, 4, 1, 3, 5)
+        target = pixels[number, chosen // columns, chosen % columns].flatten(0, 1)  # images of one cell
+        prediction = (decoded + self.decoder.bias).view(-1, *patch)
+        spatial = spatial_loss(prediction, target, masked.view(-1, 1, 1), config.spatial_loss)
+        if not weights:
             return spatial, None
-
-        def mean_prediction(weight):
-            wide = torch.promote_types(features.dtype, torch.float32)
-            feature = (features.to(wide) * weight).mean(0, keepdim=True)
-            decoded = F.conv2d(feature, self.decoder.weight.to(wide))
-            return F.pixel_shuffle(decoded + self.decoder.bias.to(wide)[:, None, None] * weight.mean(0), stride)
-
-        frequency = frequency_loss_of_mean(
-            mean_prediction,
-            pixel_values,
-            cells,
-            replacement=config.frequency_replacement,
-            unmasked_weight=config.frequency_unmasked_weight,
-        )
+        means = means.to(wide).view(len(weights), rows, columns, -1)
+        means = means + torch.stack([weight.mean(0) for weight in weights]).permute(0, 2, 3, 1) * self.decoder.bias
+        means = F.pixel_shuffle(means.permute(0, 3, 1, 2), stride)
+        frequency = frequency_loss_of_means(means, pixel_values, weights, config.frequency_replacement)
         return spatial, frequency
 
     def decode(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -9,6 +9,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several processes only get in each other's way
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 real_connect = socket.socket.connect

@@ -1,5 +1,7 @@
 """One small encoder (under 1M parameters) of each of five families, for tests that should hold for all of them."""
 
+import warnings
+
 from modeling_a2mim import A2MIMConfig
 
 
@@ -16,3 +18,11 @@ FAMILIES = {
 
 def family_config(family: str, **kwargs) -> A2MIMConfig:
     return A2MIMConfig.for_architecture(**{"image_size": 64, "mask_patch_size": 16, **FAMILIES[family], **kwargs})
+
+
+def checkpointed(model, enable=True):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the names until transformers 6
+        model.gradient_checkpointing_enable() if enable else model.gradient_checkpointing_disable()
+        assert model.is_gradient_checkpointing is enable
+    return model

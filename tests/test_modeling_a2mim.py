@@ -4,7 +4,6 @@ import copy
 import functools
 import inspect
 import pickle
-import warnings
 
 import pytest
 import timm
@@ -21,7 +20,7 @@ from transformers import (
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.losses import frequency_loss, spatial_loss
 
-from .families import FAMILIES
+from .families import FAMILIES, checkpointed
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,14 +114,6 @@ def assert_gradients_close(actual, expected):
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=0, atol=1e-5 * gradient.abs().max().item(), msg=name)
-
-
-def checkpointed(model, enable=True):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the names until transformers 6
-        model.gradient_checkpointing_enable() if enable else model.gradient_checkpointing_disable()
-        assert model.is_gradient_checkpointing is enable
-    return model
 
 
 def classifier(model):
