@@ -239,14 +239,15 @@ def main():
 
     if args.output:
         device = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-        record = {
+        run = {
             "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
             "machine": f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.system()}",
             "versions": {m.__name__: m.__version__ for m in (torch, timm, transformers)}
             | {"python": platform.python_version()},
             "spread": f"median, 10th and 90th percentile of {args.rounds} rounds of {args.steps} step(s)",
-            "encoders": table,
         }
+        record = json.loads(args.output.read_text()) if args.output.exists() else {}
+        record |= {name: {**run, **result} for name, result in table.items()}  # other encoders keep their own
         args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

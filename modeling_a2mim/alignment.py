@@ -13,8 +13,9 @@ from .encoders import EncoderPlan, Site
 from .masking import pixel_mask, resize_mask
 
 
-# See benchmarks/results/architectures.json: maps laid out like the image reach TODO
-LEAST_ALIGNMENT = 0.75
+# In timm 1.0.31, what lies elsewhere stays below 0.05, all else is above 0.4 (benchmarks/results/architectures.json).
+LEAST_ALIGNMENT = 0.3
+PLACES = 8
 
 
 def choose_site(encoder: nn.Module, plan: EncoderPlan, config) -> tuple[Site, float]:
@@ -33,8 +34,8 @@ def choose_site(encoder: nn.Module, plan: EncoderPlan, config) -> tuple[Site, fl
             return site, found[site]
     raise ValueError(
         f"mask_site: the cells of {plan.sites[0].module!r} in {config.architecture} do not lie where the image's do: "
-        f"with one of them changed, {found[plan.sites[0]]:.0%} of the others change less, where half would by chance; "
-        "choose an earlier module, such as the patch embedding"
+        f"changed pixels change other cells (alignment {found[plan.sites[0]]:.2f}); choose an earlier module, such as "
+        "the patch embedding"
     )
 
 
@@ -44,35 +45,26 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def alignment(encoder: nn.Module, site: Site, config) -> float:
-    """How well the cells of a site lie where the image's do: 1 is perfectly, 0.5 is what chance gives.
+    """How well the cells of a site lie where the image's do, from 0 (elsewhere) to 1.
 
-    The pixels of one cell of the mask are changed, and the cells of the site are ranked by how much they change.
-    Returns the probability that a cell under the mask changes more than another (the area under the ROC curve), the
-    mean of some places of the mask: of few, or of more where those leave a doubt.
+    The pixels of one cell of the mask are changed. Returned is the share of the change at the site that lies under
+    that cell, relative to the share of as many cells that change most; the mean over some places. A change that
+    spreads over the whole map, as through plain convolutions or attention with random weights, tells nothing and gives
+    about 1: timm is believed then.
     """
     grid = tuple(map(min, zip(site.layout.grid, config.mask_grid, strict=True)))
-    if math.prod(grid) == 1:
-        return 1.0  # one cell lies nowhere else
     generator = torch.Generator().manual_seed(0)
     image, other = torch.randn(2, config.num_channels, *config.input_size, generator=generator)
-    masks = torch.eye(math.prod(grid)).view(-1, *grid)[torch.randperm(math.prod(grid), generator=generator)]
-    areas = []
-    for some in (masks[:3], masks[3:15]):
-        if not len(some):
-            continue
-        images = torch.cat([image[None], torch.where(pixel_mask(some, config.input_size), other, image)])
-        output = run_until(encoder, site.module, images.to(next(encoder.parameters())))
-        maps = site.layout.to_map(output, site.layout.grid).double()
-        change = (maps[1:] - maps[:1]).square().sum(1).flatten(1).cpu()
-        if not change.isfinite().all():
-            return math.nan
-        masked = resize_mask(some, site.layout.grid).flatten(1).bool()
-        count, ranks = masked.sum(1), change.argsort(1).argsort(1).double()
-        area = ((ranks * masked).sum(1) - count * (count - 1) / 2) / (count * (~masked).sum(1))
-        areas += area.tolist()
-        if min(areas) > 0.95:
-            break
-    return sum(areas) / len(areas)
+    places = torch.randperm(math.prod(grid), generator=generator)[:PLACES]
+    masks = torch.eye(math.prod(grid))[places].view(-1, *grid)
+    images = torch.cat([image[None], torch.where(pixel_mask(masks, config.input_size), other, image)])
+    output = run_until(encoder, site.module, images.to(next(encoder.parameters())))
+    maps = site.layout.to_map(output, site.layout.grid).double()
+    change = (maps[1:] - maps[:1]).square().sum(1).flatten(1).cpu()
+    masked = resize_mask(masks, site.layout.grid).flatten(1).bool()
+    under = (change * masked).sum(1)
+    most = torch.stack([c.topk(int(m.sum())).values.sum() for c, m in zip(change, masked, strict=True)])
+    return (under / most).mean().item()
 
 
 def run_until(encoder: nn.Module, module: str, pixel_values: torch.Tensor) -> Any:

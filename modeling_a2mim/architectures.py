@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -50,7 +51,7 @@ class Row:
     map_grid: list[int] | None = None
     stride: int | None = None
     isotropic: bool | None = None
-    alignment: float | None = None  # of the site with the image, see alignment.py; None: not tried
+    alignment: float | None = None  # of the site with the image, 0 to 1, see alignment.py; None: not tried
 
 
 @dataclass
@@ -145,18 +146,25 @@ def counts(rows: list[Row]) -> str:
 
 
 def write(rows: list[Row], folder: Path, seconds: float):
-    """The table as JSON with one line for each encoder, and as Markdown."""
-    record = {
-        "command": " ".join(["python -m modeling_a2mim.architectures", *sys.argv[1:]]),
+    """The table as JSON with one line for each encoder, and as Markdown. Encoders of a table that is there already and
+    that were not looked at now keep their rows."""
+    path, runs, looked_at = folder / "architectures.json", [], len(rows)
+    if path.exists():
+        old = json.loads(path.read_text())
+        kept = {row["name"]: Row(**row) for row in old["rows"]}
+        if {row.name for row in rows} < kept.keys():
+            rows, runs = list((kept | {row.name: row for row in rows}).values()), old["runs"]
+    run = {
+        "command": textwrap.shorten(" ".join(["python -m modeling_a2mim.architectures", *sys.argv[1:]]), 200),
+        "encoders": looked_at,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {module.__name__: module.__version__ for module in (torch, timm, transformers)},
         "seconds": round(seconds),
-        "summary": counts(rows),
     }
     lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
-    head = json.dumps(record, indent=1).removesuffix("\n}")
+    head = json.dumps({"summary": counts(rows), "runs": [*runs, run]}, indent=1).removesuffix("\n}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "architectures.json").write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
     columns = ["name", "parameters", "image_size", "site", "site_kind", "site_grid", "channels", "stride", "alignment"]
     table = [f"# timm {timm.__version__}: {counts(rows)}", "", summary(rows), ""]
     table += ["| " + " | ".join([*columns, "status"]) + " |", "|---" * (len(columns) + 1) + "|"]

@@ -39,10 +39,10 @@ class EncoderPlan:
 
     create_args: dict[str, Any]  # keyword arguments of timm.create_model, except num_classes
     sites: tuple[Site, ...]  # where the mask token may enter, the preferred one first
-    map_layout: Layout  # of what `run_encoder` gives
+    map_layout: Layout  # of the last feature map, in what `forward_features` (or `run_last_map`) gives
     stride: int  # pixels per cell of the last feature map
     head_norm: str | None  # name of the norm that the head applies after pooling
-    from_intermediates: bool  # whether `forward_features` gives no map, and `forward_intermediates` is needed
+    from_intermediates: bool  # whether `forward_features` gives no map, so that it takes `run_last_map`
     isotropic: bool  # whether the encoder keeps one resolution from its first to its last feature map
 
     def create(self, num_classes: int = 0) -> nn.Module:
@@ -167,8 +167,8 @@ class _Trace:
 
     def site(self, name: str, strides: list[int], channels: int | None = None) -> Site | None:
         """The same as a site for the token."""
-        # Gradient checkpointing runs the children of a Sequential without it and its hooks: hook its last child.
-        while isinstance(self.modules.get(name), nn.Sequential) and len(self.modules[name]):
+        # Gradient checkpointing runs the children of a plain Sequential without it and its hooks: hook its last child.
+        while getattr(type(self.modules.get(name)), "forward", None) is nn.Sequential.forward and self.modules[name]:
             name = f"{name}.{list(self.modules[name]._modules)[-1]}"
         layout = self.layout(name, strides, channels)
         return layout and Site(name, layout)
@@ -193,7 +193,8 @@ def _trace(config) -> _Trace:
             continue
         cfg = getattr(encoder, "pretrained_cfg", None) or {}
         own = tuple(cfg["input_size"][1:]) if "input_size" in cfg else config.input_size
-        if not sized and cfg.get("fixed_input_size") and _is_built_otherwise(config, args, encoder):
+        fixed = cfg.get("fixed_input_size") and own != config.input_size
+        if not sized and fixed and _is_built_otherwise(config, args, encoder):
             continue
         try:
             trace = _Trace(config, args, encoder, own)

@@ -348,7 +348,8 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         """
         config, stride = self.config, self.a2mim.plan.stride
         cells = resize_mask(mask, tuple(features.shape[-2:]))
-        masked, chosen = cells.flatten(1).long().topk(num_masked * (cells[0].numel() // mask[0].numel()), dim=1)
+        count = min(num_masked, mask[0].numel()) * (cells[0].numel() // mask[0].numel())
+        masked, chosen = cells.flatten(1).long().topk(count, dim=1)
         if not torch.compiler.is_compiling() and mask.device.type == "cpu" and masked.sum() < cells.sum():
             raise ValueError(f"num_masked: bool_masked_pos masks more than {num_masked} cells of an image")
 

@@ -39,19 +39,27 @@ CONFIG = SimpleNamespace(num_channels=3, input_size=(64, 64), mask_grid=(4, 4), 
 
 
 def test_cells_in_place_are_aligned_and_others_are_not():
-    assert alignment(Patches(torch.arange(64)), SITE, CONFIG) == 1
+    assert alignment(Patches(torch.arange(64)), SITE, CONFIG) == pytest.approx(1)
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(1))
-    assert 0.2 < alignment(Patches(shuffled), SITE, CONFIG) < 0.7
+    assert alignment(Patches(shuffled), SITE, CONFIG) < LEAST_ALIGNMENT
     transposed = torch.arange(64).view(8, 8).T.flatten()
-    assert alignment(Patches(transposed), SITE, CONFIG) < LEAST_ALIGNMENT
+    finer = SimpleNamespace(**{**vars(CONFIG), "mask_grid": (8, 8)})  # fewer places on the diagonal
+    assert alignment(Patches(transposed), SITE, finer) < LEAST_ALIGNMENT
     # Cells may change places within one cell of the mask: they are masked together.
     within = torch.arange(64).view(4, 2, 4, 2).flip(1).flatten()
-    assert alignment(Patches(within), SITE, CONFIG) == 1
+    assert alignment(Patches(within), SITE, CONFIG) == pytest.approx(1)
+
+
+def test_a_change_that_spreads_evenly_tells_nothing():
+    encoder = Patches(torch.randperm(64, generator=torch.Generator().manual_seed(1)))
+    encoder.place = nn.Linear(4, 4)
+    encoder.place.register_forward_hook(lambda module, args, output: output.mean(1, keepdim=True).expand(-1, 64, -1))
+    assert alignment(encoder, SITE, CONFIG) == pytest.approx(1)
 
 
 def test_a_single_cell_is_in_place():
     one = SimpleNamespace(**{**vars(CONFIG), "mask_grid": (1, 1)})
-    assert alignment(Patches(torch.randperm(64)), SITE, one) == 1
+    assert alignment(Patches(torch.randperm(64)), SITE, one) == pytest.approx(1)
 
 
 def test_overflow_tells_nothing():
@@ -65,7 +73,7 @@ def test_the_first_aligned_site_is_taken():
     other = Site("mix", Layout("NCHW", 4, (8, 8)))
     plan = EncoderPlan({}, (SITE, other), SITE.layout, 8, None, False, True)
     site, score = choose_site(encoder, plan, CONFIG)
-    assert (site, score) == (other, 1)
+    assert (site, score) == (other, pytest.approx(1))
     with pytest.raises(
         ValueError, match="^mask_site: the cells of 'place' in patches do not lie where the image's do"
     ):
@@ -82,7 +90,7 @@ def test_sites_of_the_families_are_aligned(family):
     for index in range(len(encoder.feature_info) - 1):
         config.mask_site = index
         (site,) = plan_encoder(config).sites
-        assert alignment(encoder, site, config) > 0.9, site.module
+        assert alignment(encoder, site, config) > 0.5, site.module
 
 
 def test_trying_leaves_the_encoder_as_it_was():

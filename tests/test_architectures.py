@@ -9,7 +9,7 @@ import torch
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, architectures
 from modeling_a2mim.alignment import LEAST_ALIGNMENT, alignment
-from modeling_a2mim.architectures import Row, counts, examine, main
+from modeling_a2mim.architectures import Row, counts, examine, main, write
 from modeling_a2mim.export import export_model
 from modeling_a2mim.masking import tensors_in
 
@@ -171,6 +171,14 @@ def test_table(tmp_path, capsys):
     record = json.loads((tmp_path / "architectures.json").read_text())
     assert record["rows"] == [vars(row) for row in rows]
     assert record["summary"] == "2 pre-train, 0 named errors, 0 other"
+    rows[1].status = "error: of today"
+    write(rows[1:], tmp_path, 1)  # the other one is kept
+    again = json.loads((tmp_path / "architectures.json").read_text())
+    assert [row["status"] for row in again["rows"]] == ["pre-trains", "error: of today"]
+    assert len(again["runs"]) == 2
+    rows[1].status = "pre-trains"
+    write(rows, tmp_path, 1)
+    assert len(json.loads((tmp_path / "architectures.json").read_text())["runs"]) == 1
     table = (tmp_path / "architectures.md").read_text()
     assert "| test_vit | 306240 | 224x224 | patch_embed | NHWC | 14x14 | 64 | 16 | 1.0 | pre-trains |" in table
     assert "| resnet | 1 | 1 | NCHW 14x14 | NCHW 7x7 |" in table
