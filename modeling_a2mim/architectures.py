@@ -76,7 +76,7 @@ def examine(name: str, max_parameters: float = math.inf) -> Row:
         _examine(row, max_parameters)
     except ValueError as error:
         row.status = f"error: {error}"
-    except Exception as error:  # the table shows it, and the command fails
+    except Exception as error:  # shown as a fault of ours
         row.status = f"other: {type(error).__name__}: {error}"
     return row
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .masking import Layout
+from .masking import Layout, tensors_in
 
 
 BATCH = 2  # of the run on the meta device: a tensor that holds a map has this many images
@@ -81,7 +81,7 @@ def _plan(fields: str, for_masking: bool) -> EncoderPlan:
     if trace.final is None:
         raise ValueError(
             f"architecture: {config.architecture} ends in no feature map that a decoder could read "
-            f"(it gives {_describe([output.shape for output in _tensors(trace.output)])})"
+            f"(it gives {_describe([output.shape for output in _outputs(trace.output)])})"
         )
     sites = ()
     if for_masking:
@@ -124,7 +124,7 @@ class _Trace:
                 # A copy, as the token would make one: what a module has used of its output before it returned does
                 # not count as used.
                 output = _copied(output)
-                self.calls[name] = list(_tensors(output))
+                self.calls[name] = _outputs(output)
                 return output
 
             return hook
@@ -148,7 +148,7 @@ class _Trace:
         """The layout of the last feature map."""
         # Many encoders widen their last map after the last stage that they declare.
         channels = (self.features[-1]["num_chs"], getattr(self.encoder, "num_features", None))
-        found = [_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in _tensors(output)]
+        found = [_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in _outputs(output)]
         found = [layout for layouts in reversed(found) for layout in layouts]
         return min(found, key=lambda layout: layout.channels not in channels, default=None)
 
@@ -253,13 +253,8 @@ def _meta_encoder(args: dict[str, Any]) -> nn.Module:
         raise ValueError(f"model_args: timm cannot build {args['model_name']} with {given}: {error}") from error
 
 
-def _tensors(output: Any, path: tuple = ()) -> Iterator[_Output]:
-    """All tensors in nested tuples, lists and dicts."""
-    if isinstance(output, torch.Tensor):
-        yield _Output(path, tuple(output.shape), output.grad_fn)
-    elif isinstance(output, (list, tuple, dict)):
-        for key, item in output.items() if isinstance(output, dict) else enumerate(output):
-            yield from _tensors(item, (*path, key))
+def _outputs(output: Any) -> list[_Output]:
+    return [_Output(path, tuple(tensor.shape), tensor.grad_fn) for path, tensor in tensors_in(output)]
 
 
 def _copied(output: Any) -> Any:

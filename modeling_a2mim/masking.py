@@ -123,13 +123,13 @@ class Layout:
         return tokens[:, None] if self.kind == "NCL" else tokens[..., None]
 
 
-def tensors_in(output: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
+def tensors_in(output: Any, path: tuple = ()) -> Iterator[tuple[tuple, torch.Tensor]]:
+    """All tensors in nested tuples, lists and dicts, each with the keys that lead to it (`Layout.path`)."""
     if isinstance(output, torch.Tensor):
-        yield output
+        yield path, output
     elif isinstance(output, (list, tuple, dict)):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from tensors_in(item)
+        for key, item in output.items() if isinstance(output, dict) else enumerate(output):
+            yield from tensors_in(item, (*path, key))
 
 
 class MaskToken(nn.Module):

@@ -82,7 +82,8 @@ class A2MIMPreTrainedModel(PreTrainedModel):
 
     def initialize_weights(self):
         super().initialize_weights()
-        # For a model that is not its own, transformers passes over modules that have no parameters of their own.
+        # Inside a model of transformers, _init_weights gets to the encoder; in ours, where transformers passes over
+        # modules without parameters of their own, it does not.
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.restore_encoder()
@@ -248,7 +249,7 @@ class A2MIMModel(A2MIMPreTrainedModel):
             if token is not None:
                 token.state = None
         if token is not None and self.gradient_checkpointing:
-            for output in tensors_in((last, hidden_states)):
+            for _, output in tensors_in((last, hidden_states)):
                 if output.requires_grad:
                     output.register_hook(lambda gradient: token.remember(state))
         return last, hidden_states

@@ -116,7 +116,7 @@ def test_pretrains(name, tmp_path):
         assert torch.equal(stranger(images), unmasked.pooler_output)
         features = stranger.forward_features(images)
         pairs = zip(tensors_in(features), tensors_in(unmasked.last_hidden_state), strict=True)
-        assert all(torch.equal(*pair) for pair in pairs)
+        assert all(torch.equal(one, two) for (_, one), (_, two) in pairs)
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "vit_tiny_patch16_224"])
