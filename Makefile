@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-lowest sweep step quality style clean
+.PHONY: demo test test-lowest sweep step torture fuzz stream quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -32,6 +32,16 @@ sweep: $(VENV)/installed  ## try to pre-train every encoder of timm (half an hou
 
 step: $(VENV)/installed  ## what a step costs over the bare encoder (half an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step.py --output benchmarks/results/step.json
+
+torture: $(VENV)/installed  ## kill a streamed run 40 times, and see that nothing is lost (half an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/torture.py --output benchmarks/results/torture.json
+
+fuzz: $(VENV)/installed  ## 10,000 broken images
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/fuzz.py --output benchmarks/results/fuzz.json
+
+stream: $(VENV)/installed  ## how fast, how random, and how flat in memory images are read
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loader.py --output benchmarks/results/loader.json
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

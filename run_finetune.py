@@ -15,10 +15,10 @@ import logging
 from transformers import set_seed
 
 from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse, run_as_command
-from modeling_a2mim.data import FineTuneTransform
 from modeling_a2mim.evaluation import compute_accuracy, labels_subset
 from modeling_a2mim.export import timm_pretrained_cfg
 from modeling_a2mim.trainer import A2MIMTrainer, FineTuningArguments
+from modeling_a2mim.transforms import FineTuneTransform
 
 
 logger = logging.getLogger("a2mim")
@@ -47,18 +47,20 @@ def main(argv: list[str] | None = None) -> dict:
     if model_args.linear_probe:
         model.freeze_encoder()
     cfg = timm_pretrained_cfg(model.a2mim)
-    augment = FineTuneTransform(cfg, scale=tuple(data_args.crop_scale), auto_augment=data_args.auto_augment)
+    options = {"scale": tuple(data_args.crop_scale), "auto_augment": data_args.auto_augment}
+    augment = FineTuneTransform(cfg, max_pixels=data_args.max_image_pixels, **options)
+    whole = FineTuneTransform(cfg, train=False, max_pixels=data_args.max_image_pixels)
     train_samples = data_args.samples(train, augment, seed, column)
     eval_samples = None
     if validation is not None:
-        eval_samples = data_args.samples(validation, FineTuneTransform(cfg, train=False), seed, column)
+        eval_samples = data_args.samples(validation, whole, seed, column)
     logger.info(
         "%s%s: %s trainable parameters; %d classes; %s training images; learning rate %g",
         model.config.architecture,
         " (frozen encoder)" if model_args.linear_probe else "",
         f"{model.num_parameters(only_trainable=True):,}",
         len(names),
-        "streamed" if data_args.streaming else len(train),
+        f"{len(train):,}",
         args.learning_rate,
     )
     if validation is None:

@@ -13,9 +13,9 @@ from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse, run_as_command
-from modeling_a2mim.data import PreTrainTransform
 from modeling_a2mim.export import load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
+from modeling_a2mim.transforms import PreTrainTransform
 
 
 logger = logging.getLogger("a2mim")
@@ -38,14 +38,15 @@ def main(argv: list[str] | None = None) -> dict:
         config = model.config
     else:
         model = A2MIMForPreTraining(config)
-    crop = PreTrainTransform(config, tuple(data_args.crop_scale))
-    whole = PreTrainTransform(config, train=False)
+    crop = PreTrainTransform(config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels)
+    whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
     seed = args.seed if args.data_seed is None else args.data_seed
     train_samples = data_args.samples(train, crop, seed)
-    shown = data_args.samples((validation if validation is not None else train).take(8), whole, seed)
+    shown = data_args.samples(train if validation is None else validation, whole, seed).first(8)
     site = model.a2mim.site
     logger.info(
-        "%s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
+        "%s images; %s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
+        f"{len(train_samples):,}",
         config.architecture,
         f"{model.num_parameters():,}",
         site.module,
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> dict:
         args=args,
         train_dataset=train_samples,
         eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
-        picture_samples=list(shown),
+        picture_samples=shown,
     )
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

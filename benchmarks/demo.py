@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import run_finetune  # noqa: E402
 import run_pretraining  # noqa: E402
 from modeling_a2mim import A2MIMForPreTraining  # noqa: E402
-from modeling_a2mim.data import FineTuneTransform, ImageSamples, load_images  # noqa: E402
+from modeling_a2mim.data import ImageSamples  # noqa: E402
 from modeling_a2mim.evaluation import (  # noqa: E402
     extract_features,
     knn_accuracy,
@@ -38,6 +38,8 @@ from modeling_a2mim.evaluation import (  # noqa: E402
     linear_probe_accuracy,
 )
 from modeling_a2mim.export import load_pretraining_model, timm_pretrained_cfg  # noqa: E402
+from modeling_a2mim.loading import load_images  # noqa: E402
+from modeling_a2mim.transforms import FineTuneTransform  # noqa: E402
 
 
 # Small networks for small images: a ConvNeXt with a stem of 2 px, and a ViT with patches of 4 px. One cell of the mask

@@ -12,11 +12,15 @@ import transformers
 from datasets import ClassLabel, Image, Value
 from transformers import HfArgumentParser
 
+from .checkpoints import check_output_dir, find_checkpoint
 from .configuration_a2mim import A2MIMConfig
-from .data import ImageSamples, StreamedSamples, find_column, find_validation_split, load_images
+from .data import ImageSamples
+from .decoding import MAX_PIXELS
 from .export import load_encoder, load_into_encoder
+from .loading import find_column, find_validation_split, load_images
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from .trainer import check_output_dir, find_checkpoint
+from .order import mix_counts
+from .sources import DatasetSource, MixedSource, ReadError, RowSource
 
 
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
@@ -35,19 +39,22 @@ def parse(model_type: type, data_type: type, training_type: type, argv: list[str
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     check_output_dir(args.output_dir, args.resume_from_checkpoint)
     find_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if data_args.streaming and args.max_steps < 1:
-        raise ValueError("max_steps: a stream has no known length; say with --max_steps how long to train")
     return model_args, data_args, args
 
 
 def run_as_command(main: Callable[[], object]):
-    """Run a script: a `ValueError` ends it with its message, and with its traceback at `--log_level debug`."""
+    """Run a script: what is wrong with arguments or data ends it with a message, and with its traceback at
+    `--log_level debug`."""
     try:
         main()
-    except ValueError as error:
+    except (ValueError, ReadError) as error:
         if transformers.utils.logging.get_verbosity() <= logging.DEBUG:
             raise
-        sys.exit(f"error: {error}")
+        # Of an error in a worker, torch gives the traceback as the message.
+        message = str(error).strip()
+        if message.startswith("Caught "):
+            message = message.splitlines()[-1].split(": ", 1)[-1]
+        sys.exit(f"error: {message}")
 
 
 def helped(default, text: str, **metadata):
@@ -163,16 +170,28 @@ class ClassifierArguments(EncoderArguments):
 class DataArguments:
     """Where the images come from. Without any source: the bundled Fashion-MNIST sample."""
 
-    dataset_name: str | None = helped(None, "A dataset on the Hub, a local folder of images or parquet, or one file.")
+    dataset_name: list[str] | None = helped(
+        None,
+        "A dataset on the Hub, a local folder of images, parquet or tar files, or one file; several are mixed.",
+        nargs="+",
+    )
     dataset_config_name: str | None = helped(None, "Configuration of the dataset on the Hub.")
     dataset_revision: str | None = helped(None, "Revision of the dataset on the Hub.")
-    train_dir: str | None = helped(None, "A folder all of whose images are for training.")
+    dataset_weights: list[float] | None = helped(
+        None, "How much each of several sources gives; without, every image comes once in a pass.", nargs="+"
+    )
+    train_dir: list[str] | None = helped(
+        None, "A folder all of whose images are for training; several are mixed.", nargs="+"
+    )
     validation_dir: str | None = helped(None, "A folder all of whose images are for evaluation.")
     train_split: str = helped("train", "Name of the training split.")
     validation_split: str | None = helped(None, "Name of the evaluation split.")
     image_column_name: str | None = helped(None, "Column of the images; found if not given.")
-    streaming: bool = helped(False, "Read the dataset on the fly; needs --max_steps.")
-    shuffle_buffer_size: int = helped(1000, "Images to shuffle among while streaming.")
+    streaming: bool = helped(False, "Read parquet, WebDataset or image files on the fly instead of preparing them.")
+    shuffle_buffer_size: int = helped(16384, "Images to shuffle among while streaming parquet or WebDataset files.")
+    read_retries: int = helped(5, "Further attempts to read what cannot be read, after 1, 2, 4, ... seconds.")
+    max_skipped_ratio: float = helped(0.05, "Share of a source's images that may be broken; more stop the run.")
+    max_image_pixels: int = helped(MAX_PIXELS, "Images of more pixels are skipped as decompression bombs.")
     max_train_samples: int | None = helped(None, "Use only so many training images.")
     max_eval_samples: int | None = helped(None, "Use only so many images for evaluation.")
     crop_scale: list[float] = field(
@@ -186,41 +205,85 @@ class DataArguments:
             raise ValueError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {low} {high}")
         if self.dataset_name is not None and self.train_dir is not None:
             raise ValueError("dataset_name: give either --dataset_name or --train_dir, not both")
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name, least in {
+            "max_train_samples": 1,
+            "max_eval_samples": 1,
+            "shuffle_buffer_size": 1,
+            "max_image_pixels": 1,
+            "read_retries": 0,
+        }.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: must be at least 1, got {value}")
+            if value is not None and value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
+        if not 0 <= self.max_skipped_ratio <= 1:
+            raise ValueError(f"max_skipped_ratio: must be in [0, 1], got {self.max_skipped_ratio}")
+        if self.dataset_weights is not None:
+            if len(self.dataset_weights) != len(self.sources):
+                raise ValueError(
+                    f"dataset_weights: there are {len(self.sources)} sources, but {len(self.dataset_weights)} weights"
+                )
+            mix_counts(self.dataset_weights)
+        if len(self.sources) > 1 and self.max_train_samples is not None:
+            raise ValueError("max_train_samples: cannot be used with several sources")
 
-    def load(self, train: bool, token: str | None = None) -> datasets.Dataset | datasets.IterableDataset | None:
+    @property
+    def sources(self) -> list[str | None]:
+        """What was named for training; None is the bundled sample."""
+        named = self.train_dir or self.dataset_name
+        return [named] if isinstance(named, str) else list(named or [None])
+
+    def load(self, train: bool, token: str | None = None) -> datasets.Dataset | RowSource | None:
         """The training split, or the one for evaluation (`None` if there is none).
 
         Raises:
             ValueError: naming the source that is missing or holds no images.
         """
+        if train and len(self.sources) > 1:
+            return self._mix(token)
         folder = self.train_dir if train else self.validation_dir
         split = self.train_split if train else self.validation_split
         count = self.max_train_samples if train else self.max_eval_samples
         if not train and folder is None and split is None:
             return None
-        dataset = load_images(
-            folder or self.dataset_name,
+        if not train and folder is None and len(self.sources) > 1:
+            raise ValueError("validation_split: there are several sources; name one with --validation_dir")
+        dataset = self._load(
+            self.sources[0] if folder is None or train else folder,
             split or "validation",
+            folder is not None,
+            train,
+            token,
+        )
+        return dataset if count is None else dataset.take(min(count, len(dataset)))
+
+    def _load(self, source: str | None, split: str, every_file: bool, train: bool, token: str | None):
+        return load_images(
+            source,
+            split,
             config_name=self.dataset_config_name,
             streaming=self.streaming and train,
-            every_file=folder is not None,
+            every_file=every_file,
+            retries=self.read_retries,
             revision=self.dataset_revision,
             token=token,
         )
-        if count is None:
-            return dataset
-        return dataset.take(count) if self.streaming and train else dataset.select(range(min(count, len(dataset))))
 
-    def samples(self, dataset, transform, seed: int, label_column: str | None = None):
+    def _mix(self, token: str | None) -> MixedSource:
+        sources = []
+        for name in self.sources:
+            found = self._load(name, self.train_split, self.train_dir is not None, True, token)
+            found = DatasetSource(found, name) if isinstance(found, datasets.Dataset) else found
+            sources.append(found.select(find_column(found, Image, self.image_column_name, "image_column_name")))
+        return MixedSource(sources, self.dataset_weights)
+
+    def samples(self, dataset, transform, seed: int, label_column: str | None = None) -> ImageSamples:
         """A dataset and a transform as what the trainer reads."""
-        column = find_column(dataset, Image, self.image_column_name, "image_column_name")
-        if isinstance(dataset, datasets.IterableDataset):
-            return StreamedSamples(dataset, transform, column, label_column, seed, self.shuffle_buffer_size)
-        return ImageSamples(dataset, transform, column, label_column, seed)
+        column = None
+        if not isinstance(dataset, MixedSource):
+            column = find_column(dataset, Image, self.image_column_name, "image_column_name")
+        return ImageSamples(
+            dataset, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
+        )
 
 
 @dataclass
@@ -239,15 +302,17 @@ class ClassificationArguments(DataArguments):
         super().__post_init__()
         if self.labels_per_class is not None and self.streaming:
             raise ValueError("labels_per_class: a stream cannot be drawn from; leave --streaming out")
+        if len(self.sources) > 1:
+            raise ValueError("dataset_name: labelled images come from one source")
 
     def load(self, train: bool, token: str | None = None):
         if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:
-            self.validation_split = find_validation_split(self.dataset_name, self.dataset_config_name)
+            self.validation_split = find_validation_split(self.sources[0], self.dataset_config_name)
         dataset = super().load(train, token)
         if dataset is None:
             return None
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
-        feature = (dataset.features or {}).get(column)
+        feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
             return dataset
         if self.streaming and train:

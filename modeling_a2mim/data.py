@@ -1,299 +1,254 @@
-"""Images from any `datasets` source to batches. What happens to a sample of a map-style dataset (crop, flip, mask)
-depends on the seed, the pass over the data and the sample alone, never on global state, workers or what came before;
-in a stream it depends on the worker and the position, too.
+"""Rows to samples to batches. What happens to a sample (crop, flip, mask) depends on the seed, the pass over the data
+and its row alone, never on global state, workers, processes or what came before; which sample comes when is `order`'s.
 """
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import logging
+from collections import Counter
+from collections.abc import Callable
 
 import datasets
-import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Image, IterableDataset
-from PIL import Image as PILImage
-from timm.data import create_transform
 from torch.utils import data as torch_data
-from torchvision.transforms import InterpolationMode, v2
+from transformers import default_data_collator
 
-from .configuration_a2mim import A2MIMConfig
-from .masking import random_mask
-
-
-SAMPLE = Path(__file__).resolve().parent.parent / "data"
-IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+from .decoding import BrokenImage
+from .order import Layout, MixedOrder, PassOrder, StreamBatches, record
+from .sources import DatasetSource, MixedSource, RowSource
+from .transforms import PreTrainTransform, seeded
 
 
-def load_images(
-    source: str | os.PathLike | None = None,
-    split: str = "train",
-    *,
-    config_name: str | None = None,
-    streaming: bool = False,
-    every_file: bool = False,
-    **hub_kwargs,
-) -> Dataset | IterableDataset:
-    """One split of a dataset with images.
+logger = logging.getLogger("a2mim")
 
-    Args:
-        source: a folder of images (nested or not), of parquet or of WebDataset files, or saved by `save_to_disk`; one
-            such file; the id of a dataset on the Hub; `None` for the bundled sample.
-        split: the name of the split.
-        config_name: configuration of a Hub dataset.
-        streaming: read on the fly instead of preparing the whole dataset first.
-        every_file: take all files of a folder, rather than those whose names say `split`.
-        hub_kwargs: `revision`, `token`, `cache_dir` of `datasets.load_dataset`.
-
-    Raises:
-        ValueError: naming the source, if it does not exist or holds no images.
-    """
-    if source is None:
-        source = SAMPLE
-        if not any(SAMPLE.glob("*.parquet")):
-            raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
-    path = Path(source).expanduser()
-    options = {"split": split, "streaming": streaming, **hub_kwargs}
-    if path.is_file():
-        if path.suffix not in FILE_BUILDERS:
-            raise ValueError(f"{path}: expected a folder or a file ending in {', '.join(FILE_BUILDERS)}")
-        return datasets.load_dataset(FILE_BUILDERS[path.suffix], data_files={split: str(path)}, **options)
-    if path.is_dir():
-        return _load_folder(path, options, every_file)
-    if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
-        raise ValueError(f"{source}: no such file or folder")
-    try:
-        return datasets.load_dataset(str(source), config_name, **options)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
-
-
-def find_validation_split(source: str | None = None, config_name: str | None = None) -> str | None:
-    """The split of a dataset that is meant for evaluation, if its name says so. `source` as in `load_images`."""
-    path = Path(SAMPLE if source is None else source).expanduser()
-    if path.is_file():
-        return None
-    if (path / "dataset_dict.json").exists():
-        names = [folder.name for folder in path.iterdir() if folder.is_dir()]
-    elif (path / "state.json").exists():
-        return None
-    else:
-        names = datasets.get_dataset_split_names(str(path if path.is_dir() else source), config_name)
-    return next((name for name in ("validation", "valid", "val", "test") if name in names), None)
-
-
-def _load_folder(path: Path, options: dict, every_file: bool) -> Dataset | IterableDataset:
-    split = options["split"]
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        saved = datasets.load_from_disk(str(path))
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise ValueError(f"{path}: no split {split!r}; there are {', '.join(saved)}")
-            saved = saved[split]
-        return saved.to_iterable_dataset() if options["streaming"] else saved
-    suffix = next((s for s in _suffixes(path) if s in IMAGE_FILES or s in FILE_BUILDERS), None)
-    if suffix is None:
-        raise ValueError(f"{path}: no images found; expected {', '.join(sorted(IMAGE_FILES))} or .parquet")
-    if not every_file:
-        return datasets.load_dataset(str(path), **options)
-    builder = FILE_BUILDERS.get(suffix, "imagefolder")
-    pattern = str(path / "**") if builder == "imagefolder" else str(path / f"**/*{suffix}")
-    return datasets.load_dataset(builder, data_files={split: pattern}, **options)
-
-
-def _suffixes(path: Path) -> Iterator[str]:
-    """Endings of the files below `path`, hidden ones left out, without listing them all first."""
-    for _, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(name).suffix.lower() for name in files if not name.startswith("."))
-
-
-def find_column(dataset: Dataset | IterableDataset, kind: type, name: str | None, field: str) -> str:
-    """The column that holds images (`kind=datasets.Image`) or labels (`ClassLabel`): the one called `name` if given,
-    else the first of that kind. `field` is what the user sets it with, for the message.
-
-    Raises:
-        ValueError: if there is no such column.
-    """
-    features = dataset.features or {}
-    columns = list(features) or (list(next(iter(dataset))) if isinstance(dataset, IterableDataset) else [])
-    if name is not None:
-        if name not in columns:
-            raise ValueError(f"{field}: the dataset has no column {name!r}; it has {', '.join(columns)}")
-        return name
-    found = next((column for column in columns if isinstance(features.get(column), kind)), None)
-    usual = {Image: ("image", "img", "jpg", "jpeg", "png", "webp"), ClassLabel: ("label", "labels", "cls")}[kind]
-    found = found or next((column for column in usual if column in columns), None)
-    if found is None:
-        wanted = "images" if kind is Image else "class labels"
-        raise ValueError(f"{field}: the dataset has no column of {wanted}; its columns are {', '.join(columns)}")
-    return found
-
-
-def to_pixels(image, num_channels: int) -> PILImage.Image | torch.Tensor:
-    """A sample as something that torchvision transforms: a PIL image of 1 (grey), 3 (RGB) or 4 (RGBA) channels, or for
-    any other number a uint8 tensor (channels, height, width) from an array (height, width, channels) or that.
-
-    Raises:
-        ValueError: if it has another number of channels, or is no image.
-    """
-    if isinstance(image, PILImage.Image):
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(num_channels)
-        if mode is None:
-            raise ValueError(f"num_channels: {num_channels}, but the dataset holds {image.mode} images")
-        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
-            image = PILImage.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
-        return image if image.mode == mode else image.convert(mode)
-    if image is None:
-        raise ValueError("a sample holds no image")
-    array = torch.from_numpy(np.ascontiguousarray(image))
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim == 3 and array.shape[0] != num_channels:
-        array = array.permute(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != num_channels or array.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(
-            f"num_channels: expected images with {num_channels} channel(s) as uint8 or float32 in [0, 1], "
-            f"found an array {tuple(array.shape)} of {array.dtype}"
-        )
-    return array.contiguous()
-
-
-class PreTrainTransform:
-    """Random resized crop, flip, normalisation, and a mask (the paper's augmentation); or for evaluation only a resize
-    of the whole image.
-
-    Args:
-        config: image size, channels, normalisation and mask.
-        crop_scale: smallest and largest share of the image's area that a crop covers.
-        train: whether to crop and flip.
-    """
-
-    def __init__(self, config: A2MIMConfig, crop_scale: tuple[float, float] = (0.8, 1.0), train: bool = True):
-        self.config = config
-        size, bicubic = list(config.input_size), InterpolationMode.BICUBIC
-        random = [v2.RandomResizedCrop(size, scale=crop_scale, interpolation=bicubic), v2.RandomHorizontalFlip()]
-        self.transform = v2.Compose(
-            [
-                *(random if train else [v2.Resize(size, interpolation=bicubic)]),
-                v2.ToImage(),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(config.image_mean, config.image_std),
-                v2.ToPureTensor(),
-            ]
-        )
-
-    def __call__(self, image) -> dict[str, torch.Tensor]:
-        config = self.config
-        pixel_values = self.transform(to_pixels(image, config.num_channels))
-        return {
-            "pixel_values": pixel_values,
-            "bool_masked_pos": random_mask(1, config.mask_grid, config.num_masked)[0],
-        }
-
-
-class FineTuneTransform:
-    """timm's augmentation, or timm's evaluation transform as `AutoImageProcessor` applies it to the exported model.
-
-    Args:
-        pretrained_cfg: size, normalisation, crop and interpolation (`export.timm_pretrained_cfg`).
-        train: whether to augment.
-        options: keyword arguments of `timm.data.create_transform` for training.
-    """
-
-    def __init__(self, pretrained_cfg: dict, train: bool = True, **options):
-        self.num_channels = pretrained_cfg["input_size"][0]
-        settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
-        settings |= {"crop_mode": pretrained_cfg.get("crop_mode")}
-        settings |= {"color_jitter": None, **options} if train else {}
-        self.transform = create_transform(tuple(pretrained_cfg["input_size"]), is_training=train, **settings)
-
-    def __call__(self, image) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.transform(to_pixels(image, self.num_channels))}
-
-
-@contextlib.contextmanager
-def seeded(*identity: int):
-    """Draw from torch's CPU generator, and from Python's and NumPy's, as the identity says; put them back after."""
-    import random
-
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    first, second = np.random.SeedSequence(identity).generate_state(2)
-    torch.default_generator.manual_seed(int(first) << 32 | int(second))
-    random.seed(int(first))
-    np.random.seed(int(second))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
+REPORT = "skipped_images"  # key of a batch: what became of its rows
+STAND_INS = 1000  # broken images in a row after which no further one is tried
+NAMED = 5  # skipped images that each process names
 
 
 class ImageSamples(torch_data.Dataset):
-    """A map-style dataset of samples. Its keys are (pass, index), as `PassSampler` gives them, or an index alone.
+    """Samples whose keys are (pass, row), as `order` gives them, or a row alone. With a pass, `__getitems__` leaves
+    normalising to `transform.normalize`, where there is one.
+
+    Broken images: of keys with a pass, they are left out of the list that `__getitems__` gives, and reported with it;
+    when none is good, the next good row stands in, so that no batch is empty. Of plain rows, as evaluation has them,
+    there are as many samples as asked for: for each broken one the next good row stands in. `samples[row]` raises.
 
     Args:
         dataset: rows with images.
-        transform: an image to a dict of tensors.
-        image_column, label_column: names of columns; labels are left out if `None`.
-        seed: of everything random in `transform`.
+        transform: a stored image to a dict of tensors; raises BrokenImage for what is to be skipped.
+        image_column, label_column: names of columns; labels are left out if `None`. For a `RowSource` whose columns
+            are selected, neither.
+        seed: of everything random in `transform`, and of the order.
+        shuffle_size: rows to shuffle among, where not all can be.
+        max_skipped_ratio: the largest share of a source that may be broken while training.
     """
 
     def __init__(
-        self, dataset: Dataset, transform: Callable, image_column: str, label_column: str | None = None, seed: int = 0
+        self,
+        dataset: datasets.Dataset | RowSource,
+        transform: Callable,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        seed: int = 0,
+        shuffle_size: int = 16384,
+        max_skipped_ratio: float = 0.05,
     ):
-        columns = [image_column] + ([label_column] if label_column else [])
-        self.dataset = dataset.select_columns(columns)
-        self.transform, self.image_column, self.label_column, self.seed = transform, image_column, label_column, seed
+        source = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+        self.source = source.select(image_column, label_column) if image_column else source
+        self.transform, self.seed = transform, seed
+        self.shuffle_size, self.max_skipped_ratio = shuffle_size, max_skipped_ratio
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.source)
+
+    def first(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """The samples of the first rows."""
+        return self.__getitems__(list(range(min(count, len(self)))))
+
+    def order(self, total_batch: int, layouts: list[dict] | None = None) -> PassOrder | MixedOrder:
+        """In which order to train on the samples. `layouts` are those of a run that goes on; see `Layout`."""
+        mixed = isinstance(self.source, MixedSource) and self.source.weights is not None
+        sources = self.source.sources if mixed else [self.source]
+        cuts = [Layout(**layout) for layout in layouts or []] or [
+            Layout.choose(source.units, total_batch, self.shuffle_size, source.row_bytes) for source in sources
+        ]
+        orders = [PassOrder(s.units, c, self.seed + i) for i, (s, c) in enumerate(zip(sources, cuts, strict=True))]
+        return MixedOrder(orders, self.source.weights, self.seed) if mixed else orders[0]
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        number, index = key if isinstance(key, tuple) else (0, key)
+        number, row = key if isinstance(key, tuple) else (0, int(key))
+        return self._sample(self.transform, number, row, *self.source.read([row])[0])
+
+    def __getitems__(self, keys: list[int] | list[tuple[int, int]]) -> list[dict]:
+        training = isinstance(keys[0], tuple)
+        # Bytes go to the training process and its device, which normalises them: a quarter of the memory to fill.
+        transform = getattr(self.transform, "draw", self.transform) if training else self.transform
+        pairs = keys if training else [(0, int(key)) for key in keys]
+        samples, skipped = [], []
+        for (number, row), value in zip(pairs, self.source.read([row for _, row in pairs]), strict=True):
+            try:
+                samples.append(self._sample(transform, number, row, *value))
+            except BrokenImage as error:
+                skipped.append((row, error))
+                if not training:
+                    logger.warning("%s; the next image stands in", error)
+                    samples.append(self._next_good(transform, number, row))
+        if not samples:
+            samples.append(self._next_good(transform, *pairs[-1]))
+        if training:
+            seen = Counter(self.source.source_of(row) for _, row in pairs)
+            samples[0][REPORT] = {
+                "seen": dict(seen),
+                "skipped": [(self.source.source_of(row), str(error)) for row, error in skipped],
+            }
+        return samples
+
+    def _next_good(self, transform: Callable, number: int, row: int) -> dict[str, torch.Tensor]:
+        for step in range(1, STAND_INS + 1):
+            other = (row + step) % len(self)
+            try:
+                return self._sample(transform, number, other, *self.source.read([other])[0])
+            except BrokenImage as error:
+                reason = error
+        raise ValueError(f"{STAND_INS} images in a row are broken, the last one: {reason}")
+
+    def _sample(self, transform: Callable, number: int, row: int, image, label) -> dict[str, torch.Tensor]:
         try:
-            row = self.dataset[index]
-            with seeded(self.seed, number, index):
-                sample = self.transform(row[self.image_column])
-        except (OSError, ValueError) as error:
-            raise ValueError(f"row {index} of the dataset, column {self.image_column!r}: {error}") from error
-        return sample if self.label_column is None else {**sample, "labels": torch.tensor(row[self.label_column])}
+            if isinstance(image, BrokenImage):
+                raise image
+            if label is None and self.source.columns[1] is not None:
+                raise ValueError(f"has no {self.source.columns[1]}")
+            with seeded(self.seed, number, row, torch_only=isinstance(self.transform, PreTrainTransform)):
+                sample = transform(image)
+        except ValueError as error:
+            raise type(error)(f"{self.source.describe(row)}: {error}") from error
+        return sample if label is None else {**sample, "labels": torch.tensor(label)}
 
 
-class PassSampler(torch_data.Sampler):
-    """All indices once, in an order that depends on the seed and the number of the pass; gives (pass, index)."""
-
-    def __init__(self, length: int, seed: int = 0):
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+def collate(samples: list[dict], collator: Callable = default_data_collator) -> dict:
+    """A batch of samples, with what `ImageSamples` reports of it beside the tensors."""
+    report = samples[0].pop(REPORT, None)
+    batch = collator(samples)
+    return batch if report is None else {**batch, REPORT: report}
 
 
-class StreamedSamples(torch_data.IterableDataset):
-    """A streamed dataset of samples, shuffled through a buffer. Arguments as in `ImageSamples`."""
+class SkippedImages:
+    """Counts broken images, names the first few, and stops a run when a source has too many.
 
-    def __init__(self, dataset: IterableDataset, transform, image_column, label_column=None, seed=0, buffer_size=1000):
-        self.dataset = dataset.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size else dataset
-        self.transform, self.image_column, self.label_column, self.seed = transform, image_column, label_column, seed
-        self.epoch = 0
+    Args:
+        most: the largest share of a source that may be broken.
 
-    def set_epoch(self, epoch: int):
-        self.epoch = epoch
-        self.dataset.set_epoch(epoch)
+    Attributes:
+        seen, skipped: rows that this process was given, and how many of them were broken, of each source.
+    """
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = torch_data.get_worker_info()
-        for number, row in enumerate(self.dataset):
-            with seeded(self.seed, self.epoch, worker.id if worker else 0, number):
-                sample = self.transform(row[self.image_column])
-            yield sample if self.label_column is None else {**sample, "labels": torch.tensor(row[self.label_column])}
+    def __init__(self, most: float):
+        self.most, self.seen, self.skipped = most, Counter(), Counter()
+
+    def add(self, report: dict, last: bool = False):
+        """Count the report of a batch; `last` says that a pass ends with it.
+
+        Raises:
+            ValueError: if more than the share `most` of a source is broken, judged from the tenth broken image on or
+                at the end of a pass.
+        """
+        self.seen.update(report["seen"])
+        for name, what in report["skipped"]:
+            self.skipped[name] += 1
+            if self.skipped.total() <= NAMED:
+                logger.warning("skipped %s", what)
+            if self.skipped.total() == NAMED:
+                logger.warning("further broken images are only counted, as skipped_images in the logs")
+        for name, count in self.skipped.items():
+            if count > self.most * self.seen[name] and (count >= 10 or last):
+                raise ValueError(
+                    f"max_skipped_ratio: {count} of the {self.seen[name]} images read from {name} are broken, more "
+                    f"than {self.most:.3g} of them; mend the data or allow for more"
+                )
+
+
+class TrainingData:
+    """What a training run reads, and how far it has come: the order, this process's batches, and the skipped images.
+
+    Args:
+        samples: what to train on.
+        batch_size, rank, world, accumulated, drop_last: as in `StreamBatches`.
+        workers: that load in each process.
+        record: `state()` of the run that goes on.
+
+    Raises:
+        ValueError: if the data is not that of the record, or there is too little.
+    """
+
+    def __init__(
+        self,
+        samples: ImageSamples,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulated: int = 1,
+        drop_last: bool = False,
+        workers: int = 0,
+        record: dict | None = None,
+    ):
+        self.samples, self.total_batch = samples, batch_size * world * accumulated
+        self.order = samples.order(self.total_batch, record and record["order"]["layouts"])
+        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last)
+        self.skipped = SkippedImages(samples.max_skipped_ratio)
+        self._position = (0, 0)
+        if record is not None:
+            self._check(record)
+            self.batches.resume(*record["position"])
+            self._position = self.batches.resumed
+            if rank == 0:  # which carries on what all have counted
+                self.skipped.seen.update(record["seen"])
+                self.skipped.skipped.update(record["skipped"])
+        mixed = isinstance(self.order, MixedOrder)
+        samples.source.units_open = max(
+            order.layout.units_open(
+                order.units, self.total_batch, *((1, 1) if mixed else (world, workers))
+            )  # whose turn it is in a mix does not follow the lanes
+            for order in (self.order.orders if mixed else [self.order])
+        )
+
+    def _check(self, record: dict):
+        now = self.state()
+        if record["fingerprint"] != now["fingerprint"]:
+            raise ValueError(
+                "resume_from_checkpoint: the training data has changed since the checkpoint: "
+                f"{record['fingerprint']} then, {now['fingerprint']} now (images, and a checksum of their files)"
+            )
+        for name in ("seed", "counts"):
+            if record["order"][name] != now["order"][name]:
+                field = {"seed": "data_seed", "counts": "dataset_weights"}[name]
+                raise ValueError(
+                    f"{field}: the checkpoint was made with {record['order'][name]}, this run has {now['order'][name]}"
+                )
+        if record["total_batch"] != self.total_batch:
+            logger.warning(
+                "the checkpoint was made with %d images in a step, this run has %d: every image still comes once in "
+                "a pass, but the schedule goes on by steps",
+                record["total_batch"],
+                self.total_batch,
+            )
+
+    def begin(self, number: int):
+        """A pass begins."""
+        self.batches.set_epoch(number)
+        self._batch = self.batches.skipped if number == self.batches.resumed[0] else 0
+
+    def trained(self, report: dict):
+        """A batch was trained on. Raises as `SkippedImages.add`."""
+        self._position = (self.batches.epoch, self.batches.span(self.batches.epoch, self._batch)[1])
+        self._batch += 1
+        self.skipped.add(report, last=self._batch == len(self.batches))
+
+    def state(self) -> dict:
+        """Where the run is; JSON. The counts are those of this process."""
+        return {
+            "position": list(self._position),
+            "total_batch": self.total_batch,
+            "order": record(self.order),
+            "fingerprint": self.samples.source.fingerprint,
+            "seen": dict(self.skipped.seen),
+            "skipped": dict(self.skipped.skipped),
+        }

@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors.torch import load_file, save_file
 
+from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
@@ -24,6 +25,7 @@ from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2
 PRETRAINING_FOLDER = "pretraining"
 # Everything that may leave this machine; never a pickle, an optimiser state or the training arguments.
 UPLOADED_FILES = ["config.json", "model.safetensors", "README.md", "*.png", f"{PRETRAINING_FOLDER}/*"]
+SCRATCH = ".export-"
 # Keys of timm's pretrained_cfg that still hold for new weights (where they came from does not).
 KEPT_CFG = ("pool_size", "first_conv", "classifier", "crop_mode", "fixed_input_size")
 
@@ -68,7 +70,7 @@ def export_model(
 
     Args:
         model: what becomes the root of the folder: the encoder of a pre-training model, or a whole classifier.
-        folder: made if missing. Files appear complete or not at all.
+        folder: made if missing. Files appear complete or not at all; a kill leaves each as it was or as it will be.
         pretraining: what goes to `pretraining/`: by default `model` itself if it is a pre-training model; for a
             classifier, the model that it was fine-tuned from.
 
@@ -81,7 +83,9 @@ def export_model(
     if pretraining is None and isinstance(model, A2MIMForPreTraining):
         pretraining = model
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+    for leftover in folder.glob(f"{SCRATCH}*"):  # of a process that was killed
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         scratch = Path(scratch)
         core = model.a2mim
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in core.encoder.state_dict().items()}
@@ -92,8 +96,16 @@ def export_model(
             pretraining.save_pretrained(scratch / PRETRAINING_FOLDER)
         for weights_file in scratch.rglob("*.safetensors"):  # which safetensors makes readable for the owner only
             weights_file.chmod((scratch / "config.json").stat().st_mode)
-        for new in sorted(scratch.iterdir()):
-            _replace(new, folder / new.name)
+        new = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+        for name in new:
+            sync(scratch / name)
+        for name in new:
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(scratch / name, folder / name)
+        if pretraining is not None:  # weights in more or fewer files than before
+            for old in (folder / PRETRAINING_FOLDER).iterdir():
+                if old.relative_to(folder) not in new and old.is_file():
+                    old.unlink()
     return folder
 
 
@@ -196,16 +208,6 @@ def _load_timm_checkpoint(folder_or_repo: str, data: dict, **hub_kwargs) -> tupl
         image_std=list(cfg["std"]),
     )
     return config, load_file(weights_file)
-
-
-def _replace(new: Path, old: Path):
-    if old.is_dir():
-        aside = new.with_name(f"{new.name}.old")
-        os.replace(old, aside)
-        os.replace(new, old)
-        shutil.rmtree(aside)
-    else:
-        os.replace(new, old)
 
 
 def _card(model, has_picture: bool) -> str:

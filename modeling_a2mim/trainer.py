@@ -1,24 +1,42 @@
 """`A2MIMTrainer`: transformers' Trainer with both loss terms in its logs, the paper's parameter groups, pictures of
 reconstructions, checkpoints without pickled arguments, and a plain timm / transformers folder at the end."""
 
+import functools
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from .analysis.reconstruction import reconstruction_picture
-from .data import ImageSamples, PassSampler, PreTrainTransform
+from .checkpoints import (
+    ASIDE,
+    check_settings,
+    complete,
+    find_checkpoint,
+    prepare_aside,
+    read_record,
+    remove_leftovers,
+    rotate,
+    verify,
+)
+from .data import REPORT, ImageSamples, TrainingData, collate
 from .export import UPLOADED_FILES, export_model
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import parameter_groups
+from .transforms import PreTrainTransform
 
 
 LOSS_TERMS = ("spatial_loss", "frequency_loss")
 PICTURE = "reconstruction.png"
-CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 @dataclass
@@ -101,16 +119,81 @@ class A2MIMTrainer(Trainer):
 
     # Data
 
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, ImageSamples):
-            return super()._get_train_sampler(train_dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = PassSampler(len(dataset), seed)
-        # accelerate does not reach the sampler of a resumed pass on several processes.
-        self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if type(c) is not PassCallback]
-        self.add_callback(PassCallback(sampler))
-        return sampler
+    _data: TrainingData | None = None
+    _record: dict | None = None  # of the data, in the checkpoint that the run goes on from
+
+    def get_train_dataloader(self):
+        """Batches of this process, in an order that follows from seed and position (see `order`); for other datasets
+        than `ImageSamples`, Trainer's."""
+        samples, args = self.train_dataset, self.args
+        if not isinstance(samples, ImageSamples):
+            return super().get_train_dataloader()
+        self._data = TrainingData(
+            samples,
+            self._train_batch_size,
+            args.process_index,
+            args.world_size,
+            args.gradient_accumulation_steps,
+            args.dataloader_drop_last,
+            args.dataloader_num_workers,
+            self._record,
+        )
+        self.remove_callback(PassCallback)
+        self.add_callback(PassCallback(self._data))
+        loader = DataLoader(
+            samples,
+            batch_sampler=self._data.batches,
+            collate_fn=functools.partial(collate, collator=self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        # The batches are those of this process already.
+        accelerator = self.accelerator
+        return prepare_data_loader(
+            loader, accelerator.device, 1, 0, put_on_device=True, non_blocking=accelerator.non_blocking
+        )
+
+    def set_initial_training_values(self, args, dataloader):
+        values = list(super().set_initial_training_values(args, dataloader))
+        if self._data is None or self._record is None:
+            return tuple(values)
+        # Steps left count from where the data is: a step may hold more or fewer images than before.
+        _, updates, _, _, _, _, max_steps = values
+        number, given = self._data.batches.resumed[0], self._data.batches.skipped // args.gradient_accumulation_steps
+        done = self._record["global_step"]
+        if args.max_steps < 0:
+            max_steps = done + max(0, max_steps - number * updates - given)
+        values[0] = number + math.ceil((given + max(0, max_steps - done)) / updates)
+        values[-1] = max_steps
+        return tuple(values)
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        passes, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if self._data is not None and checkpoint is not None:
+            passes, batches = self._data.batches.resumed[0], self._data.batches.skipped
+        return passes, batches
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        report = inputs.pop(REPORT, None)
+        if report is not None and isinstance(self.train_dataset.transform, PreTrainTransform):
+            inputs["pixel_values"] = self.train_dataset.transform.normalize(inputs["pixel_values"])
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if report is not None:
+            self._data.trained(report)
+        return loss
+
+    def data_state(self) -> dict | None:
+        """Where the run is in its data, for a checkpoint; called by all processes."""
+        if self._data is None:
+            return None
+        states = gather_object([self._data.state()])
+        totals = {name: dict(sum((Counter(s[name]) for s in states), Counter())) for name in ("seen", "skipped")}
+        return {**states[0], **totals, "global_step": self.state.global_step}
 
     # Loss and optimiser
 
@@ -128,6 +211,9 @@ class A2MIMTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs, start_time=None):
+        if self._data is not None and "loss" in logs:
+            skipped = torch.tensor([self._data.skipped.skipped.total()], device=self.accelerator.device)
+            logs[REPORT] = int(self.accelerator.gather(skipped).sum())
         for prefix in ("", "eval_"):
             if f"{prefix}loss" not in logs:
                 continue
@@ -154,6 +240,8 @@ class A2MIMTrainer(Trainer):
 
     # Checkpoints and results
 
+    _aside: str | None = None  # while a checkpoint is written: the folder that stands in for the output folder
+
     def run(self) -> dict[str, float]:
         """Train (or go on, as `args.resume_from_checkpoint` says), save, evaluate if there is anything to evaluate on,
         and push if `args.push_to_hub`. Returns the metrics."""
@@ -170,22 +258,81 @@ class A2MIMTrainer(Trainer):
         return metrics
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        if self.args.should_save:
+            remove_leftovers(self.args.output_dir)
+        self._record = None if checkpoint is None else read_record(checkpoint)["data"]
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _find_checkpoint(self, value):
+        """Found by one process for each disk; all go on from the same checkpoint, or raise the same error."""
+        answer = []
+        if self.args.should_save:
+            try:
+                checkpoint = find_checkpoint(value, self.args.output_dir, thorough=True)
+                if checkpoint is not None:
+                    check_settings(checkpoint, self._unwrapped())
+                answer = [(checkpoint, None)]
+            except ValueError as problem:
+                answer = [(None, str(problem))]
+        answers = gather_object(answer)
+        if error := next((error for _, error in answers if error), None):
+            raise ValueError(error)
+        found = {checkpoint for checkpoint, _ in answers}
+        if len(found) > 1:
+            names = ", ".join(sorted(map(str, found)))
+            raise ValueError(f"resume_from_checkpoint: the machines have different checkpoints, {names}; name one")
+        return found.pop()
+
+    def _unwrapped(self):
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _get_output_dir(self, trial):
+        return self._aside or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        run_dir = Path(self._get_output_dir(trial))
+        target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            prepare_aside(run_dir)
+        self.accelerator.wait_for_everyone()
+        self._aside = str(run_dir / ASIDE)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._aside = None
+        best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == target or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)  # where it will be, not where it is written
+        data = self.data_state()
+        self.accelerator.wait_for_everyone()  # each process has files of its own
+        if self.args.should_save:
+            folder = run_dir / ASIDE / target.name
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            complete(folder, target, self._unwrapped(), data, self.args.save_only_model)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(run_dir, self.args.save_total_limit, keep=[target, *([best] if best else [])])
+
+    def _load_best_model(self):
+        if problems := verify(self.state.best_model_checkpoint):
+            raise ValueError(f"load_best_model_at_end: {self.state.best_model_checkpoint}: {'; '.join(problems)}")
+        super()._load_best_model()
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Write the folder that users load and the Hub gets (see `export`); Trainer itself saves checkpoints."""
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            export_model(model, output_dir or self.args.output_dir, self.pretraining_model)
+            export_model(self._unwrapped(), output_dir or self.args.output_dir, self.pretraining_model)
 
     def _save(self, output_dir=None, state_dict=None):
         # Trainer would pickle its arguments here, the Hub token among them.
         if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            self._unwrapped().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
@@ -208,18 +355,20 @@ class A2MIMTrainer(Trainer):
         )
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        if self.args.hub_strategy == HubStrategy.EVERY_SAVE:
+        # Trainer asks for this before the checkpoint is complete, `_save_checkpoint` after.
+        if self._aside is None and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
 
 
 class PassCallback(TrainerCallback):
-    """Tells the sampler which pass over the data begins."""
+    """Tells the data which pass begins."""
 
-    def __init__(self, sampler: PassSampler):
-        self.sampler = sampler
+    def __init__(self, data: TrainingData):
+        self.data, self.next = data, data.batches.resumed[0]
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        self.data.begin(self.next)
+        self.next += 1
 
 
 class ReconstructionCallback(TrainerCallback):
@@ -241,43 +390,3 @@ class ReconstructionCallback(TrainerCallback):
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-
-
-def find_checkpoint(value: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint to resume from: `value` itself, or the newest in it; with `True` or `"last"` the newest in
-    `output_dir`.
-
-    Raises:
-        ValueError: if there is none, or if it is incomplete.
-    """
-    if value is None or value is False or str(value).lower() == "false":
-        return None
-    latest = value is True or str(value).lower() in ("true", "last")
-    folder = Path(output_dir if latest else value)
-    if not folder.is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no folder {folder}")
-    if not (folder / "trainer_state.json").exists():
-        newest = get_last_checkpoint(str(folder))
-        if newest is None:
-            raise ValueError(f"resume_from_checkpoint: {folder} holds no checkpoint-N with a trainer_state.json")
-        folder = Path(newest)
-    missing = [name for name in CHECKPOINT_FILES if not (folder / name).exists()]
-    if missing:
-        raise ValueError(f"resume_from_checkpoint: {folder} is incomplete, it lacks {', '.join(missing)}")
-    return str(folder)
-
-
-def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None):
-    """Refuse to start a new run over the checkpoints of another.
-
-    Raises:
-        ValueError: if `output_dir` holds checkpoints and the run does not resume.
-    """
-    folder = Path(output_dir)
-    if folder.is_file():
-        raise ValueError(f"output_dir: {folder} is a file")
-    if not resume_from_checkpoint and folder.is_dir() and get_last_checkpoint(str(folder)):
-        raise ValueError(
-            f"output_dir: {folder} holds checkpoints of another run; continue it with --resume_from_checkpoint last, "
-            "or name another folder"
-        )

@@ -1,25 +1,23 @@
-"""Sources, columns, and samples that depend on nothing but seed, pass and identity."""
+"""Samples that depend on nothing but seed, pass and row; broken images; and where a run is in its data."""
 
-import datasets
+import json
+import logging
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.data import (
-    FineTuneTransform,
-    ImageSamples,
-    PassSampler,
-    PreTrainTransform,
-    StreamedSamples,
-    find_column,
-    find_validation_split,
-    load_images,
-    seeded,
-    to_pixels,
-)
+from modeling_a2mim.data import REPORT, ImageSamples, SkippedImages, TrainingData, collate
+from modeling_a2mim.decoding import BrokenImage
+from modeling_a2mim.loading import load_images
+from modeling_a2mim.sources import MixedSource, ParquetSource
+from modeling_a2mim.transforms import PreTrainTransform
 
 
 @pytest.fixture
@@ -40,69 +38,10 @@ def config(**kwargs):
 
 
 def samples(dataset, seed=0, **kwargs):
-    return ImageSamples(dataset, PreTrainTransform(config(**kwargs)), "image", seed=seed)
+    return ImageSamples(dataset, PreTrainTransform(config()), "image", seed=seed, **kwargs)
 
 
-def test_image_folder(folder):
-    dataset = load_images(folder, every_file=True)
-    assert len(dataset) == 12
-    assert find_column(dataset, datasets.Image, None, "image_column_name") == "image"
-    assert dataset.features["label"].names == ["cats", "dogs"]
-    streamed = load_images(folder, every_file=True, streaming=True)
-    assert len(list(streamed)) == 12
-
-
-def test_parquet_file_folder_and_saved_dataset(folder, tmp_path):
-    dataset = load_images(folder, every_file=True)
-    (tmp_path / "parquet").mkdir()
-    dataset.to_parquet(tmp_path / "parquet" / "part.parquet")
-    dataset.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "both")
-    for source, streaming in [("parquet/part.parquet", False), ("parquet", False), ("parquet", True), ("saved", True)]:
-        found = list(load_images(tmp_path / source, streaming=streaming))
-        assert [np.asarray(row["image"]).sum() for row in found] == [np.asarray(i).sum() for i in dataset["image"]]
-    assert len(load_images(tmp_path / "both", "test")) == 1
-    assert find_validation_split(tmp_path / "both") == "test"
-    with pytest.raises(ValueError, match="no split 'val'; there are train, test"):
-        load_images(tmp_path / "both", "val")
-
-
-def test_bundled_sample():
-    train, test = load_images(), load_images(split="test")
-    assert (len(train), len(test)) == (10_000, 2_000)
-    assert train.features["label"].names[0] == "T-shirt/top"
-    assert np.bincount(train["label"]).tolist() == [1000] * 10
-    assert train[0]["image"].size == (28, 28)
-    assert find_validation_split() == "test"
-
-
-def test_sources_that_do_not_work(tmp_path):
-    with pytest.raises(ValueError, match=r"/nowhere: no such file or folder"):
-        load_images(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "readme.txt").write_text("nothing")
-    with pytest.raises(ValueError, match=r"/empty: no images found; expected \.bmp, "):
-        load_images(tmp_path / "empty", every_file=True)
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"table\.csv: expected a folder or a file ending in \.parquet"):
-        load_images(tmp_path / "table.csv")
-    with pytest.raises(ValueError, match=r"^nobody/nothing: neither a local folder nor a dataset"):
-        load_images("nobody/nothing")
-
-
-def test_columns_that_are_missing():
-    dataset = datasets.Dataset.from_dict({"text": ["a"], "n": [1]})
-    with pytest.raises(
-        ValueError, match="^image_column_name: the dataset has no column of images; its columns are text, n"
-    ):
-        find_column(dataset, datasets.Image, None, "image_column_name")
-    with pytest.raises(ValueError, match="^image_column_name: the dataset has no column 'photo'; it has text, n"):
-        find_column(dataset, datasets.Image, "photo", "image_column_name")
-    with pytest.raises(ValueError, match="^label_column_name: the dataset has no column of class labels"):
-        find_column(dataset, datasets.ClassLabel, None, "label_column_name")
-
-
-def test_samples_depend_on_seed_pass_and_index_alone(folder):
+def test_samples_depend_on_seed_pass_and_row_alone(folder):
     dataset = load_images(folder, every_file=True)
     data = samples(dataset)
     torch.manual_seed(1)
@@ -110,8 +49,8 @@ def test_samples_depend_on_seed_pass_and_index_alone(folder):
     torch.manual_seed(2)
     for _ in range(3):
         data[(2, 6)]
-    again = data[(2, 5)]
-    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    again = data.__getitems__([(2, 4), (2, 5)])[1]
+    assert torch.equal(first["pixel_values"], data.transform.normalize(again["pixel_values"]))
     assert torch.equal(first["bool_masked_pos"], again["bool_masked_pos"])
     others = [data[(3, 5)], data[(2, 6)], samples(dataset, seed=1)[(2, 5)]]
     assert not any(torch.equal(first["pixel_values"], other["pixel_values"]) for other in others)
@@ -123,102 +62,233 @@ def test_samples_depend_on_seed_pass_and_index_alone(folder):
 
 def test_batches_do_not_depend_on_workers(folder):
     data = samples(load_images(folder, every_file=True))
-    loaders = [DataLoader(data, 4, sampler=PassSampler(len(data), seed=3), num_workers=n) for n in (0, 2)]
-    for one, other in zip(*loaders, strict=True):
+    batches = []
+    for workers in (0, 2):
+        training = TrainingData(data, 4, workers=workers)
+        training.begin(3)
+        loader = DataLoader(data, batch_sampler=training.batches, num_workers=workers, collate_fn=collate)
+        batches.append(list(loader))
+    assert len(batches[0]) == 3
+    for one, other in zip(*batches, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
         assert torch.equal(one["bool_masked_pos"], other["bool_masked_pos"])
 
 
-def test_pass_sampler():
-    sampler = PassSampler(100, seed=0)
-    first = list(sampler)
-    assert first == list(sampler)
-    assert sorted(index for _, index in first) == list(range(100))
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert {number for number, _ in second} == {1}
-    assert [i for _, i in first] != [i for _, i in second]
-    assert [i for _, i in first] != [i for _, i in PassSampler(100, seed=1)]
+def test_labels(folder):
+    data = ImageSamples(load_images(folder, every_file=True), PreTrainTransform(config()), "image", "label")
+    found = [sample["labels"].item() for sample in data.first(12)]
+    assert sorted(found) == [0] * 6 + [1] * 6
+    assert len(data.first(50)) == 12
 
 
-def test_seeded_leaves_global_generators_alone():
-    torch.manual_seed(0)
-    np.random.seed(0)
-    expected = torch.rand(1), np.random.rand()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    with seeded(1, 2, 3):
-        inside = torch.rand(1)
-        np.random.rand()
-    assert (torch.rand(1), np.random.rand()) == expected
-    with seeded(1, 2, 3):
-        assert torch.equal(torch.rand(1), inside)
+# Broken images.
 
 
-def test_streamed_samples(folder):
-    def stream():
-        dataset = load_images(folder, every_file=True, streaming=True)
-        return StreamedSamples(dataset, PreTrainTransform(config()), "image", "label", seed=0, buffer_size=4)
-
-    one, two = stream(), stream()
-    for a, b in zip(one, two, strict=True):
-        assert torch.equal(a["pixel_values"], b["pixel_values"])
-        assert a["labels"] == b["labels"]
-    one.set_epoch(1)
-    assert any(not torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(one, two, strict=True))
-
-
-def test_a_broken_image_is_named(folder):
-    (folder / "cats" / "test_1.png").write_bytes(b"not a png")
+@pytest.fixture
+def broken(folder):
+    """Rows that are broken: an image that is none, an empty one, one that is gone."""
     dataset = load_images(folder, every_file=True)
-    broken = [
-        i
-        for i, name in enumerate(dataset.cast_column("image", datasets.Image(decode=False))["image"])
-        if name["path"].endswith("test_1.png")
-    ]
-    with pytest.raises(ValueError, match=f"^row {broken[0]} of the dataset, column 'image': cannot identify"):
-        samples(dataset)[broken[0]]
+    rows = {}
+    for name, data in (("test_1.png", b"not a png"), ("test_4.png", b"")):
+        path = next(folder.rglob(name))
+        path.write_bytes(data)
+        rows[name] = None
+    gone = next(folder.rglob("test_7.png"))
+    gone.unlink()
+    names = [row["path"].rsplit("/", 1)[1] for row in dataset.data.column("image").to_pylist()]
+    return dataset, {names.index(name) for name in (*rows, "test_7.png")}
 
 
-def test_channels():
-    rgb = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    assert to_pixels(rgb, 1).mode == "L"
-    assert to_pixels(rgb.convert("P"), 3).mode == "RGB"
-    assert to_pixels(rgb, 4).mode == "RGBA"
-    deep = Image.fromarray(np.array([[0, 65535], [256, 32768]], dtype=np.uint16))
-    assert np.asarray(to_pixels(deep, 1)).tolist() == [[0, 255], [1, 128]]
-    array = np.zeros((4, 6, 5), dtype=np.uint8)
-    assert to_pixels(array, 5).shape == (5, 4, 6)
-    assert to_pixels(array, 4).shape == (4, 6, 5)
-    with pytest.raises(ValueError, match="^num_channels: 5, but the dataset holds RGB images"):
-        to_pixels(rgb, 5)
-    with pytest.raises(ValueError, match="^num_channels: expected images with 3 channel"):
-        to_pixels(array, 3)
-    with pytest.raises(ValueError, match="a sample holds no image"):
-        to_pixels(None, 3)
+def test_a_broken_image_is_named(broken):
+    dataset, rows = broken
+    for row in rows:
+        with pytest.raises(BrokenImage, match=rf"^row {row} of the dataset, .*/test_[147]\.png: "):
+            samples(dataset)[row]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_pretraining_transform_normalises(channels):
-    pixels = np.full((20, 30, channels), 255, dtype=np.uint8)
-    image = Image.fromarray(pixels.squeeze()) if channels in (1, 3) else pixels
-    cfg = config(num_channels=channels)
-    out = PreTrainTransform(cfg, train=False)(image)["pixel_values"]
-    white = (1 - torch.tensor(cfg.image_mean)) / torch.tensor(cfg.image_std)
-    torch.testing.assert_close(out, white.view(-1, 1, 1).expand(channels, 32, 32))
+def test_broken_images_are_left_out_and_reported(broken):
+    dataset, _ = broken
+    data = samples(dataset, max_skipped_ratio=0.5)
+    training = TrainingData(data, 4)
+    training.begin(0)
+    batches = list(DataLoader(data, batch_sampler=training.batches, collate_fn=collate))
+    assert sum(len(batch["pixel_values"]) for batch in batches) == 9
+    assert sum(batch[REPORT]["seen"]["the dataset"] for batch in batches) == 12
+    assert sum(len(batch[REPORT]["skipped"]) for batch in batches) == 3
+    for batch in batches:
+        training.trained(batch[REPORT])
+    assert training.state()["skipped"] == {"the dataset": 3}
+    again = TrainingData(data, 4, record=json.loads(json.dumps(training.state())))
+    assert again.skipped.skipped.total() == 3
 
 
-def test_fine_tuning_transform_augments_and_evaluates():
-    cfg = {
-        "input_size": [3, 32, 32],
-        "interpolation": "bicubic",
-        "crop_pct": 0.95,
-        "crop_mode": "center",
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-    }
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-    evaluate, train = FineTuneTransform(cfg, train=False), FineTuneTransform(cfg, scale=(0.3, 1.0))
-    assert torch.equal(evaluate(image)["pixel_values"], evaluate(image)["pixel_values"])
-    assert not torch.equal(train(image)["pixel_values"], train(image)["pixel_values"])
-    assert train(image)["pixel_values"].shape == (3, 32, 32)
+def test_no_batch_is_empty(broken):
+    dataset, rows = broken
+    data = samples(dataset)
+    for row in rows:
+        given = data.__getitems__([(0, row)])
+        good = next(i % 12 for i in range(row + 1, row + 13) if i % 12 not in rows)
+        assert torch.equal(data.transform.normalize(given[0]["pixel_values"]), data[(0, good)]["pixel_values"])
+        assert len(given[0][REPORT]["skipped"]) == 1
+    with pytest.raises(ValueError, match="1000 images in a row are broken, the last one: row "):
+        samples(dataset.select(sorted(rows))).__getitems__([(0, 0)])
+
+
+def test_evaluation_gets_as_many_samples_as_it_asks_for(broken, caplog):
+    dataset, _ = broken
+    with caplog.at_level(logging.WARNING, "a2mim"):
+        given = samples(dataset).__getitems__(list(range(12)))
+    assert len(given) == 12
+    assert not any(REPORT in sample for sample in given)
+    assert sum("the next image stands in" in record.getMessage() for record in caplog.records) == 3
+
+
+def test_other_errors_stop_and_name_the_row(folder):
+    data = ImageSamples(load_images(folder, every_file=True), PreTrainTransform(config(num_channels=5)), "image")
+    with pytest.raises(ValueError, match=r"^row 0 of the dataset, .*png: num_channels: 5, but the dataset holds RGB"):
+        data.__getitems__([(0, 0)])
+
+
+def test_too_many_broken_images_stop_a_run(caplog):
+    def report(seen, skipped, name="a"):
+        return {"seen": {name: seen}, "skipped": [(name, f"row {i}: bad") for i in range(skipped)]}
+
+    counts = SkippedImages(0.1)
+    with caplog.at_level(logging.WARNING, "a2mim"):
+        for _ in range(9):
+            counts.add(report(10, 1))
+    assert sum("row 0: bad" in record.getMessage() for record in caplog.records) == 5  # the first few
+    with pytest.raises(ValueError, match="^max_skipped_ratio: 11 of the 100 images read from a are broken, more than"):
+        counts.add(report(10, 2))
+    counts = SkippedImages(0.1)
+    counts.add(report(10, 5))  # too few to judge by, until the pass ends
+    counts.add(report(1000, 0, "b"))
+    with pytest.raises(ValueError, match="5 of the 10 images read from a"):  # not hidden by the other source
+        counts.add(report(0, 0), last=True)
+
+
+# Where a run is.
+
+
+COUNT = 10_000
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """A source of 10,000 rows in 7 shards, whose images are their numbers."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for shard, numbers in enumerate(np.array_split(np.arange(COUNT), 7)):
+        table = pa.table({"image": pa.array([str(n).encode() for n in numbers])})
+        pq.write_table(table, folder / f"{shard}.parquet", row_group_size=64)
+    return ParquetSource("numbers", sorted(map(str, folder.iterdir()))).select("image")
+
+
+def as_number(value):
+    return {"number": torch.tensor(int(value["bytes"])), "random": torch.rand(1)}
+
+
+def numbers_of(batch):
+    return batch["number"].tolist()
+
+
+def go_on(source, record, steps, world=1, batch=16, workers=0, accumulated=1, seed=0):
+    """The numbers of each batch, over all processes, of so many batches after `record`; and the record then."""
+    data = ImageSamples(source, as_number, seed=seed, shuffle_size=1000)
+    training = [TrainingData(data, batch, rank, world, accumulated, False, workers, record) for rank in range(world)]
+    given, number = [], training[0].batches.resumed[0]
+    while len(given) < steps:
+        loaders = []
+        for part in training:
+            part.begin(number)
+            skipped = part.batches.skipped if number == part.batches.resumed[0] else 0
+            keys = SkipBatchSampler(part.batches, skipped)  # as Trainer does
+            loaders.append(iter(DataLoader(data, batch_sampler=keys, num_workers=workers, collate_fn=kept)))
+        for batches in zip(*loaders, strict=True):
+            for part, found in zip(training, batches, strict=True):
+                part.trained(found[REPORT])
+            given.append([(number, *pair) for found in batches for pair in found["pairs"]])
+            if len(given) == steps:
+                break
+        number += 1
+    states = [part.state() for part in training]
+    assert all(state["position"] == states[0]["position"] for state in states)
+    return given, json.loads(json.dumps(states[0]))
+
+
+def kept(batch):
+    report = batch[0].pop(REPORT)
+    return {REPORT: report, "pairs": [(int(s["number"]), float(s["random"])) for s in batch]}
+
+
+@pytest.fixture(scope="module")
+def whole(numbered):
+    """A pass and the beginning of the next."""
+    return go_on(numbered, None, COUNT // 16 + 40)[0]
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 4), (2, 1)])
+def test_ten_thousand_ids_interrupted_at_ten_points(numbered, whole, world, workers):
+    """0 lost, 0 repeated, and the same batches as without the interruptions."""
+    cuts = sorted(np.random.default_rng(world).choice(np.arange(1, len(whole)), 10, replace=False).tolist())
+    given, record = [], None
+    for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        part, record = go_on(numbered, record, last - first, world, 16 // world, workers)
+        given += part
+    assert given == whole
+    assert sorted(n for batch in given for number, n, _ in batch if number == 0) == list(range(COUNT))
+    assert len({n for batch in given for number, n, _ in batch if number == 1}) == 40 * 16
+
+
+def test_other_processes_workers_and_batches_still_give_every_id_once(numbered):
+    given, record = [], None
+    ways = [(1, 16, 0, 1), (2, 16, 0, 1), (1, 48, 2, 1), (2, 8, 1, 4), (4, 16, 0, 1), (3, 10, 0, 2), (1, 16, 0, 1)]
+    for world, batch, workers, accumulated in ways * 2:
+        part, record = go_on(numbered, record, 24 * accumulated, world, batch, workers, accumulated)
+        given += part
+    pairs = [(number, n) for found in given for number, n, _ in found]
+    assert len(pairs) > COUNT
+    assert len(set(pairs)) == len(pairs)
+    assert {n for number, n in pairs if number == 0} == set(range(COUNT))
+
+
+def test_the_order_does_not_depend_on_processes_or_workers(numbered):
+    alone, _ = go_on(numbered, None, 30, 1, 32)
+    for world, batch, workers in ((2, 16, 0), (4, 8, 1), (1, 32, 2)):
+        assert go_on(numbered, None, 30, world, batch, workers)[0] == alone
+
+
+def test_the_tenth_pass(numbered):
+    few = numbered.take(100)
+    whole, _ = go_on(few, None, 7 * 12)
+    _, record = go_on(few, None, 66)
+    assert record["position"] == [9, 48]
+    assert go_on(few, record, 18)[0] == whole[66:]
+
+
+def test_going_on_reads_nothing_that_was_seen(numbered, monkeypatch):
+    _, record = go_on(numbered, None, 500)
+    opened, read = set(), ParquetSource._read_unit
+    monkeypatch.setattr(ParquetSource, "_read_unit", lambda self, unit: opened.add(unit) or read(self, unit))
+    given, _ = go_on(numbered.select("image"), record, 20)
+    needed = {int(np.searchsorted(np.cumsum(numbered.units), n, side="right")) for b in given for _, n, _ in b}
+    assert opened == needed
+
+
+def test_mixes_go_on_exactly(numbered):
+    mix = MixedSource([numbered.take(300), numbered.take(100)], weights=[1, 3])
+    whole, _ = go_on(mix, None, 60)
+    part, record = go_on(mix, None, 27)
+    assert part + go_on(mix, record, 33, 2, 8)[0] == whole
+    with pytest.raises(ValueError, match=r"^dataset_weights: the checkpoint was made with \[250, 750\]"):
+        TrainingData(ImageSamples(MixedSource(mix.sources, [1, 1]), as_number), 16, record=record)
+
+
+def test_changed_data_is_refused(numbered, caplog):
+    _, record = go_on(numbered, None, 3)
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: the training data has changed .* 10000-.* 9000-"):
+        TrainingData(ImageSamples(numbered.take(9000), as_number), 16, record=record)
+    with pytest.raises(ValueError, match="^data_seed: the checkpoint was made with 0, this run has 1"):
+        TrainingData(ImageSamples(numbered, as_number, seed=1), 16, record=record)
+    with caplog.at_level(logging.WARNING, "a2mim"):
+        TrainingData(ImageSamples(numbered, as_number), 32, record=record)
+    assert "made with 16 images in a step, this run has 32" in caplog.text

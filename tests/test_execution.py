@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_a2mim import A2MIMForPreTraining
@@ -162,26 +164,34 @@ def half_a_batch(model, family, rank):
 def run_ddp(rank: int, folder: str):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    result = {}
+    result, sharded = {}, {}
     for family in FAMILIES:
         wrapped = DistributedDataParallel(make(family))
         half_a_batch(wrapped, family, rank)  # a parameter left out of one backward would stop the next forward
         wrapped.module.load_state_dict(make(family).state_dict())
         loss, gradients = half_a_batch(wrapped, family, rank)
         result[family] = loss, {name.removeprefix("module."): gradient for name, gradient in gradients.items()}
-    torch.save(result, f"{folder}/{rank}.pt")
+        model = make(family)
+        for part in model.a2mim.encoder.children():
+            for block in part.children() if isinstance(part, torch.nn.Sequential | torch.nn.ModuleList) else ():
+                fully_shard(block, mesh=init_device_mesh("cpu", (2,)))
+        loss, gradients = half_a_batch(fully_shard(model, mesh=init_device_mesh("cpu", (2,))), family, rank)
+        sharded[family] = loss, {name: gradient.full_tensor() for name, gradient in gradients.items()}
+    torch.save((result, sharded), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-def test_distributed_data_parallel(tmp_path):
-    """Two processes end up with the mean of the gradients of their halves."""
+def test_distributed_and_sharded_data_parallel(tmp_path):
+    """Two processes end up with the mean of the gradients of their halves, with DDP and with FSDP (of torch, as
+    accelerate has it for GPUs only)."""
     multiprocessing.spawn(run_ddp, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for family in FAMILIES:
         halves = [half_a_batch(make(family), family, rank) for rank in range(2)]
         gradients = {name: (x + halves[1][1][name]) / 2 for name, x in halves[0][1].items()}
-        for (loss, _), actual in zip(halves, results, strict=True):
-            assert_close(actual[family], (loss, gradients), 1e-5)
+        for (loss, _), both in zip(halves, results, strict=True):
+            for actual in both:
+                assert_close(actual[family], (loss, gradients), 1e-5)
 
 
 # Layouts and precisions

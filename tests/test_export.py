@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.data import FineTuneTransform
 from modeling_a2mim.export import export_model, load_encoder, load_into_encoder, load_pretraining_model
+from modeling_a2mim.transforms import FineTuneTransform
 
 from .families import FAMILIES, family_config
 

@@ -121,7 +121,9 @@ def test_output_folder_of_another_run(tmp_path, pretrained):
         (["--spatial_loss", "l2"], "^spatial_loss: must be one of l1, focal_l1"),
         (["--max_train_samples", "0"], "^max_train_samples: must be at least 1"),
         (["--dataset_name", "a", "--train_dir", "b"], "^dataset_name: give either"),
-        (["--streaming", "--max_steps", "-1"], "^max_steps: a stream has no known length"),
+        (["--max_skipped_ratio", "1.5"], r"^max_skipped_ratio: must be in \[0, 1\], got 1.5"),
+        (["--read_retries", "-1"], "^read_retries: must be at least 0"),
+        (["--dataset_weights", "1", "2"], "^dataset_weights: there are 1 sources, but 2 weights"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
     ],
 )

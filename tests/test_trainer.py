@@ -1,11 +1,6 @@
 """Training: logs, parameter groups, pictures, checkpoints, and runs that are killed and go on."""
 
 import functools
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -16,9 +11,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.data import ImageSamples, PreTrainTransform, StreamedSamples, load_images
+from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.loading import load_images
 from modeling_a2mim.optimization import parameter_groups
-from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments, check_output_dir, find_checkpoint
+from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
+from modeling_a2mim.transforms import PreTrainTransform
 
 from .families import FAMILIES, family_config
 
@@ -107,47 +104,6 @@ def test_gradient_accumulation_resumes(tmp_path):
     resumed.train(resume_from_checkpoint=True)
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
-
-
-def test_a_killed_process_goes_on(tmp_path):
-    """The script itself, killed with SIGKILL after some checkpoint, and started again with the same command."""
-    command = [
-        sys.executable,
-        str(ROOT / "run_pretraining.py"),
-        "--architecture",
-        "test_convnext",
-        "--image_size",
-        "32",
-    ]
-    command += ["--model_args", '{"drop_path_rate": 0.2}', "--num_channels", "1", "--mask_patch_size", "8"]
-    command += ["--mask_site", "-3", "--max_train_samples", "200", "--per_device_train_batch_size", "16", "--use_cpu"]
-    command += ["--max_steps", "40", "--save_steps", "5", "--learning_rate", "1e-3", "--disable_tqdm", "True"]
-
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # two processes with two threads each would wait for each other
-
-    def run(name, *more):
-        return [*command, "--output_dir", str(tmp_path / name), *more]
-
-    whole = subprocess.Popen(run("whole"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=tmp_path, env=env)
-    cut = subprocess.Popen(run("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=env)
-    state = tmp_path / "cut" / "checkpoint-15" / "trainer_state.json"
-    deadline = time.monotonic() + 120
-    while not state.exists():
-        assert cut.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    cut.send_signal(signal.SIGKILL)
-    assert cut.wait() == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "model.safetensors").exists()
-    again = run("cut", "--resume_from_checkpoint", str(tmp_path / "cut" / "checkpoint-15"))
-    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    _, errors = whole.communicate()
-    assert whole.returncode == 0, errors[-2000:]
-    for file in ("model.safetensors", "pretraining/model.safetensors"):
-        expected, found = load_file(tmp_path / "whole" / file), load_file(tmp_path / "cut" / file)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[name], found[name]) for name in expected), file
 
 
 def test_logs_hold_both_terms(uninterrupted):
@@ -251,16 +207,6 @@ def test_precision_and_compilation(tmp_path, options):
     assert not any("_orig_mod" in name for name in load_file(tmp_path / "model.safetensors"))
 
 
-def test_streaming(tmp_path):
-    config = A2MIMConfig(**CONFIG)
-    rows = load_images(streaming=True).take(20)
-    dataset = StreamedSamples(rows, PreTrainTransform(config), "image", seed=0, buffer_size=8)
-    trainer = make_trainer(tmp_path, dataset=dataset, max_steps=6)
-    trainer.train()
-    assert trainer.state.global_step == 6
-    assert len(losses(trainer)) == 6
-
-
 def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
     config = A2MIMConfig(**CONFIG)
     trainer = make_trainer(tmp_path)
@@ -291,24 +237,3 @@ def test_steps_decode_only_what_the_losses_need(tmp_path, monkeypatch):
     given = [trainer.train_dataset[i] for i in range(8)]
     make_trainer(tmp_path / "given", max_steps=1, dataset=given).train()
     assert set(calls) == {(True, None), (False, None)}
-
-
-def test_checkpoints_to_resume_from(tmp_path):
-    assert find_checkpoint(None, str(tmp_path)) is None
-    assert find_checkpoint("False", str(tmp_path)) is None
-    with pytest.raises(ValueError, match="^resume_from_checkpoint: there is no folder .*nothing"):
-        find_checkpoint(str(tmp_path / "nothing"), "")
-    with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
-        find_checkpoint("last", str(tmp_path))
-    trainer = make_trainer(tmp_path, max_steps=2)
-    trainer.train()
-    newest = str(tmp_path / "checkpoint-2")
-    for value, folder in [(True, tmp_path), ("true", tmp_path), (str(tmp_path), ""), (newest, "")]:
-        assert find_checkpoint(value, str(folder)) == newest
-    check_output_dir(str(tmp_path / "new"), None)
-    check_output_dir(str(tmp_path), "last")
-    with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run"):
-        check_output_dir(str(tmp_path), None)
-    (Path(newest) / "optimizer.pt").unlink()
-    with pytest.raises(ValueError, match=r"checkpoint-2 is incomplete, it lacks optimizer\.pt"):
-        trainer.train(resume_from_checkpoint=newest)

@@ -1,0 +1,231 @@
+"""Kill pre-training with SIGKILL again and again, go on from the last checkpoint each time as a script that restarts
+it would, and compare what comes out with a run that nothing disturbed: the weights byte for byte, and every number
+logged.
+
+Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, and while saving,
+which is seen by the folder aside that checkpoints are written to. A kill counts as one while saving only if that
+folder is found after it.
+
+    python benchmarks/torture.py [--kills 20] [--workers 0 2] [--no-streaming]
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from modeling_a2mim.checkpoints import ASIDE, PACKAGES, verify  # noqa: E402
+from modeling_a2mim.loading import load_images  # noqa: E402
+
+
+STARTING, TRAINING, SAVING = "starting", "training", "saving"
+WEIGHTS = ("model.safetensors", "pretraining/model.safetensors")
+COUNT, BATCH = 120, 8
+# Stochastic depth, so that the same weights need the right random state.
+ENCODER = ["--architecture", "test_convnext", "--model_args", '{"drop_path_rate": 0.2}', "--image_size", "32"]
+ENCODER += ["--num_channels", "1", "--mask_patch_size", "8", "--mask_site", "-3", "--learning_rate", "1e-3"]
+PATIENCE = 300.0  # seconds without a new step
+
+
+class Run:
+    """One process of `run_pretraining.py`, in a process group of its own with its workers."""
+
+    def __init__(self, command: list[str], output_dir: Path, log: Path):
+        self.output_dir, self.log, self.started = output_dir, log, time.monotonic()
+        # What a restart script does: go on if there is anything to go on from.
+        self.resumes = any(output_dir.glob("checkpoint-*"))
+        command = [*command, "--output_dir", str(output_dir), *(["--resume_from_checkpoint", "last"] * self.resumes)]
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
+
+    @property
+    def steps(self) -> int:
+        """How many steps this process has logged."""
+        return self.log.read_bytes().count(b"'loss'")
+
+    def wait_for(self, happened, patience: float = PATIENCE) -> bool:
+        """Until `happened()` is true, or the process has ended, which gives `False`."""
+        deadline = time.monotonic() + patience
+        while not happened():
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                self.kill()
+                raise SystemExit(f"nothing happened for {patience:.0f} s:\n{self.tail()}")
+            time.sleep(0.001)
+        return True
+
+    def saves(self) -> list[Path]:
+        """The folder of a checkpoint that this process is writing."""
+        if not self.steps:  # what an earlier one left is still there
+            return []
+        return [path for path in (self.output_dir / ASIDE).glob("checkpoint-*") if path.suffix != ".old"]
+
+    def kill(self) -> bool:
+        """Whether there was a process left to kill."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait() == -signal.SIGKILL
+
+    def finish(self):
+        if self.process.wait() != 0:
+            raise SystemExit(f"a run ended with {self.process.returncode}:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+
+def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: random.Random) -> float | None:
+    """Until shortly before the moment to kill: how many seconds are left then; `None` if the run ended before."""
+    if kind == STARTING:
+        return draw.uniform(0, startup)
+    if kind == TRAINING:
+        steps, delay = draw.randint(1, 2 * save_steps), draw.uniform(0, 0.1)
+        return delay if run.wait_for(lambda: run.steps >= steps) else None
+    # One save is timed, the next one killed.
+    share = draw.uniform(0, 1)
+    if not (run.wait_for(lambda: run.steps > 0) and run.wait_for(run.saves)):
+        return None
+    start = time.monotonic()
+    if not run.wait_for(lambda: not run.saves()):
+        return None
+    duration = time.monotonic() - start
+    return share * duration if run.wait_for(run.saves) else None
+
+
+def killed_run(
+    command: list[str], folder: Path, kinds: list[str], least_saving: int, save_steps: int, draw: random.Random
+) -> dict:
+    """A run that is killed at moments of these kinds, and then left to finish."""
+    output_dir, kinds, kills, starts, startup = folder / "killed", [*kinds], [], 0, 10.0
+    while True:
+        if not kinds and sum(kill["while_saving"] for kill in kills) < least_saving:
+            kinds.append(SAVING)  # one was too late
+        run = Run(command, output_dir, folder / "killed.log")
+        starts += 1
+        delay = wait_for_moment(run, kinds[0], save_steps, startup, draw) if kinds else None
+        if delay is not None:
+            time.sleep(delay)
+        if delay is None or not run.kill():
+            run.finish()
+            return {"starts": starts, "kills": kills}
+        kind = kinds.pop(0)
+        if kind == TRAINING:
+            startup = 0.9 * (time.monotonic() - run.started)
+        checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        kill = {
+            "moment": kind,
+            "while_saving": bool(run.saves()),
+            "files_aside": sorted(path.name for folder in run.saves() for path in folder.iterdir()),
+            "steps_of_this_process": run.steps,
+            "last_checkpoint": checkpoints[-1].name if checkpoints else None,
+            "broken_checkpoints": [path.name for path in checkpoints if verify(path)],
+        }
+        kills.append(kill)
+        print(f"  {kill}", flush=True)
+
+
+def logged(output_dir: Path) -> list[dict]:
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) -> dict:
+    steps = args.steps or 3 * args.save_steps * (args.kills + args.saving)
+    command = [sys.executable, str(ROOT / "run_pretraining.py"), *ENCODER, "--train_dir", str(images), "--use_cpu"]
+    command += ["--per_device_train_batch_size", str(BATCH), "--max_steps", str(steps), "--logging_steps", "1"]
+    command += ["--save_steps", str(args.save_steps), "--save_total_limit", "3", "--disable_tqdm", "True"]
+    command += ["--reconstruction_steps", "0", "--dataloader_num_workers", str(workers)]
+    command += ["--streaming", "--shuffle_buffer_size", "50"] if args.streaming else []
+    draw = random.Random(f"{args.seed} {workers}")
+    starting = args.kills // 7
+    kinds = [SAVING] * args.saving + [STARTING] * starting + [TRAINING] * (args.kills - args.saving - starting)
+    draw.shuffle(kinds)
+    folder.mkdir()
+    undisturbed = Run(command, folder / "whole", folder / "whole.log")
+    try:
+        result = killed_run(command, folder, kinds, args.saving, args.save_steps, draw)
+        undisturbed.finish()
+    finally:
+        if undisturbed.process.poll() is None:
+            undisturbed.kill()
+    whole, killed = folder / "whole", folder / "killed"
+    different = [name for name in WEIGHTS if (whole / name).read_bytes() != (killed / name).read_bytes()]
+    curves = logged(whole), logged(killed)
+    first = next((a["step"] for a, b in zip(*curves, strict=False) if a != b), None)
+    kills = result["kills"]
+    return {
+        "steps": steps,
+        "killed": len(kills),
+        "killed_while_saving": sum(kill["while_saving"] for kill in kills),
+        "broken_checkpoints": sum(len(kill["broken_checkpoints"]) for kill in kills),
+        "same_weights": not different,
+        "same_curve": curves[0] == curves[1] and len(curves[0]) == steps,
+        "logged_steps": [len(curve) for curve in curves],
+        "first_different_step": first,
+        **result,
+    }
+
+
+def passed(args: argparse.Namespace, result: dict) -> bool:
+    enough = result["killed"] >= args.kills and result["killed_while_saving"] >= args.saving
+    return enough and result["same_weights"] and result["same_curve"] and not result["broken_checkpoints"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="how often, for each number of workers")
+    parser.add_argument("--saving", type=int, help="how many of them at least while saving (default: a quarter)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of data loader workers")
+    parser.add_argument("--streaming", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--save_steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of the run (default: as many as the kills may need)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
+    args = parser.parse_args(argv)
+    args.saving = -(-args.kills // 4) if args.saving is None else args.saving
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "images"
+        images.mkdir()
+        for shard in range(3):
+            rows = load_images().shard(3, shard).take(COUNT // 3)
+            rows.to_parquet(images / f"train-{shard}.parquet", batch_size=8)  # row groups
+        for workers in args.workers:
+            print(f"{workers} workers", flush=True)
+            results[workers] = torture(args, workers, Path(folder) / f"workers-{workers}", images)
+    print("| workers | steps | kills | while saving | starts | broken checkpoints | weights | logged numbers |")
+    print("|---|---|---|---|---|---|---|---|")
+    for workers, result in results.items():
+        same = ["same" if result[name] else "DIFFERENT" for name in ("same_weights", "same_curve")]
+        counts = [result[n] for n in ("steps", "killed", "killed_while_saving", "starts", "broken_checkpoints")]
+        print("|", " | ".join(map(str, [workers, *counts, *same])), "|")
+    if args.output:
+        shown = re.sub(r"--output\s+\S+\s*", "", " ".join(sys.argv[1:] if argv is None else argv))
+        record = {
+            "command": f"python benchmarks/torture.py {shown}".strip(),
+            "machine": f"cpu, {os.cpu_count()} cores, {platform.system()}",
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "streaming": args.streaming,
+            "workers": results,
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if all(passed(args, result) for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+"""Checkpoints that are either complete or not used.
+
+Trainer writes a checkpoint into a folder aside, `.incomplete/checkpoint-N`. When all processes are done, a record of
+every file (`checkpoint.json`: size, CRC-32) is added, everything is brought to disk, and the folder is renamed to
+`checkpoint-N`. A kill at any moment leaves the last complete checkpoint as it was, and what is not as the record says
+(truncated, missing, changed) is found when training resumes.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .configuration_a2mim import A2MIMConfig
+
+
+RECORD = "checkpoint.json"
+ASIDE = ".incomplete"  # the name of no checkpoint, for Trainer as for us
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
+
+logger = logging.getLogger("a2mim")
+
+
+# Writing
+
+
+def prepare_aside(run_dir: str | os.PathLike) -> Path:
+    """An empty place for the next checkpoint of `run_dir`; what a killed process left there is removed."""
+    aside = Path(run_dir) / ASIDE
+    if aside.exists():
+        shutil.rmtree(aside)
+    return aside
+
+
+def complete(folder: Path, target: Path, model: PreTrainedModel, data: dict | None, save_only_model: bool = False):
+    """Record all files of `folder`, bring them to disk, and make the folder `target`, in place of what is there.
+
+    Args:
+        folder: `ASIDE/checkpoint-N`, where all processes have written what is theirs.
+        target: `checkpoint-N`.
+        model: whose settings are recorded, for `check_settings`.
+        data: where the data is, kept in the record as it is; must be JSON.
+        save_only_model: whether what training needs to go on was left out.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "crc32": _crc32(path)}
+        sync(path)
+    record = {
+        "format": FORMAT,
+        "saved": time.time(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "save_only_model": save_only_model,
+        "settings": settings(model),
+        "data": data,
+        "files": files,
+    }
+    record = json.loads(json.dumps(record))  # as it will be read
+    record["crc32"] = _crc32_of(record)
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    sync(folder / RECORD)
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync(path)
+    _put_in_place(folder, target)
+
+
+def _put_in_place(folder: Path, target: Path):
+    """Rename `ASIDE/checkpoint-N`; killed between the two renames, `find_checkpoint` does the second."""
+    if target.exists():
+        os.rename(target, folder.with_name(f"{folder.name}.old"))
+    os.rename(folder, target)
+    sync(target.parent)
+    remove_leftovers(target.parent)
+
+
+def remove_leftovers(run_dir: str | os.PathLike):
+    """Delete what is not or no longer a checkpoint of `run_dir`."""
+    aside = Path(run_dir) / ASIDE
+    if aside.exists():
+        _delete(aside)
+
+
+def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.PathLike]):
+    """Delete checkpoints until `limit` are left: first those that are broken, then the oldest; never those in `keep`.
+
+    Unlike Trainer's, a checkpoint loses its name before its files, and whatever deletes files in it (which makes its
+    folder the last modified) does not make it the newest.
+    """
+    if limit is None or limit <= 0:
+        return
+    kept = {Path(folder).resolve() for folder in keep}
+    folders = sorted(_checkpoints(run_dir), key=_age)
+    free = [folder for folder in folders if folder.resolve() not in kept]
+    for folder in free[: max(0, len(folders) - max(limit, len(kept)))]:
+        gone = Path(run_dir) / ASIDE / f"{folder.name}.old"
+        gone.parent.mkdir(exist_ok=True)
+        os.rename(folder, gone)
+        _delete(gone)
+    remove_leftovers(run_dir)
+
+
+def _age(folder: Path) -> tuple:
+    broken = bool(verify(folder, checksums=False))
+    return not broken, 0.0 if broken else read_record(folder)["saved"], _number(folder)
+
+
+# Reading
+
+
+def read_record(folder: str | os.PathLike) -> dict:
+    """What `complete` wrote about a checkpoint.
+
+    Raises:
+        ValueError: if there is no record, or if it is damaged or of another format.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        intact = record.pop("crc32") == _crc32_of(record)
+    except FileNotFoundError:
+        raise ValueError(
+            f"has no {RECORD}: it was not completed, or another program wrote it (transformers' own Trainer, say)"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{RECORD} is damaged: {error}") from error
+    if not intact:
+        raise ValueError(f"{RECORD} is damaged: it does not have its own checksum")
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{RECORD} has format {record.get('format')}, this version of the package reads {FORMAT}")
+    return record
+
+
+def verify(folder: str | os.PathLike, checksums: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, each time naming the file; nothing if it is complete.
+
+    Args:
+        checksums: read every file; else only their sizes are compared.
+    """
+    folder = Path(folder)
+    try:
+        record = read_record(folder)
+    except ValueError as error:
+        return [str(error)]
+    problems = []
+    for name, expected in record["files"].items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size < expected["size"]:
+                problems.append(f"{name} is truncated: {size} of {expected['size']} bytes")
+            elif size > expected["size"]:
+                problems.append(f"{name} has {size} bytes instead of {expected['size']}")
+            elif checksums and _crc32(path) != expected["crc32"]:
+                problems.append(f"{name} does not have the recorded checksum")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:  # a failing disk, say
+            problems.append(f"{name} cannot be read: {error}")
+    return problems
+
+
+def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = False) -> str | None:
+    """The checkpoint to resume from: `value` itself, or the newest complete one in it; with `True` or `"last"` the
+    newest complete one in `output_dir`. `None` if `value` says not to resume.
+
+    Args:
+        thorough: compare checksums, warn of newer checkpoints that are broken, and put the last one in place if its
+            process was killed while doing so. Without: sizes alone, a quick look that changes nothing.
+
+    Raises:
+        ValueError: if there is none; what is wrong with each that is not complete, or cannot be resumed from.
+    """
+    if value is None or value is False or str(value).lower() == "false":
+        return None
+    latest = value is True or str(value).lower() in ("true", "last")
+    folder = Path(output_dir if latest else value)
+    if not folder.is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no folder {folder}")
+    if not latest and _is_checkpoint(folder):
+        if problems := _resume_problems(folder, thorough):
+            others = (other for other in _newest_first(folder.parent) if other.resolve() != folder.resolve())
+            other = next((other for other in others if not _resume_problems(other, thorough)), None)
+            hint = f"; the last complete one beside it is {other}" if other else ""
+            raise ValueError(f"resume_from_checkpoint: {folder} cannot be used: {_listed(problems)}{hint}")
+        return str(folder)
+    if thorough:
+        _finish_renaming(folder)
+    broken = []
+    for checkpoint in _newest_first(folder) if thorough else _newest_first(folder, folder / ASIDE):
+        problems = _resume_problems(checkpoint, thorough)
+        if not problems:
+            if thorough and broken:
+                logger.warning("%s; going on from %s", "; ".join(broken), checkpoint.name)
+            return str(checkpoint)
+        if checkpoint.parent == folder:
+            broken.append(f"{checkpoint.name} cannot be used: {_listed(problems)}")
+    if broken:
+        raise ValueError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; {'; '.join(broken)}")
+    raise ValueError(f"resume_from_checkpoint: {folder} holds no {PREFIX_CHECKPOINT_DIR}-N")
+
+
+def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None):
+    """Refuse to start a new run over the checkpoints of another.
+
+    Raises:
+        ValueError: if `output_dir` holds checkpoints and the run does not resume.
+    """
+    folder = Path(output_dir)
+    if folder.is_file():
+        raise ValueError(f"output_dir: {folder} is a file")
+    if not resume_from_checkpoint and _checkpoints(folder):
+        raise ValueError(
+            f"output_dir: {folder} holds checkpoints of another run; continue it with --resume_from_checkpoint last, "
+            "or name another folder"
+        )
+
+
+def settings(model: PreTrainedModel) -> dict:
+    """What makes a model the one that a checkpoint can go on with: its class, and the fields of its configuration."""
+    config = model.config.to_dict()
+    names = [name for name in (*A2MIMConfig.__annotations__, "id2label") if name in config]
+    return {"model": type(model).__name__, **{name: config[name] for name in names}}
+
+
+def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
+    """Refuse to go on with a model that is not the checkpoint's; its weights might fit all the same.
+
+    Raises:
+        ValueError: naming what is different, and both values.
+    """
+    theirs = read_record(checkpoint)["settings"]
+    ours = json.loads(json.dumps(settings(model)))  # as JSON gives them back
+    names = [name for name in theirs if theirs[name] != ours.get(name)]
+    if names:
+        made = " and ".join(f"{name} {_short(theirs[name])}" for name in names)
+        has = " and ".join(_short(ours.get(name)) for name in names)
+        raise ValueError(
+            f"resume_from_checkpoint: {Path(checkpoint).name} was made with {made}, this run has {has}; go on with "
+            "the same settings, or start another run in another output_dir"
+        )
+
+
+def _finish_renaming(run_dir: Path):
+    """Do what `_put_in_place` was killed in."""
+    for folder in _checkpoints(run_dir / ASIDE):
+        target = run_dir / folder.name
+        if verify(target) and not verify(folder):
+            _put_in_place(folder, target)
+            return  # there is never more than one
+
+
+def _resume_problems(folder: Path, checksums: bool) -> list[str]:
+    problems = verify(folder, checksums)
+    if not problems and read_record(folder)["save_only_model"]:
+        return ["it holds the model alone (--save_only_model), with which a new run can start (--model_name_or_path)"]
+    return problems
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is, or was meant to be, a checkpoint itself."""
+    named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.resolve().name)
+    marked = any((folder / name).exists() for name in (RECORD, "trainer_state.json"))
+    return bool(named) or (marked and not _checkpoints(folder))
+
+
+def _checkpoints(folder: str | os.PathLike) -> list[Path]:
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+    paths = Path(folder).iterdir() if Path(folder).is_dir() else []
+    return [path for path in paths if pattern.fullmatch(path.name) and path.is_dir()]
+
+
+def _newest_first(*folders: Path) -> list[Path]:
+    return sorted((path for folder in folders for path in _checkpoints(folder)), key=_number, reverse=True)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _listed(problems: list[str], most: int = 8) -> str:
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return ", ".join([*problems[:most], *more])
+
+
+def _short(value, most: int = 80) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _crc32(path: Path) -> str:
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
+
+
+def _crc32_of(record: dict) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def sync(path: Path):
+    """Bring a file, or the names in a folder, to disk."""
+    if path.is_dir() and os.name == "nt":  # has no such thing for folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete(folder: Path):
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:  # what it holds is of no use, and no reason to end a run
+        logger.warning("%s could not be deleted: %s", folder, error)

@@ -1,0 +1,484 @@
+"""Random access to the encoded images of a source: prepared datasets, parquet shards, WebDataset tars, and mixes.
+
+`datasets` gives files, features and prepared rows; what it lacks is reading a streamed row by its number, without
+which there is no order that can be computed. Remote files are read through fsspec.
+"""
+
+import collections
+import copy
+import logging
+import os
+import tarfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Features, Image, Value
+from tqdm.auto import tqdm
+
+from .decoding import BrokenImage
+
+
+logger = logging.getLogger("a2mim")
+
+IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
+LISTED = "files-"  # how the fingerprint of a list of image files begins
+TAR_RUN = (64, 2**24)  # samples, and bytes, of a tar that are read at once
+FIRST_WAIT = 1.0  # seconds before the first retry; each further wait is twice as long
+# A file system that answers so will not change its mind, and one file is not worth a run.
+DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class ReadError(OSError):
+    """Data that could not be read, however often it was tried."""
+
+
+def with_retries(action: Callable, what: str, retries: int, final: tuple = ()):
+    """The result of `action()`, which is tried again after 1, 2, 4, ... seconds: whatever goes wrong with a remote
+    file, and what the operating system reports of a local one. Errors of the classes `final` are raised at once.
+
+    Raises:
+        ReadError: naming `what`, when `retries` further attempts failed as well.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return action()
+        except final:
+            raise
+        # File systems have error classes of their own (aiohttp's, httpx's, botocore's); the last is raised.
+        except Exception as error:
+            if attempt == retries or not (is_remote(what) or isinstance(error, OSError)):
+                raise ReadError(f"{what}: cannot be read (attempt {attempt + 1}): {describe(error)}") from error
+            logger.warning("%s: %s; trying again (%d of %d)", what, describe(error), attempt + 1, retries)
+            time.sleep(FIRST_WAIT * 2**attempt)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with its class where its message alone does not say much."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path or "::" in path
+
+
+def open_file(path: str, storage_options: dict):
+    """A binary file, local or remote. Opened by each process for itself: remote file systems do not survive a fork."""
+    if not is_remote(path):
+        return open(path, "rb")
+    filesystem, inside = fsspec.core.url_to_fs(path, **storage_options)
+    return filesystem.open(inside, "rb")
+
+
+class RowSource:
+    """Rows with an encoded image each, any of which can be read by its number.
+
+    Attributes:
+        name: what the user called it.
+        features: columns and their types.
+        units: (number of units,) rows of each run of rows that is read together.
+        row_bytes: mean size of a row while its unit is open; 0 if units need not be held.
+        units_open: how many units are kept in memory.
+        retries: further attempts to read what could not be read.
+        storage_options: of fsspec, for remote files.
+    """
+
+    row_bytes = 0.0
+
+    def __init__(
+        self,
+        name: str,
+        features: Features,
+        units: Sequence[int],
+        storage_options: dict | None = None,
+        retries: int = 5,
+    ):
+        self.name, self.features, self.retries = name, features, retries
+        self.storage_options = storage_options or {}
+        self.units = np.asarray(units, dtype=np.int64)
+        self.units_open = 1
+        self.columns: tuple[str, str | None] | None = None
+
+    def __len__(self) -> int:
+        return int(self.units.sum())
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    def select(self, image_column: str, label_column: str | None = None) -> "RowSource":
+        """The same rows, of which `read` gives these columns."""
+        source = copy.copy(self)
+        source.columns = (image_column, label_column)
+        return source
+
+    def take(self, count: int) -> "RowSource":
+        """The first rows."""
+        source = copy.copy(self)
+        ends = np.minimum(np.cumsum(self.units), count)
+        units = np.diff(ends, prepend=0)
+        source.units = units[units > 0]
+        return source
+
+    def read(self, rows: Sequence[int]) -> list[tuple]:
+        """(image, label) of rows: the image as stored, encoded where it was encoded, or the BrokenImage that says why
+        it cannot be had; the label is None without a label column.
+
+        Raises:
+            ReadError: if they cannot be read.
+        """
+        raise NotImplementedError
+
+    def describe(self, row: int) -> str:
+        """What to call a row in a message."""
+        return f"row {row} of {self.name}"
+
+    def source_of(self, row: int) -> str:
+        """The name of the source of a row."""
+        return self.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data does, as far as can be seen without reading it."""
+        return f"{len(self)}"
+
+    def _image(self, value):
+        """A stored image with its bytes, which may lie in a file of their own."""
+        if isinstance(value, (bytes, bytearray)):
+            return {"bytes": value, "path": None}
+        if isinstance(value, str):
+            value = {"bytes": None, "path": value}
+        if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+            path = value["path"]
+            try:
+                data = with_retries(lambda: self._read_file(path), path, self.retries, final=DEFINITE)
+            except DEFINITE as error:
+                return BrokenImage(describe(error))
+            return {"bytes": data, "path": path}
+        return value
+
+    def _read_file(self, path: str) -> bytes:
+        with open_file(path, self.storage_options) as file:
+            return file.read()
+
+
+class DatasetSource(RowSource):
+    """A prepared `datasets.Dataset`, or one whose images are files: one unit, as any row costs the same."""
+
+    def __init__(self, dataset: datasets.Dataset, name: str = "the dataset", *args, **kwargs):
+        super().__init__(name, dataset.features, [len(dataset)], *args, **kwargs)
+        self.dataset = dataset
+
+    @property
+    def fingerprint(self):
+        listed = self.dataset._fingerprint.startswith(LISTED)
+        return f"{len(self)}-{self.dataset._fingerprint}" if listed else f"{len(self)}"
+
+    def select(self, image_column, label_column=None):
+        source = super().select(image_column, label_column)
+        source._rows = self.dataset.select_columns([c for c in source.columns if c])
+        if isinstance(self.features.get(image_column), Image):
+            source._rows = source._rows.cast_column(image_column, Image(decode=False))
+        return source
+
+    def take(self, count):
+        taken = DatasetSource(
+            self.dataset.take(min(count, len(self))), self.name, self.storage_options, retries=self.retries
+        )
+        return taken.select(*self.columns) if self.columns else taken
+
+    def read(self, rows):
+        found = self._rows[[int(row) for row in rows]]
+        image, label = self.columns
+        labels = found[label] if label else [None] * len(rows)
+        return list(zip(map(self._image, found[image]), labels, strict=True))
+
+    def describe(self, row):
+        value = self._rows[int(row)][self.columns[0]]
+        path = value.get("path") if isinstance(value, dict) else None
+        return f"row {row} of {self.name}" + (f", {path}" if path else "")
+
+
+class ShardedSource(RowSource):
+    """Rows in shards that are read a unit at a time; the units read last are kept."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._units: collections.OrderedDict = collections.OrderedDict()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_units": collections.OrderedDict()}
+
+    def select(self, image_column, label_column=None):
+        source = super().select(image_column, label_column)
+        source._units = collections.OrderedDict()
+        return source
+
+    def read(self, rows):
+        ends = np.cumsum(self.units)
+        found = []
+        for row, unit in zip(rows, np.searchsorted(ends, rows, side="right").tolist(), strict=True):
+            place = int(row - (ends[unit] - self.units[unit]))
+            found.append(self._row(self._unit(unit), place))
+        return found
+
+    @property
+    def fingerprint(self):
+        names = "\n".join(os.path.basename(file) for file in self.files)
+        return f"{len(self)}-{zlib.crc32(names.encode(), zlib.crc32(self.units.tobytes())):08x}"
+
+    def _unit(self, unit: int):
+        if unit in self._units:
+            self._units.move_to_end(unit)
+            return self._units[unit]
+        while len(self._units) >= self.units_open:
+            self._units.popitem(last=False)
+        self._units[unit] = with_retries(lambda: self._read_unit(unit), self._describe_unit(unit), self.retries)
+        return self._units[unit]
+
+    def _read_unit(self, unit: int):
+        raise NotImplementedError
+
+    def _row(self, opened, place: int) -> tuple:
+        raise NotImplementedError
+
+    def _describe_unit(self, unit: int) -> str:
+        raise NotImplementedError
+
+
+class ParquetSource(ShardedSource):
+    """Parquet shards; a unit is a row group, of which only the columns asked for are read.
+
+    Args:
+        files: paths or URLs.
+        features: columns and their types; found in the first file if not given.
+
+    Raises:
+        ReadError: naming a shard whose footer cannot be read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[str],
+        features: Features | None = None,
+        storage_options: dict | None = None,
+        retries: int = 5,
+    ):
+        self.files, self.storage_options = list(files), storage_options or {}
+        self.footers = footers = map_shards(self._read_footer, self.files, retries)
+        features = features or Features.from_arrow_schema(footers[0].schema.to_arrow_schema())
+        groups = [
+            (f, g, footer.row_group(g)) for f, footer in enumerate(footers) for g in range(footer.num_row_groups)
+        ]
+        groups = [group for group in groups if group[2].num_rows]
+        super().__init__(name, features, [g.num_rows for _, _, g in groups], self.storage_options, retries)
+        self.groups = [(file, group) for file, group, _ in groups]
+        self.row_bytes = sum(g.total_byte_size for _, _, g in groups) / max(1, len(self))
+
+    def _read_footer(self, path: str) -> pq.FileMetaData:
+        with open_file(path, self.storage_options) as file:
+            return pq.read_metadata(file)
+
+    def _read_unit(self, unit):
+        index, group = self.groups[unit]
+        with open_file(self.files[index], self.storage_options) as file:
+            shard = pq.ParquetFile(file, metadata=self.footers[index], pre_buffer=True)
+            return shard.read_row_group(group, columns=[c for c in self.columns if c], use_threads=False)
+
+    def _row(self, opened, place):
+        image, label = self.columns
+        return self._image(opened[image][place].as_py()), opened[label][place].as_py() if label else None
+
+    def _describe_unit(self, unit):
+        file, group = self.groups[unit]
+        return f"{self.files[file]}, row group {group}"
+
+    def describe(self, row):
+        unit = int(np.searchsorted(np.cumsum(self.units), row, side="right"))
+        return f"row {row - int(self.units[:unit].sum())} of {self._describe_unit(unit)}"
+
+
+class TarSource(ShardedSource):
+    """WebDataset tars: the files whose names are equal up to the first dot of the last part make up a sample. The tars
+    are listed once, which for local ones reads only headers. A unit is a run of consecutive samples.
+
+    Args:
+        files: paths or URLs of uncompressed tars.
+
+    Raises:
+        ReadError: naming a shard that cannot be listed.
+        ValueError: if there is no image in any of them.
+    """
+
+    def __init__(self, name: str, files: Sequence[str], storage_options: dict | None = None, retries: int = 5):
+        self.files, self.storage_options = list(files), storage_options or {}
+        listings = map_shards(self._list, self.files, retries)
+        columns = list(dict.fromkeys(column for members in listings for column in members))
+        image = next(filter(is_image, columns), None)
+        if image is None:
+            raise ValueError(f"{name}: no images in its {len(files)} tar files")
+        others = {c: Value("int64" if c == "cls" else "binary") for c in columns if not is_image(c)}
+        self.shards = [self._with_image(*listing, image, others) for listing in zip(self.files, listings, strict=True)]
+        self.runs = [(i, *run) for i, shard in enumerate(self.shards) for run in runs(shard[image])]
+        sizes = [last - first for _, first, last in self.runs]
+        super().__init__(name, Features({image: Image(), **others}), sizes, self.storage_options, retries)
+        self.row_bytes = sum(int(shard[image][:, 1].sum()) for shard in self.shards) / max(1, len(self))
+
+    def _with_image(self, path: str, members: dict, image: str, others: dict) -> dict[str, np.ndarray]:
+        """The samples that have an image, which has one column whatever its file ends in."""
+        empty = np.full((len(next(iter(members.values()), ())), 2), (-1, 0), dtype=np.int64)
+        pictures = empty
+        for column in filter(is_image, members):
+            pictures = np.where(pictures[:, :1] < 0, members[column], pictures)
+        good = pictures[:, 0] >= 0
+        if not good.all():
+            logger.warning("%s: %d of its samples hold no image", path, int((~good).sum()))
+        return {image: pictures[good], **{c: members.get(c, empty)[good] for c in others}}
+
+    def _list(self, path: str) -> dict[str, np.ndarray]:
+        """(samples, 2): offset and size of the files of each column, offset -1 where a sample has none."""
+        found: dict[str, list] = {}
+        count, current = 0, None
+        with open_file(path, self.storage_options) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # which would hold the whole listing
+                folder, _, base = member.name.rpartition("/")
+                stem, dot, column = base.partition(".")
+                if not member.isreg() or member.issparse() or not dot or not stem:
+                    continue
+                if current != (folder, stem):
+                    current, count = (folder, stem), count + 1
+                entries = found.setdefault(column.lower(), [])
+                entries.extend([(-1, 0)] * (count - 1 - len(entries)))
+                if len(entries) == count:
+                    raise ValueError(f"two files of one sample are called {member.name}")
+                entries.append((member.offset_data, member.size))
+            # tarfile takes a damaged header, or none, for the end; the true one is a block of zeros.
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"truncated or damaged at byte {archive.offset}")
+        for entries in found.values():
+            entries.extend([(-1, 0)] * (count - len(entries)))
+        return {column: np.asarray(entries, dtype=np.int64) for column, entries in found.items()}
+
+    def _read_unit(self, unit):
+        index, first, last = self.runs[unit]
+        wanted = [self.shards[index][c][first:last] for c in self.columns if c]
+        start = min(int(places[places[:, 0] >= 0, 0].min(initial=2**62)) for places in wanted)
+        stop = max(int(places.sum(1).max(initial=0)) for places in wanted)
+        with open_file(self.files[index], self.storage_options) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise EOFError(f"{len(data)} bytes instead of {stop - start}")
+        return start, data, wanted
+
+    def _row(self, opened, place):
+        start, data, wanted = opened
+        cells = []
+        for places in wanted:
+            offset, size = places[place].tolist()
+            cells.append(data[offset - start : offset - start + size] if offset >= 0 else None)
+        label = None
+        if len(cells) == 2 and cells[1] is not None:
+            label = int(cells[1]) if self.columns[1] == "cls" else cells[1].decode()
+        return self._image(cells[0]), label
+
+    def _describe_unit(self, unit):
+        index, first, last = self.runs[unit]
+        return f"{self.files[index]}, samples {first} to {last - 1}"
+
+    def describe(self, row):
+        unit = int(np.searchsorted(np.cumsum(self.units), row, side="right"))
+        index, first, _ = self.runs[unit]
+        return f"sample {first + row - int(self.units[:unit].sum())} of {self.files[index]}"
+
+
+class MixedSource(RowSource):
+    """The rows of several sources, one after the other.
+
+    Args:
+        sources: whose columns are selected.
+        weights: how much of a batch each gives (see `order.MixedOrder`); None for every row once a pass.
+    """
+
+    def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] | None = None):
+        self.sources, self.weights = list(sources), weights
+        super().__init__(" + ".join(s.name for s in sources), sources[0].features, [], sources[0].retries)
+        self.units = np.concatenate([s.units for s in sources])
+        self.row_bytes = max(s.row_bytes for s in sources)
+        self.columns = sources[0].columns
+        self.firsts = np.cumsum([0] + [len(s) for s in sources])
+
+    @property
+    def units_open(self) -> int:
+        return self._units_open
+
+    @units_open.setter
+    def units_open(self, count: int):
+        self._units_open = count
+        for source in self.sources:
+            source.units_open = count
+
+    def take(self, count):
+        sources, left = [], count
+        for source in self.sources:
+            sources.append(source.take(left))
+            left -= len(sources[-1])
+        return MixedSource([source for source in sources if len(source)])
+
+    @property
+    def fingerprint(self):
+        return "+".join(source.fingerprint for source in self.sources)
+
+    def _find(self, row: int) -> tuple[RowSource, int]:
+        index = int(np.searchsorted(self.firsts, row, side="right")) - 1
+        return self.sources[index], int(row - self.firsts[index])
+
+    def read(self, rows):
+        found = [None] * len(rows)
+        places = collections.defaultdict(list)
+        for place, row in enumerate(rows):
+            places[int(np.searchsorted(self.firsts, row, side="right")) - 1].append(place)
+        for index, chosen in places.items():
+            values = self.sources[index].read([int(rows[place] - self.firsts[index]) for place in chosen])
+            for place, value in zip(chosen, values, strict=True):
+                found[place] = value
+        return found
+
+    def describe(self, row):
+        source, own = self._find(row)
+        return source.describe(own)
+
+    def source_of(self, row):
+        return self._find(row)[0].name
+
+
+def is_image(column: str) -> bool:
+    return "." + column.rsplit(".", 1)[-1] in IMAGE_FILES
+
+
+def runs(places: np.ndarray) -> list[tuple[int, int]]:
+    """First and last (exclusive) of runs of consecutive samples; `places` are (offset, size) of each."""
+    found, first = [], 0
+    for index in range(1, len(places) + 1):
+        span = places[index - 1].sum() - places[first, 0]
+        if index == len(places) or index - first == TAR_RUN[0] or span > TAR_RUN[1]:
+            found.append((first, index))
+            first = index
+    return found
+
+
+def map_shards(action: Callable, files: Sequence[str], retries: int) -> list:
+    """`action` of every file, several at a time, in order, with a progress bar when it takes long."""
+    if not files:
+        raise ValueError("there are no files to read")
+    with ThreadPoolExecutor(min(16, len(files))) as pool:
+        work = pool.map(lambda path: with_retries(lambda: action(path), path, retries), files)
+        return list(tqdm(work, total=len(files), desc="reading what the shards hold", unit=" shards", delay=3))

@@ -1,0 +1,155 @@
+"""What becomes of an image: crop, flip, normalisation and mask for pre-training; timm's transforms for fine-tuning."""
+
+import contextlib
+import math
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from .configuration_a2mim import A2MIMConfig
+from .decoding import MAX_PIXELS, open_image, resized_crop, to_pixels, upright, upright_size
+from .masking import random_mask
+
+
+ASPECT_RATIO = (3 / 4, 4 / 3)
+
+
+def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop, distributed as by `RandomResizedCrop.get_params` of torchvision,
+    which takes 0.2 ms for its single draws. `scale`: smallest and largest share of the area."""
+    draws = torch.rand(10, 4, dtype=torch.float64).tolist()
+    low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
+    for share, ratio, down, right in draws:
+        area, aspect = (
+            height * width * (scale[0] + share * (scale[1] - scale[0])),
+            math.exp(low + ratio * (high - low)),
+        )
+        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < columns <= width and 0 < rows <= height:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    # No such crop fits: the largest in the middle that has an allowed aspect ratio.
+    columns = min(width, max(1, round(height * ASPECT_RATIO[1])))
+    rows = min(height, max(1, round(width / ASPECT_RATIO[0])))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+class PreTrainTransform:
+    """Random resized crop, flip, normalisation, and a mask (the paper's augmentation); or for evaluation only a resize
+    of the whole image. What is drawn comes from torch's generator, and does not depend on how an image is decoded.
+
+    Args:
+        config: image size, channels, normalisation and mask.
+        crop_scale: smallest and largest share of the image's area that a crop covers.
+        train: whether to crop and flip.
+        max_pixels: larger images are refused.
+    """
+
+    def __init__(
+        self,
+        config: A2MIMConfig,
+        crop_scale: tuple[float, float] = (0.8, 1.0),
+        train: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.config, self.crop_scale, self.train, self.max_pixels = config, crop_scale, train, max_pixels
+        self.size, self.num_channels = config.input_size, config.num_channels
+        self.mask_grid, self.num_masked = config.mask_grid, config.num_masked  # a config's properties are slow
+        self.mean, self.std = (torch.tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
+        self._constants: dict[torch.device, tuple] = {}
+
+    def __call__(self, image) -> dict[str, torch.Tensor]:
+        """As `draw`, with `pixel_values` normalised: float32 (channels, height, width)."""
+        sample = self.draw(image)
+        return {**sample, "pixel_values": self.normalize(sample["pixel_values"])}
+
+    def draw(self, image) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image: a row of an undecoded dataset, bytes, path or PIL image (see `open_image`), or an array or tensor
+                (see `to_pixels`).
+
+        Returns:
+            `pixel_values`, uint8 (channels, height, width), or float32 in [0, 1] from arrays of that;
+            `bool_masked_pos` (rows, columns).
+
+        Raises:
+            BrokenImage: if there is no image that can be used.
+            ValueError: if it has another number of channels than the config.
+        """
+        image = _opened(image, self.max_pixels, self.num_channels)
+        height, width = upright_size(image)
+        box, flip = (0, 0, height, width), False
+        if self.train:
+            box = random_crop(height, width, self.crop_scale)
+            flip = torch.rand(1).item() < 0.5
+        pixels = resized_crop(image, box, self.size, self.num_channels)
+        return {
+            "pixel_values": pixels.flip(-1) if flip else pixels,
+            "bool_masked_pos": random_mask(1, self.mask_grid, self.num_masked)[0],
+        }
+
+    def normalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised to float32."""
+        device = pixel_values.device
+        if device not in self._constants:
+            self._constants[device] = self.mean.to(device), self.std.to(device)
+        mean, std = self._constants[device]
+        white = 255 if pixel_values.dtype == torch.uint8 else 1
+        pixel_values = pixel_values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        return pixel_values.sub_(mean * white).div_(std * white)
+
+
+class FineTuneTransform:
+    """timm's augmentation, or timm's evaluation transform as `AutoImageProcessor` applies it to the exported model.
+
+    Args:
+        pretrained_cfg: size, normalisation, crop and interpolation (`export.timm_pretrained_cfg`).
+        train: whether to augment.
+        max_pixels: larger images are refused.
+        options: keyword arguments of `timm.data.create_transform` for training.
+    """
+
+    def __init__(self, pretrained_cfg: dict, train: bool = True, max_pixels: int = MAX_PIXELS, **options):
+        self.num_channels, self.max_pixels = pretrained_cfg["input_size"][0], max_pixels
+        settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
+        settings |= {"crop_mode": pretrained_cfg.get("crop_mode")}
+        settings |= {"color_jitter": None, **options} if train else {}
+        self.transform = create_transform(tuple(pretrained_cfg["input_size"]), is_training=train, **settings)
+
+    def __call__(self, image) -> dict[str, torch.Tensor]:
+        """Argument and errors as for `PreTrainTransform`; `pixel_values`, float32 (channels, height, width)."""
+        image = _opened(image, self.max_pixels, self.num_channels)
+        if isinstance(image, Image.Image):
+            image = to_pixels(upright(image), self.num_channels)
+        return {"pixel_values": self.transform(image)}
+
+
+def _opened(image, max_pixels: int, num_channels: int) -> Image.Image | torch.Tensor:
+    if image is None or isinstance(image, dict | bytes | bytearray | str | os.PathLike | Image.Image):
+        return open_image(image, max_pixels)
+    return to_pixels(image, num_channels)
+
+
+@contextlib.contextmanager
+def seeded(*identity: int, torch_only: bool = False) -> Iterator[None]:
+    """Draw from torch's CPU generator, and from Python's and NumPy's, as the identity says; put them back after.
+    `torch_only` leaves out the other two, which take 0.2 ms: `PreTrainTransform` does not draw from them."""
+    state = torch.get_rng_state()
+    others = None if torch_only else (random.getstate(), np.random.get_state())
+    first, second = np.random.SeedSequence(identity).generate_state(2)
+    torch.default_generator.manual_seed(int(first) << 32 | int(second))
+    if not torch_only:
+        random.seed(int(first))
+        np.random.seed(int(second))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if others is not None:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
