@@ -73,7 +73,11 @@ class Run:
         """The folder of a checkpoint that this process is writing."""
         if not self.steps:  # what an earlier one left is still there
             return []
-        return [path for path in (self.output_dir / ASIDE).glob("checkpoint-*") if path.suffix != ".old"]
+        try:
+            names = os.listdir(self.output_dir / ASIDE)
+        except FileNotFoundError:  # it comes and goes
+            return []
+        return [self.output_dir / ASIDE / name for name in names if not name.endswith(".old")]
 
     def kill(self) -> bool:
         """Whether there was a process left to kill."""

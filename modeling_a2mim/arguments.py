@@ -281,6 +281,8 @@ class DataArguments:
         column = None
         if not isinstance(dataset, MixedSource):
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
+        if isinstance(dataset, datasets.Dataset):
+            dataset = DatasetSource(dataset, retries=self.read_retries)
         return ImageSamples(
             dataset, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
         )

@@ -262,6 +262,10 @@ class A2MIMTrainer(Trainer):
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         self._record = None if checkpoint is None else read_record(checkpoint)["data"]
+        if self._record is not None:
+            self.args.ignore_data_skip = False  # nothing is read to be skipped
+        elif checkpoint is not None and isinstance(self.train_dataset, ImageSamples):
+            raise ValueError(f"resume_from_checkpoint: {checkpoint} does not say how far it was in these images")
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _find_checkpoint(self, value):

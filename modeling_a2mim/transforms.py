@@ -62,6 +62,9 @@ class PreTrainTransform:
         self.mean, self.std = (torch.tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
         self._constants: dict[torch.device, tuple] = {}
 
+    def __getstate__(self):
+        return self.__dict__ | {"_constants": {}}  # tensors on a device do not go to other processes
+
     def __call__(self, image) -> dict[str, torch.Tensor]:
         """As `draw`, with `pixel_values` normalised: float32 (channels, height, width)."""
         sample = self.draw(image)

@@ -63,7 +63,7 @@ def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, t
 
     with pytest.raises(KeyboardInterrupt):
         make(callbacks=[Crash(stop)]).train()
-    resumed = make()
+    resumed = make(ignore_data_skip=stop == 3)  # which is for data that has to be read again to go on
     torch.manual_seed(99)
     resumed.train(resume_from_checkpoint="last")
     expected = weights(uninterrupted)
@@ -101,6 +101,17 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
     assert seen[0][0] == (1, COUNT)
     assert resumed.state.global_step == (7 if passes == 3 else 9)
     assert "made with 8 images in a step, this run has 16" in caplog.text
+
+
+def test_a_checkpoint_on_other_data_is_refused(parquet, tmp_path):
+    samples = stream(parquet)
+    make_trainer(tmp_path / "rows", dataset=[samples[i] for i in range(8)], max_steps=1).train()
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: .*checkpoint-1 does not say how far it was in"):
+        make_trainer(tmp_path / "rows", dataset=samples, max_steps=2).train(resume_from_checkpoint="last")
+    make_trainer(tmp_path / "more", dataset=samples, max_steps=1).train()
+    samples.source = samples.source.take(20)
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: the training data has changed"):
+        make_trainer(tmp_path / "more", dataset=samples, max_steps=2).train(resume_from_checkpoint="last")
 
 
 def with_broken(parquet, folder, every):
