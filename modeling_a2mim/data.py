@@ -14,7 +14,7 @@ from transformers import default_data_collator
 from .decoding import BrokenImage
 from .order import Layout, MixedOrder, PassOrder, StreamBatches, record
 from .sources import DatasetSource, MixedSource, RowSource
-from .transforms import PreTrainTransform, seeded
+from .transforms import PreTrainTransform, generators_kept, seed_generators
 
 
 logger = logging.getLogger("a2mim")
@@ -76,9 +76,19 @@ class ImageSamples(torch_data.Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         number, row = key if isinstance(key, tuple) else (0, int(key))
-        return self._sample(self.transform, number, row, *self.source.read([row])[0])
+        value = self.source.read([row])[0]
+        with generators_kept(self._torch_only):
+            return self._sample(self.transform, number, row, *value)
 
     def __getitems__(self, keys: list[int] | list[tuple[int, int]]) -> list[dict]:
+        with generators_kept(self._torch_only):
+            return self._samples(keys)
+
+    @property
+    def _torch_only(self) -> bool:
+        return isinstance(self.transform, PreTrainTransform)  # which draws from no other generator
+
+    def _samples(self, keys: list[int] | list[tuple[int, int]]) -> list[dict]:
         training = isinstance(keys[0], tuple)
         # Bytes go to the training process and its device, which normalises them: a quarter of the memory to fill.
         transform = getattr(self.transform, "draw", self.transform) if training else self.transform
@@ -117,8 +127,8 @@ class ImageSamples(torch_data.Dataset):
                 raise image
             if label is None and self.source.columns[1] is not None:
                 raise ValueError(f"has no {self.source.columns[1]}")
-            with seeded(self.seed, number, row, torch_only=isinstance(self.transform, PreTrainTransform)):
-                sample = transform(image)
+            seed_generators(self.seed, number, row, torch_only=self._torch_only)
+            sample = transform(image)
         except ValueError as error:
             raise type(error)(f"{self.source.describe(row)}: {error}") from error
         return sample if label is None else {**sample, "labels": torch.tensor(label)}

@@ -139,16 +139,18 @@ def _opened(image, max_pixels: int, num_channels: int) -> Image.Image | torch.Te
 
 
 @contextlib.contextmanager
-def seeded(*identity: int, torch_only: bool = False) -> Iterator[None]:
-    """Draw from torch's CPU generator, and from Python's and NumPy's, as the identity says; put them back after.
-    `torch_only` leaves out the other two, which take 0.2 ms: `PreTrainTransform` does not draw from them."""
+def seeded(*identity: int) -> Iterator[None]:
+    """Draw from torch's CPU generator, and from Python's and NumPy's, as the identity says; put them back after."""
+    with generators_kept():
+        seed_generators(*identity)
+        yield
+
+
+@contextlib.contextmanager
+def generators_kept(torch_only: bool = False) -> Iterator[None]:
+    """Put the generators back after. `torch_only` leaves out Python's and NumPy's, which take 0.2 ms."""
     state = torch.get_rng_state()
     others = None if torch_only else (random.getstate(), np.random.get_state())
-    first, second = np.random.SeedSequence(identity).generate_state(2)
-    torch.default_generator.manual_seed(int(first) << 32 | int(second))
-    if not torch_only:
-        random.seed(int(first))
-        np.random.seed(int(second))
     try:
         yield
     finally:
@@ -156,3 +158,12 @@ def seeded(*identity: int, torch_only: bool = False) -> Iterator[None]:
         if others is not None:
             random.setstate(others[0])
             np.random.set_state(others[1])
+
+
+def seed_generators(*identity: int, torch_only: bool = False):
+    """Seed torch's CPU generator, and Python's and NumPy's, as the identity says."""
+    first, second = np.random.SeedSequence(identity).generate_state(2).tolist()
+    torch.default_generator.manual_seed(first << 32 | second)
+    if not torch_only:
+        random.seed(first)
+        np.random.seed(second)

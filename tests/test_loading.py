@@ -1,5 +1,7 @@
 """What the user names, as a dataset or a stream; columns."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -97,7 +99,11 @@ def test_listing_follows_imagefolder(folder, tmp_path):
     assert rows[0] == rows[1]
     Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(folder / "top.png")
     assert "label" not in load_images(folder, every_file=True).features  # as not all lie equally deep
-    (folder / "metadata.csv").write_text("file_name,text\ntop.png,hello\n")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name[0] == "t")
+    lines = [json.dumps({"file_name": name, "text": "hello"}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "cats" / "dangling.png").unlink()
+    (folder / ".hidden.png").unlink()
     assert "text" in load_images(folder, every_file=True).features
 
 
