@@ -114,9 +114,10 @@ def batches(folder: Path, batch_size: int) -> Iterator:
 
 
 def ours(folder: Path, batch_size: int) -> Iterator:
-    transform = PreTrainTransform(CONFIG)
+    transform, pixels = PreTrainTransform(CONFIG), None
     for batch in batches(folder, batch_size):
-        yield transform.normalize(batch["pixel_values"])
+        pixels = transform.normalize(batch["pixel_values"], out=pixels)  # as the trainer does
+        yield pixels
 
 
 def plain_transforms(**options) -> Compose:

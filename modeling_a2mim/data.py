@@ -9,7 +9,6 @@ from collections.abc import Callable
 import datasets
 import torch
 from torch.utils import data as torch_data
-from transformers import default_data_collator
 
 from .decoding import BrokenImage
 from .order import Layout, MixedOrder, PassOrder, StreamBatches, record
@@ -134,8 +133,9 @@ class ImageSamples(torch_data.Dataset):
         return sample if label is None else {**sample, "labels": torch.tensor(label)}
 
 
-def collate(samples: list[dict], collator: Callable = default_data_collator) -> dict:
-    """A batch of samples, with what `ImageSamples` reports of it beside the tensors."""
+def collate(samples: list[dict], collator: Callable = torch_data.default_collate) -> dict:
+    """A batch of samples, with what `ImageSamples` reports of it beside the tensors. torch's own collator puts the
+    batch of a worker where the training process can read it, without a copy."""
     report = samples[0].pop(REPORT, None)
     batch = collator(samples)
     return batch if report is None else {**batch, REPORT: report}
@@ -201,6 +201,11 @@ class TrainingData:
         record: dict | None = None,
     ):
         self.samples, self.total_batch = samples, batch_size * world * accumulated
+        if record is not None and record["fingerprint"] != samples.source.fingerprint:
+            raise ValueError(
+                f"resume_from_checkpoint: the training data has changed since the checkpoint: {record['fingerprint']} "
+                f"then, {samples.source.fingerprint} now (images, and a checksum of their files)"
+            )
         self.order = samples.order(self.total_batch, record and record["order"]["layouts"])
         self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last)
         self.skipped = SkippedImages(samples.max_skipped_ratio)
@@ -213,20 +218,14 @@ class TrainingData:
                 self.skipped.seen.update(record["seen"])
                 self.skipped.skipped.update(record["skipped"])
         mixed = isinstance(self.order, MixedOrder)
+        readers = (1, 1) if mixed else (world, workers)  # whose turn it is in a mix does not follow the lanes
         samples.source.units_open = max(
-            order.layout.units_open(
-                order.units, self.total_batch, *((1, 1) if mixed else (world, workers))
-            )  # whose turn it is in a mix does not follow the lanes
+            order.layout.units_open(order.units, self.total_batch, *readers)
             for order in (self.order.orders if mixed else [self.order])
         )
 
     def _check(self, record: dict):
         now = self.state()
-        if record["fingerprint"] != now["fingerprint"]:
-            raise ValueError(
-                "resume_from_checkpoint: the training data has changed since the checkpoint: "
-                f"{record['fingerprint']} then, {now['fingerprint']} now (images, and a checksum of their files)"
-            )
         for name in ("seed", "counts"):
             if record["order"][name] != now["order"][name]:
                 field = {"seed": "data_seed", "counts": "dataset_weights"}[name]

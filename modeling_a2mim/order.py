@@ -64,7 +64,7 @@ class Layout:
         together = max(1, total_batch // self.chunk)
         share = math.gcd(world, together) * math.gcd(max(workers, 1), max(1, self.lanes // together))
         blocks = min(self.block / float(np.mean(units)), len(units))
-        return math.ceil(self.lanes / share) * (math.ceil(blocks) + 2)
+        return math.ceil(self.lanes / share) * (math.ceil(blocks) + 1)
 
 
 class PassOrder:

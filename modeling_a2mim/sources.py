@@ -28,6 +28,7 @@ logger = logging.getLogger("a2mim")
 
 IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
 LISTED = "files-"  # how the fingerprint of a list of image files begins
+MIXED_UNIT = 100  # rows that are read together of a source that could be read singly, beside others that cannot
 TAR_RUN = (64, 2**24)  # samples, and bytes, of a tar that are read at once
 FIRST_WAIT = 1.0  # seconds before the first retry; each further wait is twice as long
 # A file system that answers so will not change its mind, and one file is not worth a run.
@@ -411,7 +412,10 @@ class MixedSource(RowSource):
     def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] | None = None):
         self.sources, self.weights = list(sources), weights
         super().__init__(" + ".join(s.name for s in sources), sources[0].features, [], sources[0].retries)
-        self.units = np.concatenate([s.units for s in sources])
+        # Rows that can be read singly are cut into units as well, to be dealt among the others, unless all can.
+        random = [source.row_bytes == 0 for source in sources]
+        units = [cut(len(s), MIXED_UNIT) if single else s.units for s, single in zip(sources, random, strict=True)]
+        self.units = np.array([sum(map(len, sources))]) if all(random) else np.concatenate(units)
         self.row_bytes = max(s.row_bytes for s in sources)
         self.columns = sources[0].columns
         self.firsts = np.cumsum([0] + [len(s) for s in sources])
@@ -458,6 +462,11 @@ class MixedSource(RowSource):
 
     def source_of(self, row):
         return self._find(row)[0].name
+
+
+def cut(rows: int, size: int) -> np.ndarray:
+    """So many rows in units of this size, and what is left."""
+    return np.array([size] * (rows // size) + [rows % size] * (rows % size > 0), dtype=np.int64)
 
 
 def is_image(column: str) -> bool:

@@ -120,6 +120,7 @@ class A2MIMTrainer(Trainer):
     # Data
 
     _data: TrainingData | None = None
+    _pixels: torch.Tensor | None = None
     _record: dict | None = None  # of the data, in the checkpoint that the run goes on from
 
     def get_train_dataloader(self):
@@ -143,7 +144,9 @@ class A2MIMTrainer(Trainer):
         loader = DataLoader(
             samples,
             batch_sampler=self._data.batches,
-            collate_fn=functools.partial(collate, collator=self.data_collator),
+            collate_fn=collate
+            if self.data_collator is default_data_collator
+            else functools.partial(collate, collator=self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -181,7 +184,9 @@ class A2MIMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         report = inputs.pop(REPORT, None)
         if report is not None and isinstance(self.train_dataset.transform, PreTrainTransform):
-            inputs["pixel_values"] = self.train_dataset.transform.normalize(inputs["pixel_values"])
+            # Into the same memory every step: on a CPU, new memory costs as much as the arithmetic.
+            self._pixels = self.train_dataset.transform.normalize(inputs["pixel_values"], out=self._pixels)
+            inputs["pixel_values"] = self._pixels
         loss = super().training_step(model, inputs, num_items_in_batch)
         if report is not None:
             self._data.trained(report)

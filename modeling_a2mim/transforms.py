@@ -96,15 +96,17 @@ class PreTrainTransform:
             "bool_masked_pos": random_mask(1, self.mask_grid, self.num_masked)[0],
         }
 
-    def normalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised to float32."""
+    def normalize(self, pixel_values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised to float32. `out`: a
+        former result that is no longer needed, whose memory is used again if it fits."""
         device = pixel_values.device
         if device not in self._constants:
             self._constants[device] = self.mean.to(device), self.std.to(device)
         mean, std = self._constants[device]
         white = 255 if pixel_values.dtype == torch.uint8 else 1
-        pixel_values = pixel_values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        return pixel_values.sub_(mean * white).div_(std * white)
+        if out is None or out.shape != pixel_values.shape or out.device != device:
+            out = torch.empty(pixel_values.shape, dtype=torch.float32, device=device)
+        return out.copy_(pixel_values).sub_(mean * white).div_(std * white)
 
 
 class FineTuneTransform:

@@ -140,7 +140,7 @@ def test_processes_and_workers_read_units_of_their_own():
                     if len(kept) > open_now:
                         kept.pop(next(iter(kept)))
             reads = sum(recent[worker, "reads"] for worker in range(max(workers, 1)))
-            assert reads <= 1.15 * 800 / world  # units that two lanes share are read twice
+            assert reads <= 1.2 * 800 / world  # units that two lanes share are read twice; a few are dropped early
         assert np.mean([len(found) for found in readers.values()]) < 1.15
 
 

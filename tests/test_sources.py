@@ -174,6 +174,9 @@ def test_mixed_sources(parquet, tars):
     assert mix.describe(120).endswith("train-2.tar")
     assert [len(mix.take(n)) for n in (5, 130)] == [5, 130]
     assert len(mix.take(5).sources) == 1
+    single = DatasetSource(load_images(parquet)).select("image")
+    assert MixedSource([single, single]).units.tolist() == [240]  # shuffled whole
+    assert MixedSource([single, parts[1]]).units.tolist() == [100, 20, *parts[1].units]
 
 
 def test_fingerprints_follow_the_data(parquet, tars, tmp_path):

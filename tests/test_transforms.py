@@ -101,6 +101,10 @@ def test_bytes_are_drawn_and_normalised_later():
         assert sample["pixel_values"].dtype == kind
         assert torch.equal(transform.normalize(sample["pixel_values"][None])[0], whole["pixel_values"])
         assert torch.equal(sample["bool_masked_pos"], whole["bool_masked_pos"])
+        used = torch.full_like(whole["pixel_values"], 7.0)
+        assert transform.normalize(sample["pixel_values"], out=used) is used
+        assert torch.equal(used, whole["pixel_values"])
+        assert transform.normalize(sample["pixel_values"][:, :5], out=used).shape == (3, 5, 32)
 
 
 def test_draws_do_not_depend_on_how_an_image_is_decoded():
