@@ -43,34 +43,35 @@ def stream(folder, **kwargs):
     )
 
 
-EPOCHS = {"num_train_epochs": 11, "save_steps": 2}
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(parquet, tmp_path_factory):
-    trainer = make_trainer(tmp_path_factory.mktemp("whole"), dataset=stream(parquet), **EPOCHS)
-    trainer.train()
-    return trainer
+    """Runs of 3 and of 11 passes."""
+    runs = {}
+    for epochs in (3, 11):
+        folder = tmp_path_factory.mktemp("whole")
+        runs[epochs] = make_trainer(folder, dataset=stream(parquet), num_train_epochs=epochs, save_steps=100)
+        runs[epochs].train()
+    return runs
 
 
-# Saved at 2 (inside the first pass), 6 (its end is at 3, that of the second here), 28 (in the tenth).
-@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (7, 1), (29, 4)])
-def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, tmp_path, stop, workers):
+# Saved at 2 (inside the first pass), 6 (the end of the second), 28 (in the tenth).
+@pytest.mark.parametrize(("epochs", "stop", "workers"), [(3, 3, 0), (3, 7, 1), (11, 29, 4)])
+def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, tmp_path, epochs, stop, workers):
     def make(**kwargs):
-        return make_trainer(
-            tmp_path, dataset=stream(parquet), dataloader_num_workers=workers, logging_steps=1, **EPOCHS, **kwargs
-        )
+        fixed = {"dataset": stream(parquet), "num_train_epochs": epochs, "save_steps": 2 if epochs == 3 else 28}
+        return make_trainer(tmp_path, dataloader_num_workers=workers, **fixed, **kwargs)
 
     with pytest.raises(KeyboardInterrupt):
         make(callbacks=[Crash(stop)]).train()
     resumed = make(ignore_data_skip=stop == 3)  # which is for data that has to be read again to go on
     torch.manual_seed(99)
     resumed.train(resume_from_checkpoint="last")
-    expected = weights(uninterrupted)
-    assert resumed.state.global_step == 33
-    assert resumed.state.epoch == 11
+    whole = uninterrupted[epochs]
+    expected = weights(whole)
+    assert resumed.state.global_step == 3 * epochs
+    assert resumed.state.epoch == epochs
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
-    assert losses(resumed) == losses(uninterrupted)
+    assert losses(resumed) == losses(whole)
 
 
 @pytest.mark.parametrize("limit", [{"num_train_epochs": 3}, {"max_steps": 9}])
