@@ -129,7 +129,8 @@ class ImageSamples(torch_data.Dataset):
             seed_generators(self.seed, number, row, torch_only=self._torch_only)
             sample = transform(image)
         except ValueError as error:
-            raise type(error)(f"{self.source.describe(row)}: {error}") from error
+            kind = BrokenImage if isinstance(error, BrokenImage) else ValueError
+            raise kind(f"{self.source.describe(row)}: {error}") from error
         return sample if label is None else {**sample, "labels": torch.tensor(label)}
 
 

@@ -108,10 +108,6 @@ class RowSource:
     def __len__(self) -> int:
         return int(self.units.sum())
 
-    @property
-    def column_names(self) -> list[str]:
-        return list(self.features)
-
     def select(self, image_column: str, label_column: str | None = None) -> "RowSource":
         """The same rows, of which `read` gives these columns."""
         source = copy.copy(self)
