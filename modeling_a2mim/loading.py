@@ -119,7 +119,7 @@ def open_stream(
     if not files[split]:
         raise ValueError(f"{name}: no such file")
     # The token is for the Hub alone, not for whatever other host a URL names.
-    options = {"token": token} if token and files[split] and files[split][0].startswith("hf://") else {}
+    options = {"token": token} if token and files[split][0].startswith("hf://") else {}
     kind = type(found).__module__.rsplit(".", 1)[-1]
     if kind == "parquet":
         return ParquetSource(name, files[split], found.info.features, options, retries)
@@ -185,8 +185,14 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """Files below `path` in order, hidden ones and links that lead nowhere left out."""
+    """Files below `path` in order, hidden ones and links that lead nowhere left out, folders that links repeat too."""
+    seen = set()
     for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link into a folder above it would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in sorted(name for name in files if not name.startswith(".")):
             file = os.path.join(folder, name)

@@ -4,6 +4,7 @@
 which there is no order that can be computed. Remote files are read through fsspec.
 """
 
+import abc
 import collections
 import copy
 import logging
@@ -76,7 +77,7 @@ def open_file(path: str, storage_options: dict):
     return filesystem.open(inside, "rb")
 
 
-class RowSource:
+class RowSource(abc.ABC):
     """Rows with an encoded image each, any of which can be read by its number.
 
     Attributes:
@@ -122,6 +123,7 @@ class RowSource:
         source.units = units[units > 0]
         return source
 
+    @abc.abstractmethod
     def read(self, rows: Sequence[int]) -> list[tuple]:
         """(image, label) of rows: the image as stored, encoded where it was encoded, or the BrokenImage that says why
         it cannot be had; the label is None without a label column.
@@ -129,7 +131,6 @@ class RowSource:
         Raises:
             ReadError: if they cannot be read.
         """
-        raise NotImplementedError
 
     def describe(self, row: int) -> str:
         """What to call a row in a message."""
@@ -217,12 +218,13 @@ class ShardedSource(RowSource):
         return source
 
     def read(self, rows):
+        return [self._row(self._unit(unit), place) for unit, place in self._find(rows)]
+
+    def _find(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """The unit of each row, and its place there."""
         ends = np.cumsum(self.units)
-        found = []
-        for row, unit in zip(rows, np.searchsorted(ends, rows, side="right").tolist(), strict=True):
-            place = int(row - (ends[unit] - self.units[unit]))
-            found.append(self._row(self._unit(unit), place))
-        return found
+        units = np.searchsorted(ends, rows, side="right")
+        return list(zip(units.tolist(), (rows - ends[units] + self.units[units]).tolist(), strict=True))
 
     @property
     def fingerprint(self):
@@ -238,14 +240,17 @@ class ShardedSource(RowSource):
         self._units[unit] = with_retries(lambda: self._read_unit(unit), self._describe_unit(unit), self.retries)
         return self._units[unit]
 
+    @abc.abstractmethod
     def _read_unit(self, unit: int):
-        raise NotImplementedError
+        """A unit in memory, as `_row` takes it."""
 
+    @abc.abstractmethod
     def _row(self, opened, place: int) -> tuple:
-        raise NotImplementedError
+        """(image, label) of the row at a place of a unit."""
 
+    @abc.abstractmethod
     def _describe_unit(self, unit: int) -> str:
-        raise NotImplementedError
+        """What to call a unit in a message."""
 
 
 class ParquetSource(ShardedSource):
@@ -297,8 +302,8 @@ class ParquetSource(ShardedSource):
         return f"{self.files[file]}, row group {group}"
 
     def describe(self, row):
-        unit = int(np.searchsorted(np.cumsum(self.units), row, side="right"))
-        return f"row {row - int(self.units[:unit].sum())} of {self._describe_unit(unit)}"
+        [(unit, place)] = self._find([row])
+        return f"row {place} of {self._describe_unit(unit)}"
 
 
 class TarSource(ShardedSource):
@@ -392,9 +397,9 @@ class TarSource(ShardedSource):
         return f"{self.files[index]}, samples {first} to {last - 1}"
 
     def describe(self, row):
-        unit = int(np.searchsorted(np.cumsum(self.units), row, side="right"))
+        [(unit, place)] = self._find([row])
         index, first, _ = self.runs[unit]
-        return f"sample {first + row - int(self.units[:unit].sum())} of {self.files[index]}"
+        return f"sample {first + place} of {self.files[index]}"
 
 
 class MixedSource(RowSource):
@@ -407,7 +412,7 @@ class MixedSource(RowSource):
 
     def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] | None = None):
         self.sources, self.weights = list(sources), weights
-        super().__init__(" + ".join(s.name for s in sources), sources[0].features, [], sources[0].retries)
+        super().__init__(" + ".join(s.name for s in sources), sources[0].features, [], retries=sources[0].retries)
         # Rows that can be read singly are cut into units as well, to be dealt among the others, unless all can.
         random = [source.row_bytes == 0 for source in sources]
         units = [cut(len(s), MIXED_UNIT) if single else s.units for s, single in zip(sources, random, strict=True)]
@@ -437,27 +442,29 @@ class MixedSource(RowSource):
     def fingerprint(self):
         return "+".join(source.fingerprint for source in self.sources)
 
-    def _find(self, row: int) -> tuple[RowSource, int]:
+    def _find(self, row: int) -> tuple[int, int]:
+        """Which source a row is of, and its number there."""
         index = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        return self.sources[index], int(row - self.firsts[index])
+        return index, int(row - self.firsts[index])
 
     def read(self, rows):
         found = [None] * len(rows)
-        places = collections.defaultdict(list)
+        wanted = collections.defaultdict(list)
         for place, row in enumerate(rows):
-            places[int(np.searchsorted(self.firsts, row, side="right")) - 1].append(place)
-        for index, chosen in places.items():
-            values = self.sources[index].read([int(rows[place] - self.firsts[index]) for place in chosen])
-            for place, value in zip(chosen, values, strict=True):
+            index, own = self._find(row)
+            wanted[index].append((place, own))
+        for index, pairs in wanted.items():
+            values = self.sources[index].read([own for _, own in pairs])
+            for (place, _), value in zip(pairs, values, strict=True):
                 found[place] = value
         return found
 
     def describe(self, row):
-        source, own = self._find(row)
-        return source.describe(own)
+        index, own = self._find(row)
+        return self.sources[index].describe(own)
 
     def source_of(self, row):
-        return self._find(row)[0].name
+        return self.sources[self._find(row)[0]].name
 
 
 def cut(rows: int, size: int) -> np.ndarray:

@@ -41,3 +41,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """12 images in two nested folders, one of another mode, and a file that is no image."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "images" / ("cats" if i % 2 else "dogs") / f"test_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if i == 3 else "RGB").save(path)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"

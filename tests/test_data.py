@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import SkipBatchSampler
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_a2mim import A2MIMConfig
@@ -18,19 +17,6 @@ from modeling_a2mim.decoding import BrokenImage
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.sources import MixedSource, ParquetSource
 from modeling_a2mim.transforms import PreTrainTransform
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """12 images in two nested folders, one of another mode, and a file that is no image."""
-    generator = np.random.default_rng(0)
-    for i in range(12):
-        path = tmp_path / "images" / ("cats" if i % 2 else "dogs") / f"test_{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).convert("L" if i == 3 else "RGB").save(path)
-    (tmp_path / "images" / "notes.txt").write_text("no image")
-    return tmp_path / "images"
 
 
 def config(**kwargs):

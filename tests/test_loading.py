@@ -11,19 +11,6 @@ from modeling_a2mim.loading import find_column, find_validation_split, load_imag
 from modeling_a2mim.sources import DatasetSource
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """12 images in two nested folders, one of another mode, and a file that is no image."""
-    generator = np.random.default_rng(0)
-    for i in range(12):
-        path = tmp_path / "images" / ("cats" if i % 2 else "dogs") / f"test_{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).convert("L" if i == 3 else "RGB").save(path)
-    (tmp_path / "images" / "notes.txt").write_text("no image")
-    return tmp_path / "images"
-
-
 def test_image_folder(folder):
     dataset = load_images(folder, every_file=True)
     assert len(dataset) == 12
@@ -105,6 +92,11 @@ def test_listing_follows_imagefolder(folder, tmp_path):
     (folder / "cats" / "dangling.png").unlink()
     (folder / ".hidden.png").unlink()
     assert "text" in load_images(folder, every_file=True).features
+
+
+def test_links_do_not_repeat_images(folder):
+    (folder / "cats" / "again").symlink_to(folder)
+    assert len(load_images(folder, every_file=True)) == 12
 
 
 def test_splits_of_streams(folder, tmp_path):
