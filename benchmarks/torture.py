@@ -3,8 +3,8 @@ it would, and compare what comes out with a run that nothing disturbed: the weig
 logged.
 
 Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, and while saving,
-which is seen by the folder aside that checkpoints are written to. A kill counts as one while saving only if that
-folder is found after it.
+which is seen by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later
+checkpoint if that folder is gone by then.
 
     python benchmarks/torture.py [--kills 20] [--workers 0 2] [--no-streaming]
 """
@@ -79,9 +79,12 @@ class Run:
             return []
         return [self.output_dir / ASIDE / name for name in names if not name.endswith(".old")]
 
+    def signal(self, number: signal.Signals):
+        os.killpg(self.process.pid, number)
+
     def kill(self) -> bool:
         """Whether there was a process left to kill."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         return self.process.wait() == -signal.SIGKILL
 
     def finish(self):
@@ -92,38 +95,41 @@ class Run:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
 
 
-def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: random.Random) -> float | None:
-    """Until shortly before the moment to kill: how many seconds are left then; `None` if the run ended before."""
+def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: random.Random) -> bool:
+    """Until the moment to kill; `False` if the run ended before."""
     if kind == STARTING:
-        return draw.uniform(0, startup)
+        time.sleep(draw.uniform(0, startup))
+        return True
     if kind == TRAINING:
         steps, delay = draw.randint(1, 2 * save_steps), draw.uniform(0, 0.1)
-        return delay if run.wait_for(lambda: run.steps >= steps) else None
-    # One save is timed, the next one killed.
-    share = draw.uniform(0, 1)
+        if not run.wait_for(lambda: run.steps >= steps):
+            return False
+        time.sleep(delay)
+        return True
+    # One save is timed, a later one stopped: how late is drawn again, from less and less, whenever it was too late.
     if not (run.wait_for(lambda: run.steps > 0) and run.wait_for(run.saves)):
-        return None
+        return False
     start = time.monotonic()
     if not run.wait_for(lambda: not run.saves()):
-        return None
+        return False
     duration = time.monotonic() - start
-    return share * duration if run.wait_for(run.saves) else None
+    while run.wait_for(run.saves):
+        time.sleep(draw.uniform(0, duration))
+        run.signal(signal.SIGSTOP)
+        if run.saves():
+            return True
+        run.signal(signal.SIGCONT)
+        duration /= 2
+    return False
 
 
-def killed_run(
-    command: list[str], folder: Path, kinds: list[str], least_saving: int, save_steps: int, draw: random.Random
-) -> dict:
+def killed_run(command: list[str], folder: Path, kinds: list[str], save_steps: int, draw: random.Random) -> dict:
     """A run that is killed at moments of these kinds, and then left to finish."""
     output_dir, kinds, kills, starts, startup = folder / "killed", [*kinds], [], 0, 10.0
     while True:
-        if not kinds and sum(kill["while_saving"] for kill in kills) < least_saving:
-            kinds.append(SAVING)  # one was too late
         run = Run(command, output_dir, folder / "killed.log")
         starts += 1
-        delay = wait_for_moment(run, kinds[0], save_steps, startup, draw) if kinds else None
-        if delay is not None:
-            time.sleep(delay)
-        if delay is None or not run.kill():
+        if not kinds or not wait_for_moment(run, kinds[0], save_steps, startup, draw) or not run.kill():
             run.finish()
             return {"starts": starts, "kills": kills}
         kind = kinds.pop(0)
@@ -161,7 +167,7 @@ def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) 
     folder.mkdir()
     undisturbed = Run(command, folder / "whole", folder / "whole.log")
     try:
-        result = killed_run(command, folder, kinds, args.saving, args.save_steps, draw)
+        result = killed_run(command, folder, kinds, args.save_steps, draw)
         undisturbed.finish()
     finally:
         if undisturbed.process.poll() is None:

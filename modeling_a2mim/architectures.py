@@ -118,10 +118,13 @@ def _meta_model(config: A2MIMConfig) -> A2MIMForPreTraining:
 def examine_all(names: Iterable[str], max_parameters: float, jobs: int | None = None) -> Iterator[Row]:
     """Rows of many encoders, in the order of `names`, with a progress bar."""
     names = list(names)
-    jobs = min(jobs or os.cpu_count() or 1, len(names))
+    jobs, bar = min(jobs or os.cpu_count() or 1, len(names)), {"total": len(names), "unit": "encoder"}
+    if jobs == 1:
+        yield from tqdm((examine(name, max_parameters) for name in names), **bar)
+        return
     context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from tqdm(pool.map(examine, names, [max_parameters] * len(names)), total=len(names), unit="encoder")
+        yield from tqdm(pool.map(examine, names, [max_parameters] * len(names)), **bar)
 
 
 def summary(rows: list[Row]) -> str:

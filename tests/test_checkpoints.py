@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from torch import distributed, multiprocessing
+from torch import distributed
 from transformers import TrainerState
 
 from benchmarks import torture
@@ -23,6 +23,7 @@ from modeling_a2mim.checkpoints import ASIDE, RECORD, check_output_dir, find_che
 from modeling_a2mim.export import export_model, load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer
 
+from .processes import in_two_processes
 from .test_trainer import CONFIG, ROOT, Crash, losses, make_trainer, weights
 
 
@@ -181,7 +182,19 @@ def test_killed_while_replacing(whole, saved, moment, broken):
 def test_killed_with_sigkill_while_saving(tmp_path):
     """`benchmarks/torture.py` for a short time: the script itself, and one kill."""
     output = tmp_path / "torture.json"
-    options = ["--kills", "1", "--saving", "1", "--workers", "0", "--no-streaming", "--steps", "20"]
+    options = [
+        "--kills",
+        "1",
+        "--saving",
+        "1",
+        "--workers",
+        "0",
+        "--no-streaming",
+        "--save_steps",
+        "1",
+        "--steps",
+        "20",
+    ]
     assert torture.main([*options, "--output", str(output)]) == 0
     result = json.loads(output.read_text())["workers"]["0"]
     assert result["killed_while_saving"] == 1
@@ -412,7 +425,7 @@ def test_two_processes_save_one_checkpoint_and_resume_from_it(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(run_two, (str(tmp_path), port), nprocs=2)
+    in_two_processes(run_two, str(tmp_path), port)
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         own = ["rng_state_0.pth", "rng_state_1.pth"]

@@ -1,7 +1,7 @@
 """The two scripts: bad input gets a clear error and loses nothing, and a small run goes through from end to end."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -131,20 +131,12 @@ def test_other_mistakes(tmp_path, args, message):
     refuse(tmp_path, message, *args)
 
 
-def test_the_command_line_ends_without_a_traceback(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "run_pretraining.py",
-        *SMALL,
-        "--mask_ratio",
-        "2",
-        "--output_dir",
-        tmp_path / "o",
-    ]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: mask_ratio: must be")
-    assert "Traceback" not in done.stderr
+def test_the_command_line_ends_without_a_traceback(tmp_path, monkeypatch):
+    command = [str(ROOT / "run_pretraining.py"), *SMALL, "--mask_ratio", "2", "--output_dir", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match=r"^error: mask_ratio: must be") as raised:
+        runpy.run_path(command[0], run_name="__main__")
+    assert isinstance(raised.value.code, str)  # which Python prints to stderr, and exits with 1
 
 
 # Runs from end to end.

@@ -81,8 +81,8 @@ def uninterrupted(tmp_path_factory):
     return trainer
 
 
-# 40 images in batches of 8 are 5 steps a pass: inside the first pass, at its end, inside and at the end of the second.
-@pytest.mark.parametrize(("stop", "workers"), [(2, 0), (5, 0), (7, 2), (10, 2)])
+# 40 images in batches of 8 are 5 steps a pass: inside the first pass, and at the end of the second.
+@pytest.mark.parametrize(("stop", "workers"), [(2, 0), (10, 2)])
 def test_interrupted_runs_end_with_the_same_weights(uninterrupted, tmp_path, stop, workers):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, callbacks=[Crash(stop + 1)], dataloader_num_workers=workers).train()
