@@ -66,13 +66,21 @@ def main(argv: list[str] | None = None) -> dict:
     if validation is None:
         args.eval_strategy = "no"
         logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+    example = None if eval_samples is None else eval_samples.first(1)
     trainer = A2MIMTrainer(
         model=model,
         args=args,
         train_dataset=train_samples,
         eval_dataset=eval_samples,
         compute_metrics=compute_accuracy,
+        picture_samples=example,
         pretraining_model=pretraining_model,
+        provenance={
+            "task": model_args.task,
+            **data_args.provenance(),
+            "base_model": model_args.base_model(),
+            "example": names[int(example[0]["labels"])] if example else None,
+        },
     )
     metrics = trainer.run()
     if eval_samples is not None:

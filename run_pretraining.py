@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     set_seed(args.seed)
     if config is None:
-        model = load_pretraining_model(folder_or_id(model_args.model_name_or_path), token=args.hub_token)
+        source = folder_or_id(model_args.model_name_or_path)
+        model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
         config = model.config
     else:
         model = A2MIMForPreTraining(config)
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=train_samples,
         eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
         picture_samples=shown,
+        provenance={"task": "masked image modelling", **data_args.provenance()},
     )
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -10,19 +11,23 @@ from pathlib import Path
 import datasets
 import transformers
 from datasets import ClassLabel, Image, Value
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from .checkpoints import check_output_dir, find_checkpoint
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
 from .decoding import MAX_PIXELS
-from .export import load_encoder, load_into_encoder
+from .export import load_encoder, load_into_encoder, read_record
 from .loading import find_column, find_validation_split, load_images
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .order import mix_counts
 from .sources import DatasetSource, MixedSource, ReadError, RowSource
 
 
+BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
+MODEL_SOURCE = ("model_name_or_path", "model_revision")
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 
 
@@ -102,6 +107,7 @@ class PreTrainingModelArguments(EncoderArguments):
     model_name_or_path: str | None = helped(
         None, "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights."
     )
+    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
     mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
     mask_patch_size: list[int] | None = helped(None, "Size of one masked cell in pixels. Default 32.", nargs="+")
     mask_fill: str | None = helped(None, "What masked pixels become: mean, zero or none.")
@@ -123,7 +129,7 @@ class PreTrainingModelArguments(EncoderArguments):
         Raises:
             ValueError: naming the field that is wrong.
         """
-        values = {k: v for k, v in self.given().items() if k not in ("preset", "model_name_or_path")}
+        values = {k: v for k, v in self.given().items() if k not in ("preset", *MODEL_SOURCE)}
         site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
         if site is not None and site.lstrip("-").isdigit():
             values["mask_site"] = int(site)
@@ -142,7 +148,21 @@ class ClassifierArguments(EncoderArguments):
 
     architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
     model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
+    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
     linear_probe: bool = helped(False, "Freeze the encoder and train only the classifier.")
+
+    def base_model(self) -> str | None:
+        """Where the encoder is on the Hub, if it is there: its id, or where its folder says that it was pushed to."""
+        source = self.model_name_or_path
+        if source is None or not Path(source).is_dir():
+            return source
+        return read_record(source).get("repo_id")
+
+    @property
+    def task(self) -> str:
+        if self.linear_probe:
+            return "linear probing"
+        return "fine-tuning" if self.architecture is None else "training from scratch"
 
     def build(
         self, names: list[str], token: str | None = None
@@ -154,11 +174,12 @@ class ClassifierArguments(EncoderArguments):
         """
         if (self.architecture is None) == (self.model_name_or_path is None):
             raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
-        values = {k: v for k, v in self.given().items() if k not in ("model_name_or_path", "linear_probe")}
+        values = {k: v for k, v in self.given().items() if k not in ("linear_probe", *MODEL_SOURCE)}
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         if self.architecture is not None:
             return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
-        pretraining, (config, weights) = load_encoder(folder_or_id(self.model_name_or_path), token=token)
+        source = folder_or_id(self.model_name_or_path)
+        pretraining, (config, weights) = load_encoder(source, revision=self.model_revision, token=token)
         kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
         kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
         model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
@@ -225,6 +246,24 @@ class DataArguments:
             mix_counts(self.dataset_weights)
         if len(self.sources) > 1 and self.max_train_samples is not None:
             raise ValueError("max_train_samples: cannot be used with several sources")
+
+    def provenance(self) -> dict:
+        """What a model card says of the data, without paths: ids of datasets on the Hub, or what kind of images."""
+        ids = [BUNDLED if source is None else hub_id(source) for source in self.sources]
+        known = [name for name in dict.fromkeys(ids) if name is not None]
+        words = [
+            "the bundled sample of Fashion-MNIST" if source is None else hub_id(source) for source in self.sources
+        ]
+        result = {"datasets": known, "data": ", ".join(dict.fromkeys(w or "images of the author" for w in words))}
+        note = []
+        if self.validation_dir is None and len(ids) == 1 and ids[0] is not None:
+            result["evaluated_on"] = ids[0]
+            note += ["a sample of the test split"] if self.sources == [None] else [f"split {self.validation_split}"]
+        else:
+            result["evaluation_data"] = "the author's, held out"
+        if self.max_eval_samples is not None:
+            note.append(f"at most {self.max_eval_samples:,} of them")
+        return {**result, "evaluation_note": ", ".join(note) or None}
 
     @property
     def sources(self) -> list[str | None]:
@@ -323,6 +362,13 @@ class ClassificationArguments(DataArguments):
             raise ValueError(f"label_column_name: column {column!r} holds {feature}, which are no class labels")
         return dataset.class_encode_column(column)
 
+    def provenance(self) -> dict:
+        result = super().provenance()
+        if self.labels_per_class is not None:
+            few = f"trained with {self.labels_per_class} labels of each class"
+            result["evaluation_note"] = ", ".join(filter(None, [result["evaluation_note"], few]))
+        return result
+
     def labels(self, dataset) -> tuple[str, list[str]]:
         """The column of the labels and the names of the classes of a dataset from `load`.
 
@@ -334,6 +380,17 @@ class ClassificationArguments(DataArguments):
         if len(names) < 2:
             raise ValueError(f"label_column_name: column {column!r} has fewer than two classes: {names}")
         return column, names
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name`, if it is the id of a repository on the Hub and no path, pattern or URL."""
+    if name is None or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def folder_or_id(name: str) -> str:

@@ -16,12 +16,16 @@ CHOICES = {
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
 }
-# What the other arguments of `timm.create_model` are set from; inside `model_args` they would be given twice.
+# What the other arguments of `timm.create_model` are set from. Inside `model_args` they would be given twice, or read
+# files that whoever wrote the configuration chose.
 RESERVED_MODEL_ARGS = {
     "num_classes": "num_labels",
     "in_chans": "num_channels",
     "img_size": "image_size",
-    "pretrained": "from_pretrained",
+    "model_name": "architecture",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "from_pretrained"
+    ),
     "features_only": "output_hidden_states",
 }
 

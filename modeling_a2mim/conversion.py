@@ -1,41 +1,37 @@
-"""Official A2MIM and SimMIM pre-training checkpoints (.pth of OpenMixup) to this package.
+"""Official A2MIM and SimMIM checkpoints (.pth of OpenMixup) to this package.
 
     python -m modeling_a2mim.conversion IN.pth OUT_FOLDER
 
-Keys of the official files and how they are wrapped: a dict with the weights under `state_dict`, made by mmcv, often a
-legacy (not zip) pickle. They are read with `weights_only=True` and nothing else.
+What the files hold, as the official code writes them, and what becomes of it:
+
+    pre-training checkpoint   backbone.* with mask_token (and mask_gamma), neck.*    A2MIMForPreTraining
+    extracted backbone        the same without "backbone." and neck.*                A2MIMModel, with its token
+    fine-tuned classifier     backbone.*, head.*                                     A2MIMForImageClassification
+
+The weights are under `state_dict` beside mmcv's `meta` and `optimizer`, or at top level; in a zip or a legacy pickle.
+Names may begin with `module.`; `ema_*` are left out, since the plain names hold the averaged weights already. Files
+are read with `weights_only=True`, and what torch does not read so is refused.
 """
 
 import argparse
-import math
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from .configuration_a2mim import A2MIMConfig
+from .cards import IMAGENET
+from .encoders import NoValues, classifier_parameters
 from .export import export_model
-from .modeling_a2mim import A2MIMForPreTraining
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from .official import official_config, official_family
+from .releases import Published, published_for
 
 
-# (blocks per stage, bottleneck) -> timm name; the official ResNet is torchvision's, with identical keys.
-RESNETS = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-    ((3, 8, 36, 3), True): "resnet152",
-    ((3, 24, 36, 3), True): "resnet200",
-}
-# (blocks per stage, width) -> timm name
-CONVNEXTS = {
-    ((3, 3, 9, 3), 96): "convnext_tiny",
-    ((3, 3, 27, 3), 96): "convnext_small",
-    ((3, 3, 27, 3), 128): "convnext_base",
-    ((3, 3, 27, 3), 192): "convnext_large",
-    ((3, 3, 27, 3), 256): "convnext_xlarge",
-}
 # official name (a regular expression) -> timm name, applied in this order to every key of the encoder
 RENAMES = {
     "convnext": [
@@ -65,171 +61,271 @@ RENAMES = {
     ],
     "resnet": [],
 }
+# What `publish_dir_models.py` makes of these names when it cuts "fc" out of others.
+MANGLED = {"fc_norm.wht": "fc_norm.weight", "fc_norm.b": "fc_norm.bias"}
+DECODERS = {"neck.decoder_pred.0": "A2MIM", "neck.decoder.0": "SimMIM"}
+POSITIONS = "relative_position_index"  # what timm computes itself
+HEADS = ("head.fc", "head.layers.head", "head")  # the last one by `publish_dir_models.py`
 
 
-def load_official(path: str | Path, mask_site: int | str | None = None) -> A2MIMForPreTraining:
-    """Read an official pre-training checkpoint.
+class Official(NamedTuple):
+    """What was read from an official file."""
+
+    model: A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification
+    kind: str  # in words
+    method: str | None  # "A2MIM" or "SimMIM", `None` if neither the file nor its name tells
+
+    @property
+    def published(self) -> list[Published]:
+        """The paper's numbers for this encoder, of both methods where it is not known which one this is."""
+        classifier = isinstance(self.model, A2MIMForImageClassification)
+        methods = ("A2MIM", "SimMIM") if self.method is None else (self.method,)
+        return [row for method in methods for row in published_for(self.model.config, classifier, method)]
+
+    @property
+    def record(self) -> dict:
+        """For the model card (`records`)."""
+        imagenet = any(row.pretraining.startswith("ImageNet-1K") for row in self.published)
+        return {
+            "origin": f"converted from OpenMixup's format: {self.kind} ({self.method or 'A2MIM or SimMIM'})",
+            "license": "apache-2.0",  # of the official release
+            "datasets": [IMAGENET] if imagenet else [],
+            "classifier": isinstance(self.model, A2MIMForImageClassification),
+            "published": [asdict(row) for row in self.published],
+        }
+
+
+class _Parts(NamedTuple):
+    """The weights of a file under their official names; those of decoder and head are `weight` and `bias`."""
+
+    encoder: dict[str, torch.Tensor]
+    token: torch.Tensor | None
+    gamma: torch.Tensor | None
+    decoder: dict[str, torch.Tensor]
+    head: dict[str, torch.Tensor]
+    method: str | None  # as the decoder tells
+
+
+def load_official(
+    path: str | Path, mask_site: int | str | None = None, encoder_only: bool = False
+) -> A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification:
+    """Read an official checkpoint; which kind it is decides what is returned, in evaluation mode.
 
     Args:
-        path: a .pth file; a legacy pickle or a zip, the weights at top level or under `state_dict`.
+        path: a .pth file.
         mask_site: overrides the site of the mask token, which is read from the configuration text inside the file
-            (`mask_layer`) where there is one, and otherwise the release's for the family.
+            (`mask_layer`) where there is one, and otherwise told from the token's width.
+        encoder_only: leave out the decoder or classifier.
 
     Raises:
-        ValueError: if the file cannot be read without running code from it, or is no pre-training checkpoint.
+        ValueError: if the file cannot be read without running code from it, is no official checkpoint, or a weight is
+            missing, left over or of another shape. The message begins with the path.
+        OSError: if the file cannot be opened.
     """
+    return read_official(path, mask_site, encoder_only).model
+
+
+def read_official(path: str | Path, mask_site: int | str | None = None, encoder_only: bool = False) -> Official:
+    """The same with what else is known about the file."""
     path = Path(path)
+    content = _read(path)
+    try:
+        return convert(content, mask_site, encoder_only, path.name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def convert(
+    content: Mapping, mask_site: int | str | None = None, encoder_only: bool = False, name: str = ""
+) -> Official:
+    """What an official file holds to a model. Arguments and errors as in `load_official`, except `name`, the file's,
+    which tells the method where the file does not."""
+    state, config_text = _unwrap(content)
+    parts = _split(state, encoder_only)
+    method = parts.method or _method(parts, config_text, name)
+    config = official_config(
+        parts.encoder,
+        token=parts.token,
+        has_gamma=parts.gamma is not None,
+        num_labels=parts.head["bias"].numel() if parts.head else 0,
+        simmim=method == "SimMIM",
+        mask_site=mask_site,
+        config_text=config_text,
+    )
+    if parts.decoder:
+        kind, build = "pre-training checkpoint", A2MIMForPreTraining
+    elif parts.head:
+        kind, build = "fine-tuned classifier", A2MIMForImageClassification
+    else:
+        kind, build = "encoder", partial(A2MIMModel, use_mask_token=parts.token is not None)
+    weights = _place(parts, partial(build, config))
+    return Official(_fill(partial(build, config), weights), kind, method)
+
+
+def _read(path: Path):
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a refused global, a truncated file, not a pickle at all: torch raises many kinds
-        raise ValueError(f"{path}: not a checkpoint that torch reads with weights_only=True: {error}") from error
+        if _unpacked_size(path) <= path.stat().st_size + 2**20:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds
+        with path.open("rb") as file:
+            is_pickle = file.read(1) in (b"\x80", b"P")  # or the zip that one is in
+        reason = _first_sentence(str(error))
+        if "weights_only" in str(error) and (is_pickle or "operand" not in reason):
+            raise ValueError(
+                f"{path}: refused, and nothing in it was run: beside weights it holds code or objects, which torch "
+                f"does not read with weights_only=True ({reason})"
+            ) from error
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason or type(error).__name__})") from error
+    raise ValueError(f"{path}: refused: unpacked, it would have many more bytes than it has")
+
+
+def _unpacked_size(path: Path) -> int:
+    """Torch does not compress, but reads what is compressed: a small file could fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def _first_sentence(message: str) -> str:
+    """What torch found, without its advice to read the file unsafely."""
+    message = message.split("WeightsUnpickler error: ")[-1].split("\n\nCheck the documentation")[0]
+    return message.rpartition("\n\n")[2].strip().split(". ")[0]
+
+
+def _unwrap(content) -> tuple[dict[str, torch.Tensor], str]:
+    """The weights and the text of the official configuration, if it is there."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: expected a dict of weights, found a {type(content).__name__}")
-    meta = content.get("meta") or {}
-    text = meta.get("config", "") if isinstance(meta, Mapping) else ""
-    return convert(content.get("state_dict", content), mask_site, text)
+        raise ValueError(f"expected a dict of weights, found a {type(content).__name__}")
+    meta, weights = content.get("meta"), content.get("state_dict", content)
+    text = meta.get("config") if isinstance(meta, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"state_dict: expected a dict of weights, found a {type(weights).__name__}")
+    state = {}
+    for key, tensor in weights.items():
+        if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"expected weights by their names, found {key!r} with a {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{key}: not a plain tensor, but {tensor.layout} on {tensor.device}")
+        name = key.removeprefix("module.")
+        if name in state:
+            raise ValueError(f"{name} is there twice, with and without 'module.'")
+        if not name.startswith("ema_"):
+            state[name] = tensor
+    # A few bytes can call themselves many tensors of any size.
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
+    claimed, stored = sum(tensor.numel() * tensor.element_size() for tensor in state.values()), sum(storages.values())
+    if claimed > stored:
+        raise ValueError(f"state_dict: the weights call themselves {claimed:,} bytes and are {stored:,}")
+    return state, text if isinstance(text, str) else ""
 
 
-def convert(state_dict: Mapping, mask_site: int | str | None = None, config_text: str = "") -> A2MIMForPreTraining:
-    """Official weights (keys `backbone.*`, `neck.*`) to a pre-training model in evaluation mode. Every weight must
-    find its place. Arguments and errors as in `load_official`; `config_text` is the configuration inside the file."""
-    state = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    state = {key: value for key, value in state.items() if not key.startswith("ema_")}
-    encoder = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    neck = {k: v for k, v in state.items() if k.startswith("neck.")}
-    rest = sorted(set(state) - set(neck) - {f"backbone.{k}" for k in encoder})
+def _split(state: dict[str, torch.Tensor], encoder_only: bool) -> _Parts:
+    is_whole = any(key.startswith("backbone.") for key in state)
+    encoder, neck, head = {}, {}, {}
+    for key, tensor in state.items():
+        group = {"neck": neck, "head": head, "backbone": encoder}.get(key.partition(".")[0])
+        if group is None and not is_whole:  # extracted
+            group = encoder
+        if group is None:
+            others = [k for k in state if not k.startswith(("backbone.", "neck.", "head."))]
+            raise ValueError(f"weights left over: {', '.join(others[:5])}")
+        name = MANGLED.get(key, key.removeprefix("backbone."))
+        if name in group:
+            raise ValueError(f"weights left over: {key} is {name}, which is there, too")
+        group[name] = tensor
     token, gamma = encoder.pop("mask_token", None), encoder.pop("mask_gamma", None)
-    decoder = {k.split(".")[-1]: v for k, v in neck.items() if re.fullmatch(r"neck\.decoder(_pred)?\.0\.\w+", k)}
-    if not encoder or token is None or set(decoder) != {"weight", "bias"} or rest or len(neck) != 2:
+    method = next((method for layer, method in DECODERS.items() if f"{layer}.weight" in neck), None)
+    if encoder_only:
+        neck, head = {}, {}
+    if neck and head:
+        raise ValueError(f"weights left over: both a decoder and a classifier, {min(neck)} and {min(head)}")
+    if neck and _layer(neck, DECODERS) is None:
         raise ValueError(
-            "not a full pre-training checkpoint with backbone.*, backbone.mask_token and a 1x1 decoder (neck.*)"
-            + (f"; unknown keys: {', '.join(rest[:5])}" if rest else "")
-            + (f"; decoder keys: {', '.join(sorted(neck)[:5])}" if neck else "")
+            f"its decoder ({', '.join(sorted(neck)[:5])}) is not the single convolution that A2MIMForPreTraining has; "
+            "--encoder_only (encoder_only=True) converts the encoder and drops the decoder"
         )
-    family = _family(encoder)
-    site = _site(family, config_text) if mask_site is None else mask_site
-    simmim = "neck.decoder.0.weight" in neck
-    config = {"resnet": _resnet, "convnext": _convnext, "vit": _vit, "swin": _swin}[family](encoder, site, simmim)
-    config.mask_gamma_init = None if gamma is None else 1e-6
-    model = A2MIMForPreTraining(config).eval()
+    if head and _layer(head, HEADS) is None:
+        raise ValueError(f"its classifier ({', '.join(sorted(head)[:5])}) is not a single linear layer")
+    if token is None and (neck or gamma is not None):
+        raise ValueError("weights missing: mask_token")
+    if token is not None and head:
+        raise ValueError("weights left over: a mask_token beside a classifier")
+    return _Parts(encoder, token, gamma, _unnamed(neck), _unnamed(head), method)
 
-    indices = {k: v for k, v in encoder.items() if k.endswith("relative_position_index")}
-    weights = {_rename(k, family): v for k, v in encoder.items() if k not in indices}
+
+def _layer(weights: Mapping, names) -> str | None:
+    """Which of the names is that of the one layer that these weights are."""
+    return next((name for name in names if set(weights) == {f"{name}.weight", f"{name}.bias"}), None)
+
+
+def _unnamed(layer: Mapping) -> dict[str, torch.Tensor]:
+    return {key.rpartition(".")[2]: tensor for key, tensor in layer.items()}
+
+
+def _method(parts: _Parts, config_text: str, name: str) -> str | None:
+    if parts.gamma is not None:
+        return "A2MIM"
+    found = re.search(r"type\s*=\s*['\"](A2MIM|SimMIM)['\"]", config_text) or re.search("(a2mim|simmim)", name.lower())
+    return {"a2mim": "A2MIM", "simmim": "SimMIM"}[found[1].lower()] if found else None
+
+
+def _place(parts: _Parts, build: Callable[[], A2MIMPreTrainedModel]) -> dict[str, torch.Tensor]:
+    """The weights, and the indices of relative positions, under the names of the model that `build` makes. Each must
+    find its place, and none may be missing."""
+    family = official_family(parts.encoder)
+    found = {_rename(k, family): v for k, v in parts.encoder.items()}
+    if len(found) < len(parts.encoder):
+        raise ValueError("weights left over: some are there twice, under official names and timm's")
+    with torch.device("meta"), NoValues():  # so that what does not fit takes no memory
+        empty = build()
+    core = "" if isinstance(empty, A2MIMModel) else "a2mim."
+    if parts.head:
+        for name in classifier_parameters(empty.get_submodule(f"{core}encoder")):
+            found[name] = parts.head[name.rpartition(".")[2]]
+    weights = {f"{core}encoder.{name}": tensor for name, tensor in found.items()}
+    weights |= {f"decoder.{name}": tensor for name, tensor in parts.decoder.items()}
+    for name, tensor in {"token": parts.token, "gamma": parts.gamma}.items():
+        if tensor is not None:
+            weights[f"{core}mask_token.{name}"] = tensor.flatten()
+    indices = {name: index for name, index in empty.named_buffers() if name.endswith(POSITIONS)}
+    _check(weights, empty.state_dict() | indices, empty.config.architecture)
     if family == "swin":
         weights = {k: _reorder_merging(v) if ".downsample." in k else v for k, v in weights.items()}
-    buffers = dict(model.a2mim.encoder.named_buffers())
-    for key, index in indices.items():
-        ours = buffers.get(_rename(key, family))
-        if ours is None or not torch.equal(ours, index):
-            raise ValueError(f"backbone.{key}: the relative positions are not those of timm's encoder")
-    full = {f"a2mim.encoder.{k}": v for k, v in weights.items()}
-    full |= {f"decoder.{k}": v for k, v in decoder.items()}
-    full["a2mim.mask_token.token"] = token.flatten()
-    if gamma is not None:
-        full["a2mim.mask_token.gamma"] = gamma.flatten()
-    try:
-        model.load_state_dict(full, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights do not fit {config.architecture}: {error}") from error
-    return model
+    return weights
 
 
-def _family(encoder: Mapping) -> str:
-    for family, key in (
-        ("resnet", "layer1.0.conv1.weight"),
-        ("convnext", "downsample_layers.0.0.weight"),
-        ("vit", "layers.0.attn.qkv.weight"),
-        ("swin", "stages.0.blocks.0.attn.w_msa.qkv.weight"),
-    ):
-        if key in encoder:
-            return family
-    raise ValueError(f"no official ResNet, ConvNeXt, ViT or Swin: {', '.join(sorted(encoder)[:5])}, ...")
+def _fill(build: Callable[[], A2MIMPreTrainedModel], weights: Mapping) -> A2MIMPreTrainedModel:
+    model = build()
+    buffers = dict(model.named_buffers())
+    for name, index in weights.items():
+        if name.endswith(POSITIONS) and not torch.equal(buffers[name], index):
+            raise ValueError(f"{name}: the relative positions are not those of timm's encoder")
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if not name.endswith(POSITIONS)})
+    return model.eval()
 
 
-def _site(family: str, config_text: str) -> int | str | None:
-    """The official `mask_layer` as a site here: it counts completed stages or blocks, and 0 is the stem."""
-    layer = re.search(r"mask_layer\s*=\s*(\d+)", config_text)
-    if layer is None:
-        return None
-    layer = int(layer[1])
-    if family == "vit":  # mask_layer 8 acts before block index 7
-        return f"blocks.{layer - 2}" if layer > 1 else "patch_embed"
-    return {
-        "resnet": f"layer{layer}" if layer else "maxpool",
-        "convnext": f"stages.{layer}.downsample" if layer else "stem",
-        "swin": f"layers.{layer}.downsample" if layer else "patch_embed",
-    }[family]
-
-
-def _blocks(encoder: Mapping, pattern: str) -> tuple[int, ...]:
-    found = [tuple(map(int, match.groups())) for key in encoder if (match := re.match(pattern, key))]
-    return tuple(1 + max(block for stage, block in found if stage == s) for s in sorted({s for s, _ in found}))
-
-
-def _named(table: dict, key, kind: str) -> str:
-    if key not in table:
-        raise ValueError(f"timm has no {kind} with {key}; known: {', '.join(map(str, table))}")
-    return table[key]
-
-
-def _resnet(encoder, site, simmim) -> A2MIMConfig:
-    key = (_blocks(encoder, r"layer(\d+)\.(\d+)\."), "layer1.0.conv3.weight" in encoder)
-    if simmim:
-        return A2MIMConfig.simmim(_named(RESNETS, key, "ResNet"), mask_site=site or "maxpool")
-    return A2MIMConfig.resnet(_named(RESNETS, key, "ResNet"), mask_site=site)
-
-
-def _convnext(encoder, site, simmim) -> A2MIMConfig:
-    width = encoder["downsample_layers.0.0.weight"].shape[0]
-    name = _named(CONVNEXTS, (_blocks(encoder, r"stages\.(\d+)\.(\d+)\."), width), "ConvNeXt")
-    if simmim:
-        return A2MIMConfig.simmim(name, mask_site=site or "stem")
-    return A2MIMConfig.convnext(name, mask_site=site or "stages.3.downsample")
-
-
-def _vit(encoder, site, simmim) -> A2MIMConfig:
-    """The official ViT has absolute and relative positions, as timm's Beit class can but no registered name does."""
-    width = encoder["cls_token"].shape[-1]
-    patch = encoder["patch_embed.projection.weight"].shape[-1]
-    args = {
-        "embed_dim": width,
-        "depth": 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("layers.")),
-        "num_heads": encoder["layers.0.attn.relative_position_bias_table"].shape[1],
-        "mlp_ratio": encoder["layers.0.ffn.layers.0.0.weight"].shape[0] / width,
-        "use_abs_pos_emb": True,
-        "use_rel_pos_bias": True,
-        "init_values": 0.1,
-        "global_pool": "token",
+def _check(weights: Mapping, expected: Mapping, architecture: str):
+    wrong = {
+        "left over": [name for name in weights if name not in expected],
+        "missing": [name for name in expected if name not in weights],
+        "of another shape or type": [
+            f"{name} {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+            for name, tensor in weights.items()
+            if name in expected and _form(tensor) != _form(expected[name])
+        ],
     }
-    if "layers.0.attn.q_bias" not in encoder:
-        args["qkv_bias"] = False
-    settings = {
-        "architecture": f"beit_base_patch{patch}_224",
-        "model_args": args,
-        "image_size": math.isqrt(encoder["pos_embed"].shape[1] - 1) * patch,
-        "mask_site": site or "patch_embed",
-    }
-    return A2MIMConfig.simmim(**settings) if simmim else A2MIMConfig.vit(**settings)
+    if any(wrong.values()):
+        text = "; ".join(f"weights {what}: {', '.join(names[:5])}" for what, names in wrong.items() if names)
+        raise ValueError(f"the file does not fit {architecture} (with the names of weights here): {text}")
 
 
-def _swin(encoder, site, simmim) -> A2MIMConfig:
-    depths = _blocks(encoder, r"stages\.(\d+)\.blocks\.(\d+)\.")
-    window = math.isqrt(encoder["stages.0.blocks.0.attn.w_msa.relative_position_index"].shape[0])
-    tables = [encoder[f"stages.{s}.blocks.0.attn.w_msa.relative_position_bias_table"] for s in range(len(depths))]
-    settings = {
-        "architecture": "swin_tiny_patch4_window7_224",
-        "model_args": {
-            "embed_dim": encoder["patch_embed.projection.weight"].shape[0],
-            "depths": list(depths),
-            "num_heads": [table.shape[1] for table in tables],
-            "window_size": window,
-        },
-        "image_size": 32 * window,  # the last stage is one window; 192 px for the release's windows of 6
-        "mask_site": site or "patch_embed",
-    }
-    return A2MIMConfig.simmim(**settings) if simmim else A2MIMConfig.swin(**settings)
+def _form(tensor: torch.Tensor) -> tuple:
+    return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
 
 
 def _rename(key: str, family: str) -> str:
@@ -246,18 +342,31 @@ def _reorder_merging(weight: torch.Tensor) -> torch.Tensor:
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m modeling_a2mim.conversion", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="an official pre-training checkpoint, .pth")
-    parser.add_argument("output_folder", help="where the plain encoder and pretraining/ are written")
+    parser.add_argument("checkpoint", help="an official checkpoint, .pth")
+    parser.add_argument("output_folder", help="where the plain encoder or classifier, and pretraining/, are written")
     parser.add_argument("--mask_site", help="module of the timm encoder whose output the mask token enters")
+    parser.add_argument("--encoder_only", action="store_true", help="leave out the decoder or classifier")
     args = parser.parse_args(argv)
     try:
-        model = load_official(args.checkpoint, args.mask_site)
-        export_model(model, args.output_folder)
-    except ValueError as error:
+        official = read_official(args.checkpoint, args.mask_site, args.encoder_only)
+        folder = export_model(official.model, args.output_folder, record=official.record)
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    parameters = sum(p.numel() for p in model.parameters())
-    name, site = model.config.architecture, model.a2mim.site.module
-    print(f"{name}: {parameters:,} parameters, token at {site}, to {args.output_folder}")
+    print(_summary(official), f"to {folder}", sep=", ")
+    print((folder / "README.md").read_text())
+
+
+def _summary(official: Official) -> str:
+    model = official.model
+    core = model if isinstance(model, A2MIMModel) else model.a2mim
+    facts = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+    facts.append(f"{official.kind} of {official.method or 'A2MIM or SimMIM, which it does not say'}")
+    if core.site is not None:
+        kept = "" if isinstance(model, A2MIMForPreTraining) else " (which is not exported)"
+        facts.append(f"token at {core.site.module}{kept}")
+    if core.num_classes:
+        facts.append(f"{core.num_classes} classes")
+    return f"{model.config.architecture}: {', '.join(facts)}"
 
 
 if __name__ == "__main__":

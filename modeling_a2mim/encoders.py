@@ -44,6 +44,7 @@ class EncoderPlan:
     head_norm: str | None  # name of the norm that the head applies after pooling
     from_intermediates: bool  # whether `forward_features` gives no map, so that it takes `run_last_map`
     isotropic: bool  # whether the encoder keeps one resolution from its first to its last feature map
+    names: frozenset[str]  # of parameters and buffers of the encoder without a classifier
 
     def create(self, num_classes: int = 0) -> nn.Module:
         """Make the timm encoder."""
@@ -73,11 +74,17 @@ def plan_encoder(config, for_masking: bool = True) -> EncoderPlan:
     return _plan(json.dumps({name: getattr(config, name) for name in fields}), for_masking)
 
 
-@functools.lru_cache(maxsize=4)
-def _plan(fields: str, for_masking: bool) -> EncoderPlan:
+def _read(fields: str) -> SimpleNamespace:
     config = SimpleNamespace(**json.loads(fields))
     config.input_size = tuple(config.input_size)
-    trace = _trace(config)
+    return config
+
+
+@functools.lru_cache(maxsize=4)
+def _plan(fields: str, for_masking: bool) -> EncoderPlan:
+    config = _read(fields)
+    kept = {name: value for name, value in vars(config).items() if name not in ("mask_site", "decoder_norm")}
+    trace = _trace(json.dumps(kept))
     if trace.final is None:
         raise ValueError(
             f"architecture: {config.architecture} ends in no feature map that a decoder could read "
@@ -95,6 +102,7 @@ def _plan(fields: str, for_masking: bool) -> EncoderPlan:
         head_norm=_head_norm(config, trace),
         from_intermediates=trace.from_intermediates,
         isotropic=len(set(trace.strides)) == 1,
+        names=frozenset(trace.encoder.state_dict()),
     )
 
 
@@ -179,9 +187,10 @@ class _Trace:
         return (name for name in self.modules if name in self.calls and self.layout(name, strides))
 
 
-def _trace(config) -> _Trace:
+@functools.lru_cache(maxsize=2)
+def _trace(fields: str) -> _Trace:
     """Build and run the encoder on the meta device, for images of the configured size."""
-    failures = []
+    config, failures = _read(fields), []
     for sized in (False, True):
         args = _create_args(config, sized)
         try:

@@ -1,10 +1,17 @@
 """The folder that a user keeps and the Hub gets: a plain timm / transformers checkpoint that needs nothing of ours.
 
 config.json, model.safetensors   the encoder or classifier, in the format of timm and of transformers' TimmWrapper
-README.md                        how to load it
+README.md                        the model card: how it was made, what it is worth, how to load it
+training.json, loss_curve.png    how it was made, if that is known
+.eval_results/                   what was measured on datasets of the Hub
 pretraining/                     the full A2MIMForPreTraining model (token, decoder, settings), to go on training
+
+    python -m modeling_a2mim.export FOLDER org/name [--private] [--revision BRANCH] [--dry_run]
+
+uploads such a folder, or a checkpoint of a run, which is exported first.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -16,15 +23,18 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors.torch import load_file, save_file
 
+from .analysis.curves import loss_curve
+from .cards import CURVE, EXAMPLE, PICTURE, eval_results, model_card
 from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
+from .hub import push_folder
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
+from .records import RECORD_FILE
 
 
 PRETRAINING_FOLDER = "pretraining"
-# Everything that may leave this machine; never a pickle, an optimiser state or the training arguments.
-UPLOADED_FILES = ["config.json", "model.safetensors", "README.md", "*.png", f"{PRETRAINING_FOLDER}/*"]
+EVAL_RESULTS_FOLDER = ".eval_results"
 SCRATCH = ".export-"
 # Keys of timm's pretrained_cfg that still hold for new weights (where they came from does not).
 KEPT_CFG = ("pool_size", "first_conv", "classifier", "crop_mode", "fixed_input_size")
@@ -62,17 +72,21 @@ def timm_config(model: A2MIMModel) -> dict:
 
 
 def export_model(
-    model: A2MIMForPreTraining | A2MIMForImageClassification,
+    model: A2MIMForPreTraining | A2MIMForImageClassification | A2MIMModel,
     folder: str | os.PathLike,
     pretraining: A2MIMForPreTraining | None = None,
+    record: dict | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """Write `model` to `folder` as described at the top of this module; other files in it are left alone.
 
     Args:
-        model: what becomes the root of the folder: the encoder of a pre-training model, or a whole classifier.
+        model: what becomes the root of the folder: an encoder, alone or of a pre-training model, or a classifier.
         folder: made if missing. Files appear complete or not at all; a kill leaves each as it was or as it will be.
         pretraining: what goes to `pretraining/`: by default `model` itself if it is a pre-training model; for a
             classifier, the model that it was fine-tuned from.
+        record: how the model was made (`records`), for its card.
+        repo_id: its name on the Hub, for its card.
 
     Raises:
         ValueError: if `folder` is a file.
@@ -87,26 +101,54 @@ def export_model(
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         scratch = Path(scratch)
-        core = model.a2mim
+        core = model if isinstance(model, A2MIMModel) else model.a2mim
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in core.encoder.state_dict().items()}
         save_file(without_sharing(weights), scratch / "model.safetensors", metadata={"format": "pt"})
         (scratch / "config.json").write_text(json.dumps(timm_config(core), indent=2) + "\n")
-        (scratch / "README.md").write_text(_card(model, has_picture=(folder / "reconstruction.png").exists()))
         if pretraining is not None:
             pretraining.save_pretrained(scratch / PRETRAINING_FOLDER)
+        _describe(model, scratch, folder, record, repo_id)
         for weights_file in scratch.rglob("*.safetensors"):  # which safetensors makes readable for the owner only
             weights_file.chmod((scratch / "config.json").stat().st_mode)
-        new = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
-        for name in new:
-            sync(scratch / name)
-        for name in new:
-            (folder / name).parent.mkdir(exist_ok=True)
-            os.replace(scratch / name, folder / name)
-        if pretraining is not None:  # weights in more or fewer files than before
-            for old in (folder / PRETRAINING_FOLDER).iterdir():
-                if old.relative_to(folder) not in new and old.is_file():
-                    old.unlink()
+        _replace(folder, scratch)
     return folder
+
+
+def describe_folder(model, folder: str | os.PathLike, record: dict | None = None, repo_id: str | None = None):
+    """Write the card of an exported folder anew, and its record; arguments as for `export_model`."""
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
+        _describe(model, Path(scratch), folder, record, repo_id)
+        _replace(folder, Path(scratch))
+
+
+def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: str | None):
+    if record is not None:
+        (scratch / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
+        if len(record.get("log", ())) > 1:
+            loss_curve(record["log"], scratch / CURVE)
+    for name, text in eval_results(record).items():
+        (scratch / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
+        (scratch / EVAL_RESULTS_FOLDER / name).write_text(text)
+    files = {path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file()}
+    files |= {name for name in (PICTURE, EXAMPLE, f"{PRETRAINING_FOLDER}/config.json") if (folder / name).is_file()}
+    model_card(model, record, repo_id, files).save(scratch / "README.md")
+
+
+def _replace(folder: Path, scratch: Path):
+    """Move everything to its place, and remove what an earlier export left and this one does not replace."""
+    new = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+    for name in new:
+        sync(scratch / name)
+    for name in new:
+        (folder / name).parent.mkdir(exist_ok=True)
+        os.replace(scratch / name, folder / name)
+    old = [folder / RECORD_FILE, folder / CURVE, *(folder / EVAL_RESULTS_FOLDER).glob("*.yaml")]
+    if Path(PRETRAINING_FOLDER, "config.json") in new:  # weights in more or fewer files than before
+        old += (folder / PRETRAINING_FOLDER).iterdir()
+    for path in old:
+        if path.relative_to(folder) not in new and path.is_file():
+            path.unlink()
 
 
 def load_pretraining_model(folder_or_repo: str, **hub_kwargs) -> A2MIMForPreTraining:
@@ -170,7 +212,8 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
         missing, unexpected = encoder.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
-    wrong = [*unexpected, *(name for name in missing if name not in new)]
+    # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).
+    wrong = [*unexpected, *(name for name in missing if name in model.a2mim.plan.names - new)]
     if wrong:
         raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
 
@@ -210,37 +253,56 @@ def _load_timm_checkpoint(folder_or_repo: str, data: dict, **hub_kwargs) -> tupl
     return config, load_file(weights_file)
 
 
-def _card(model, has_picture: bool) -> str:
-    config = model.config
-    classifier = isinstance(model, A2MIMForImageClassification)
-    task = "image-classification" if classifier else "image-feature-extraction"
-    auto = "AutoModelForImageClassification" if classifier else "AutoModel"
-    height, width = config.input_size
-    lines = [
-        "---",
-        "library_name: timm",
-        f"pipeline_tag: {task}",
-        "tags: [timm, transformers, a2mim, masked-image-modeling]",
-        "---",
-        "",
-        f"# {config.architecture}, {'a classifier' if classifier else 'an encoder'} made with A2MIM",
-        "",
-        f"{config.architecture} for images of {height} x {width} px with {config.num_channels} channel(s)"
-        + (f" and {config.num_labels} classes." if classifier else ", pre-trained by masked image modelling")
-        + ("" if classifier else " ([A2MIM](https://arxiv.org/abs/2205.13943))."),
-        "",
-        "```python",
-        f"from transformers import AutoImageProcessor, {auto}",
-        "",
-        'folder = "."  # this folder, or its name on the Hub',
-        "processor = AutoImageProcessor.from_pretrained(folder)",
-        f"model = {auto}.from_pretrained(folder)",
-        "```",
-        "",
-        'In timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`, or `"hf-hub:ORG/NAME"`.',
-        f"`{PRETRAINING_FOLDER}/` holds the model with its mask token and decoder, for "
-        f'`A2MIMForPreTraining.from_pretrained(folder, subfolder="{PRETRAINING_FOLDER}")` of the a2mim package.',
-    ]
-    if has_picture:
-        lines += ["", "![original, masked, reconstruction, pasted](reconstruction.png)"]
-    return "\n".join(lines) + "\n"
+def read_record(folder: str) -> dict:
+    """`training.json` of an exported folder, empty if it has none."""
+    path = Path(folder, RECORD_FILE)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_a2mim.export", description="Upload an exported folder, or a checkpoint, to the Hub."
+    )
+    parser.add_argument("folder", help="the output folder of a script, or one of its checkpoints")
+    parser.add_argument("repo_id", help="org/name, or name for your own account; made if missing")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", default=None, help="make a private repository")
+    visibility.add_argument("--public", dest="private", action="store_false", help="make a public repository")
+    parser.add_argument("--revision", help="branch, made if missing (default: main)")
+    parser.add_argument("--commit_message", default="Upload model")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
+    parser.add_argument("--license", help="of the weights, such as apache-2.0, for the model card")
+    parser.add_argument("--base_model", help="what a classifier was fine-tuned from on the Hub, for the model card")
+    parser.add_argument("--no_pictures", action="store_true", help="leave out pictures that show images of the data")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and stop")
+    args = vars(parser.parse_args(argv))
+    folder, dry_run = args.pop("folder"), args["dry_run"]
+    metadata = {name: value for name in ("license", "base_model") if (value := args.pop(name)) is not None}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            exported = _exported(folder, Path(scratch) / "export")
+            done = push_folder(exported, metadata=metadata, pictures_of_data=not args.pop("no_pictures"), **args)
+            if dry_run:
+                sizes = [(name, (exported / name).stat().st_size) for name in done]
+                lines = [f"{size:>15,} {name}" for name, size in sizes]
+                lines.append(f"{sum(size for _, size in sizes):>15,} bytes would go to {args['repo_id']}")
+                print("\n".join(lines))
+            else:
+                print(done.pr_url or done.commit_url)
+    except (ValueError, HfHubHTTPError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _exported(folder: str, scratch: Path) -> Path:
+    """`folder` itself if it is an export; a checkpoint of ours is exported to `scratch`."""
+    config = _find_file(folder, "config.json") if Path(folder).is_dir() else None
+    data = {} if config is None else json.loads(config.read_text())
+    if data.get("model_type") != A2MIMConfig.model_type:
+        return Path(folder)
+    known = {c.__name__: c for c in (A2MIMForPreTraining, A2MIMForImageClassification, A2MIMModel)}
+    model_class = next((known[name] for name in data.get("architectures") or () if name in known), A2MIMModel)
+    return export_model(model_class.from_pretrained(folder).eval(), scratch)
+
+
+if __name__ == "__main__":
+    main()

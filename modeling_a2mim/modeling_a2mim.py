@@ -3,7 +3,9 @@
 Architecture-Agnostic Masked Image Modeling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943).
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.utils import ModelOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
 
 from .alignment import choose_site
 from .configuration_a2mim import A2MIMConfig
@@ -87,6 +89,21 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, A2MIMModel):
                 module.restore_encoder()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, but from safetensors only, unless `use_safetensors=False` asks for a pickle.
+
+        Raises:
+            ValueError: if the index of a local folder names shards outside of it.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        index = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder", ""), SAFE_WEIGHTS_INDEX_NAME)
+        if index.is_file():
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            if strange := [name for name in shards if Path(name).name != name]:
+                raise ValueError(f"{index.name}: names a file in another folder, {strange[0]!r}")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory, state_dict=None, **kwargs):
         """As in transformers, also for encoders that use a module at several places."""
@@ -426,7 +443,7 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         self.encoder_is_frozen = True
         classifier = classifier_parameters(self.a2mim.encoder)
         for name, parameter in self.a2mim.encoder.named_parameters():
-            parameter.requires_grad_(name in classifier)
+            parameter.requires_grad_(name in classifier or name not in self.a2mim.plan.names)
         return self.train(self.training)
 
     def train(self, mode: bool = True):

@@ -91,6 +91,7 @@ class RowSource(abc.ABC):
     """
 
     row_bytes = 0.0
+    remote = False  # from another machine: rows may not name files of this one
 
     def __init__(
         self,
@@ -153,6 +154,8 @@ class RowSource(abc.ABC):
             value = {"bytes": None, "path": value}
         if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
             path = value["path"]
+            if self.remote and not is_remote(path):
+                return BrokenImage(f"it names a file of this machine, {path}, which is not read for remote data")
             try:
                 data = with_retries(lambda: self._read_file(path), path, self.retries, final=DEFINITE)
             except DEFINITE as error:
@@ -279,6 +282,7 @@ class ParquetSource(ShardedSource):
             (f, g, footer.row_group(g)) for f, footer in enumerate(footers) for g in range(footer.num_row_groups)
         ]
         groups = [group for group in groups if group[2].num_rows]
+        self.remote = any(map(is_remote, self.files))
         super().__init__(name, features, [g.num_rows for _, _, g in groups], self.storage_options, retries)
         self.groups = [(file, group) for file, group, _ in groups]
         self.row_bytes = sum(g.total_byte_size for _, _, g in groups) / max(1, len(self))

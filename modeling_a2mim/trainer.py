@@ -2,12 +2,12 @@
 reconstructions, checkpoints without pickled arguments, and a plain timm / transformers folder at the end."""
 
 import functools
+import logging
 import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import huggingface_hub
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
 
-from .analysis.reconstruction import reconstruction_picture
+from .analysis.reconstruction import reconstruction_picture, to_picture
+from .cards import EXAMPLE, PICTURE
 from .checkpoints import (
     ASIDE,
     check_settings,
@@ -29,14 +31,17 @@ from .checkpoints import (
     verify,
 )
 from .data import REPORT, ImageSamples, TrainingData, collate
-from .export import UPLOADED_FILES, export_model
+from .export import describe_folder, export_model
+from .hub import push_folder
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import parameter_groups
+from .records import describe_run
 from .transforms import PreTrainTransform
 
 
+logger = logging.getLogger("a2mim")
+
 LOSS_TERMS = ("spatial_loss", "frequency_loss")
-PICTURE = "reconstruction.png"
 
 
 @dataclass
@@ -66,8 +71,24 @@ class A2MIMTrainingArguments(TrainingArguments):
         metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
     )
 
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."}
+    )
+    hub_commit_message: str = field(default="End of training", metadata={"help": "Message of the last push."})
+    hub_pictures: bool = field(
+        default=True,
+        metadata={"help": "Push pictures that show images of the data (reconstruction.png, example.png)."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")
+        if self.push_to_hub and self.hub_strategy == HubStrategy.CHECKPOINT:
+            logger.warning(
+                "hub_strategy checkpoint: the Hub gets the weights of each checkpoint, as with every_save, and no "
+                "optimiser state; exact resuming needs the checkpoints in output_dir"
+            )
         total = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.learning_rate is None:
             self.learning_rate = self.base_learning_rate * total / 256
@@ -91,11 +112,19 @@ class A2MIMTrainer(Trainer):
     Args:
         picture_samples: samples (dicts with pixel_values and bool_masked_pos) whose reconstructions are shown in
             `output_dir/reconstructions/step-N.png` every `args.reconstruction_steps`, and at the end in
-            `output_dir/reconstruction.png`.
+            `output_dir/reconstruction.png`. For a classifier: one sample, shown in `output_dir/example.png`.
         pretraining_model: for a classifier, the model it was made from, exported beside it.
+        provenance: what the model card says of data and origin (`records.describe_run`).
     """
 
-    def __init__(self, *args, picture_samples=None, pretraining_model: A2MIMForPreTraining | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        picture_samples=None,
+        pretraining_model: A2MIMForPreTraining | None = None,
+        provenance: dict | None = None,
+        **kwargs,
+    ):
         kwargs.setdefault("data_collator", default_data_collator)
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
@@ -103,19 +132,20 @@ class A2MIMTrainer(Trainer):
                 f"n_gpu: this process sees {self.args.n_gpu} GPUs; start one process for each, "
                 f"torchrun --nproc_per_node {self.args.n_gpu} ..., or hide all but one with CUDA_VISIBLE_DEVICES=0"
             )
-        if self.args.push_to_hub and self.args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-            raise ValueError(
-                f"hub_strategy: expected end or every_save (no optimiser state goes to the Hub), "
-                f"got {self.args.hub_strategy}"
-            )
         self.pretraining_model = pretraining_model
+        self.provenance = dict(provenance or {})
+        if self.args.hub_license is not None:
+            self.provenance["license"] = self.args.hub_license
         self._terms: dict[str, list] = {}
         if isinstance(self.model, A2MIMForPreTraining):
             # Evaluation needs to know that a loss can be had from pixels alone, and to keep nothing but the loss.
             self.label_names = ["pixel_values"]
             self.args.prediction_loss_only = True
         if picture_samples:
-            self.add_callback(ReconstructionCallback(default_data_collator(picture_samples)))
+            made = ReconstructionCallback if isinstance(self.model, A2MIMForPreTraining) else ExampleCallback
+            self.add_callback(made(default_data_collator(picture_samples)))
+
+    push_in_progress: PushInProgress | None = None
 
     # Data
 
@@ -260,6 +290,8 @@ class A2MIMTrainer(Trainer):
             metrics |= evaluation
         if self.args.push_to_hub:
             self.push_to_hub()
+        elif self.args.should_save:
+            describe_folder(self._unwrapped(), self.args.output_dir, self.record())  # with the evaluation
         return metrics
 
     def train(self, resume_from_checkpoint=None, **kwargs):
@@ -335,38 +367,91 @@ class A2MIMTrainer(Trainer):
         """Write the folder that users load and the Hub gets (see `export`); Trainer itself saves checkpoints."""
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
+        self._finish_current_push()  # which reads these files
         if self.args.should_save:
-            export_model(self._unwrapped(), output_dir or self.args.output_dir, self.pretraining_model)
+            folder, record = output_dir or self.args.output_dir, self.record()
+            export_model(self._unwrapped(), folder, self.pretraining_model, record, self.hub_model_id)
 
     def _save(self, output_dir=None, state_dict=None):
         # Trainer would pickle its arguments here, the Hub token among them.
         if self.args.should_save:
             self._unwrapped().save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
+    # The Hub
+
+    def record(self) -> dict:
+        """How the model was made, so far."""
+        record = describe_run(self, self.provenance)
+        return record if self.hub_model_id is None else {**record, "repo_id": self.hub_model_id}
+
+    def create_model_card(self, license=None, tags=None, finetuned_from=None, dataset=None):
+        """Write the model card of `output_dir`, where `save_model` has been called.
+
+        Args:
+            license: of the weights.
+            tags: one or more, beside those that every card has.
+            finetuned_from: what a classifier was made from, an id on the Hub.
+            dataset: one or more ids on the Hub.
+        """
+        self._add_provenance(license, tags, finetuned_from, dataset)
+        if self.args.should_save:
+            describe_folder(self._unwrapped(), self.args.output_dir, self.record(), self.hub_model_id)
+
+    def _add_provenance(self, license=None, tags=None, finetuned_from=None, dataset=None):
+        tags, datasets = ([value] if isinstance(value, str) else value for value in (tags, dataset))
+        given = {"license": license, "tags": tags, "base_model": finetuned_from, "datasets": datasets}
+        self.provenance |= {name: value for name, value in given.items() if value is not None}
+
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+        self,
+        commit_message=None,
+        blocking=True,
+        token=None,
+        revision=None,
+        private=None,
+        create_pr=False,
+        dry_run=False,
+        **card,
     ):
-        """Export to `output_dir`, and upload what belongs on the Hub (`export.UPLOADED_FILES`) and nothing else."""
+        """Export to `output_dir`, and upload what belongs on the Hub and nothing else (`hub.push_folder`). `card`:
+        arguments of `create_model_card`."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
-        if self.hub_model_id is None:
+        if self.hub_model_id is None and not dry_run:
             self.init_hf_repo(token=token, private=private)
+        self._add_provenance(**card)
         self.save_model()
         if not self.is_world_process_zero():
             return None
-        return huggingface_hub.upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            allow_patterns=UPLOADED_FILES,
-            commit_message=commit_message,
-            token=token,
+        return push_folder(
+            self.args.output_dir,
+            self.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
             revision=revision or self.args.hub_revision,
-            run_as_future=not blocking,
+            commit_message=commit_message or self.args.hub_commit_message,
+            token=token,
+            create_pr=create_pr,
+            pictures_of_data=self.args.hub_pictures,
+            dry_run=dry_run,
+            blocking=blocking,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder):
         # Trainer asks for this before the checkpoint is complete, `_save_checkpoint` after.
-        if self._aside is None and self.args.hub_strategy == HubStrategy.EVERY_SAVE:
-            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
+        if self._aside is not None or self.args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        message = f"Training in progress, step {self.state.global_step}"
+        self.push_in_progress = PushInProgress([self.push_to_hub(message, blocking=False)])
+
+    def _finish_current_push(self):
+        super()._finish_current_push()
+        jobs, self.push_in_progress = getattr(self.push_in_progress, "jobs", ()), None
+        for job in jobs:
+            if error := job.exception():  # the last push, which training waits for, raises
+                logger.warning("a push while training failed: %s", error)
 
 
 class PassCallback(TrainerCallback):
@@ -399,3 +484,15 @@ class ReconstructionCallback(TrainerCallback):
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
+
+
+class ExampleCallback(TrainerCallback):
+    """Writes the image that the Hub's widget shows."""
+
+    def __init__(self, batch: dict[str, torch.Tensor]):
+        self.pixel_values = batch["pixel_values"]
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if state.is_world_process_zero:
+            config = model.config
+            to_picture(self.pixel_values[0], config.image_mean, config.image_std).save(Path(args.output_dir) / EXAMPLE)

@@ -5,6 +5,8 @@ import socket
 
 import pytest
 
+from .hub import hub, module_hub  # noqa: F401
+
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -1,12 +1,23 @@
 """Two processes for a test, without importing everything anew in each of them."""
 
 import multiprocessing
+import os
+import socket
 
 from torch.multiprocessing import start_processes
 
 
 def in_two_processes(function, *args):
-    """`function(rank, *args)` in two processes, which are forked from one that has imported what they need (and has no
-    threads yet)."""
+    """`function(rank, *args)` in two processes with the environment that torchrun gives them. They are forked from one
+    that has imported what they need, and has no threads yet."""
     multiprocessing.set_forkserver_preload(["modeling_a2mim.trainer"])
-    start_processes(function, args, nprocs=2, start_method="forkserver")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(_run, (port, function, args), nprocs=2, start_method="forkserver")
+
+
+def _run(rank: int, port: int, function, args: tuple):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    function(rank, *args)

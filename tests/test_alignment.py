@@ -71,13 +71,13 @@ def test_overflow_tells_nothing():
 def test_the_first_aligned_site_is_taken():
     encoder = Patches(torch.randperm(64, generator=torch.Generator().manual_seed(1)))
     other = Site("mix", Layout("NCHW", 4, (8, 8)))
-    plan = EncoderPlan({}, (SITE, other), SITE.layout, 8, None, False, True)
+    plan = EncoderPlan({}, (SITE, other), SITE.layout, 8, None, False, True, frozenset())
     site, score = choose_site(encoder, plan, CONFIG)
     assert (site, score) == (other, pytest.approx(1))
     with pytest.raises(
         ValueError, match="^mask_site: the cells of 'place' in patches do not lie where the image's do"
     ):
-        choose_site(encoder, EncoderPlan({}, (SITE,), SITE.layout, 8, None, False, True), CONFIG)
+        choose_site(encoder, EncoderPlan({}, (SITE,), SITE.layout, 8, None, False, True, frozenset()), CONFIG)
     site, score = choose_site(encoder.to("meta"), plan, CONFIG)
     assert site == SITE
     assert math.isnan(score)

@@ -2,73 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.export import export_model, load_encoder, load_into_encoder, load_pretraining_model
-from modeling_a2mim.transforms import FineTuneTransform
 
-from .families import FAMILIES, family_config
+from .families import family_config
 
 
 NAMES = ["cat", "dog", "hen"]
-
-# Runs with this package hidden: only transformers and timm load the folders, and write down what they computed.
-STRANGER = """
-import json, sys
-sys.modules["modeling_a2mim"] = None
-import numpy as np, timm, torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
-
-try:
-    import modeling_a2mim
-except ImportError:
-    pass
-else:
-    raise SystemExit("the package is not hidden")
-
-for folder in sys.argv[1:]:
-    encoder, classifier = f"{folder}/encoder", f"{folder}/classifier"
-    image = Image.open(f"{folder}/image.png")
-    result = {}
-    pixels = AutoImageProcessor.from_pretrained(encoder)(image, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        output = AutoModel.from_pretrained(encoder).eval()(pixels)
-        result |= {"pixels": pixels, "last": output.last_hidden_state, "pooled": output.pooler_output}
-        local = timm.create_model(f"local-dir:{encoder}", pretrained=True).eval()
-        result |= {"timm_last": local.forward_features(pixels), "timm_pooled": local(pixels)}
-        stages = timm.create_model(f"local-dir:{encoder}", pretrained=True, features_only=True).eval()(pixels)
-        result["timm_stage"] = stages[-1]
-        fresh = AutoModelForImageClassification.from_pretrained(encoder, num_labels=7).eval()
-        result["fresh_logits"] = fresh(pixels).logits
-        trained = AutoModelForImageClassification.from_pretrained(classifier).eval()
-        result["logits"] = trained(pixels).logits
-        result["timm_logits"] = timm.create_model(f"local-dir:{classifier}", pretrained=True).eval()(pixels)
-    if pixels.shape[1] == 3:  # transformers' pipelines make every image RGB
-        result["features"] = pipeline("image-feature-extraction", model=encoder, return_tensors=True)(image)
-        answers = pipeline("image-classification", model=classifier)(image)
-        labels = [answer["label"] for answer in answers]
-        result["scores"] = torch.tensor([answer["score"] for answer in answers])
-    else:
-        labels = [trained.config.id2label[i] for i in range(3)]
-    torch.save({k: v.contiguous() for k, v in result.items()}, f"{folder}/result.pt")
-    told = {"labels": labels, "type": AutoConfig.from_pretrained(encoder).model_type}
-    open(f"{folder}/told.json", "w").write(json.dumps(told))
-"""
-
-
-def picture(path, mode="RGB"):
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-    return path
 
 
 def models(family, **kwargs):
@@ -78,59 +23,6 @@ def models(family, **kwargs):
     classifier = A2MIMForImageClassification(family_config(family, **kwargs, **labels)).eval()
     load_into_encoder(classifier, pretraining.a2mim.encoder.state_dict())
     return pretraining, classifier
-
-
-CASES = [(family, 3, 64) for family in FAMILIES] + [("convnext", 1, 32), ("vit", 3, (64, 96))]
-
-
-@pytest.fixture(scope="module")
-def strangers(tmp_path_factory):
-    """Every case exported, and loaded in one process without this package: {case: (folder, encoder, classifier)}."""
-    made = {}
-    for case in CASES:
-        family, channels, size = case
-        small = {"mask_patch_size": 8, "mask_site": -3} if size == 32 else {}
-        encoder, classifier = models(family, num_channels=channels, image_size=size, **small)
-        folder = tmp_path_factory.mktemp(family)
-        export_model(encoder, folder / "encoder")
-        export_model(classifier, folder / "classifier", encoder)
-        picture(folder / "image.png", "RGB" if channels == 3 else "L")
-        made[case] = (folder, encoder, classifier)
-    folders = [str(folder) for folder, *_ in made.values()]
-    command = [sys.executable, "-c", STRANGER, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folders[0], check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return made
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_strangers_load_it(case, strangers):
-    channels = case[1]
-    folder, pretraining, classifier = strangers[case]
-    told = json.loads((folder / "told.json").read_text())
-    theirs = torch.load(folder / "result.pt", weights_only=True)
-
-    cfg = json.loads((folder / "encoder" / "config.json").read_text())["pretrained_cfg"]
-    pixels = FineTuneTransform(cfg, train=False)(Image.open(folder / "image.png"))["pixel_values"][None]
-    assert torch.equal(theirs["pixels"], pixels)
-    with torch.no_grad():
-        ours, logits = pretraining.a2mim(pixels), classifier(pixels).logits
-    for name in ("last", "timm_last"):
-        assert torch.equal(theirs[name], ours.last_hidden_state), name
-    for name in ("pooled", "timm_pooled"):
-        assert torch.equal(theirs[name], ours.pooler_output), name
-    for name in ("logits", "timm_logits"):
-        assert torch.equal(theirs[name], logits), name
-    assert theirs["fresh_logits"].shape == (1, 7)
-    assert theirs["fresh_logits"].isfinite().all()
-    assert theirs["timm_stage"].isfinite().all()
-    assert told["type"] == "timm_wrapper"
-    assert sorted(told["labels"]) == NAMES
-    if channels == 3:
-        assert torch.equal(theirs["features"].flatten(), ours.last_hidden_state.flatten())
-        probabilities = logits.softmax(-1)[0]
-        assert torch.allclose(theirs["scores"], probabilities.sort(descending=True).values, atol=1e-6)
-        assert told["labels"] == [NAMES[i] for i in probabilities.argsort(descending=True)]
 
 
 def test_files_and_contents(tmp_path):

@@ -1,9 +1,6 @@
 """Streams under the trainer: interrupted anywhere, on two processes, with broken images; and in the scripts."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +13,7 @@ from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.transforms import PreTrainTransform
 
+from .processes import in_two_processes
 from .test_trainer import CONFIG, Crash, losses, make_trainer, weights
 
 
@@ -185,23 +183,20 @@ def logged(folder):
     return [log["loss"] for log in history if "loss" in log]
 
 
+def run_distributed(rank: int, arguments: list):
+    torch.set_num_threads(1)
+    pretrain(*arguments)
+    torch.distributed.destroy_process_group()
+
+
 def test_two_processes_are_like_one(parquet, tmp_path):
     """With the same images in a step, one process has the losses of two, and can go on from their checkpoint. That is,
     where the loss is a mean over images: without averaging the batch before the Fourier transform, which DDP would do
     in each process."""
     common = ["--train_dir", parquet, "--num_train_epochs", 3, "--save_steps", 2]
     common += ["--frequency_batch_average", "False", "--model_args", '{"drop_path_rate": 0.0}']
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [ROOT / "run_pretraining.py", *ARGUMENTS, *common, "--per_device_train_batch_size", 4]
-    done = subprocess.run(
-        [*map(str, command), "--ddp_backend", "gloo", "--output_dir", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = [tmp_path / "two", *common, "--per_device_train_batch_size", 4, "--ddp_backend", "gloo"]
+    in_two_processes(run_distributed, two)
     two = logged(tmp_path / "two")
     common += ["--per_device_train_batch_size", 8]
     pretrain(tmp_path / "one", *common)

@@ -3,7 +3,6 @@
 import functools
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -135,28 +134,6 @@ def test_output_folder_and_no_pickled_arguments(tmp_path):
     assert "![" in (tmp_path / "README.md").read_text()
     assert not [name for name in names if name.endswith("training_args.bin")]
     assert not [name for name in names if b"hf_planted_secret" in (tmp_path / name).read_bytes()]
-
-
-def test_push_to_hub_uploads_the_export_and_nothing_else(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(A2MIMTrainer, "init_hf_repo", lambda self, **kw: setattr(self, "hub_model_id", "me/name"))
-    monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **kwargs: calls.append(kwargs))
-    trainer = make_trainer(tmp_path, max_steps=2, push_to_hub=True, hub_token="secret", hub_strategy="end")
-    trainer.train()
-    trainer.push_to_hub()
-    assert [(c["repo_id"], c["folder_path"], c["token"]) for c in calls] == [("me/name", str(tmp_path), "secret")]
-    files = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
-    sent = set(huggingface_hub.utils.filter_repo_objects(files, allow_patterns=calls[0]["allow_patterns"]))
-    assert sent == {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "reconstruction.png",
-        "pretraining/config.json",
-        "pretraining/model.safetensors",
-    }
-    with pytest.raises(ValueError, match="^hub_strategy: expected end or every_save"):
-        make_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

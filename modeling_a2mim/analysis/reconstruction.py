@@ -1,5 +1,7 @@
 """A picture of what a model reconstructs: original, masked, reconstruction, and the reconstruction pasted."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw
 
@@ -8,6 +10,14 @@ from ..modeling_a2mim import A2MIMForPreTraining
 
 
 COLUMNS = ("original", "masked", "reconstruction", "pasted")
+
+
+def to_picture(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
+    """An image (channels, height, width), normalised with `mean` and `std`, in RGB; of images that are neither grey
+    nor RGB the first channel is shown."""
+    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    shown = (image * std + mean).clamp(0, 1)[: 3 if len(image) == 3 else 1]
+    return Image.fromarray((shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 
 @torch.no_grad()
@@ -48,7 +58,7 @@ def reconstruction_picture(
     """One row for each image (at most `max_images`), one labelled column for each of `COLUMNS`. Images smaller than
     112 px are enlarged; of images that are neither grey nor RGB the first channel is shown."""
     images = reconstruct(model, pixel_values[:max_images], bool_masked_pos[:max_images])
-    count, channels, height, width = images["original"].shape
+    count, _, height, width = images["original"].shape
     scale, gap, header = max(1, 112 // min(height, width)), 4, 16
     cell = (width * scale, height * scale)
     sheet = Image.new("RGB", (len(COLUMNS) * (cell[0] + gap) + gap, header + count * (cell[1] + gap) + gap), "white")
@@ -57,8 +67,6 @@ def reconstruction_picture(
         left = gap + column * (cell[0] + gap)
         draw.text((left, 2), name, fill="black")
         for row in range(count):
-            shown = images[name][row, : 3 if channels == 3 else 1]
-            array = (shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy()
-            tile = Image.fromarray(array).resize(cell, Image.Resampling.NEAREST)
+            tile = to_picture(images[name][row]).resize(cell, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, header + gap + row * (cell[1] + gap)))
     return sheet

@@ -1,0 +1,33 @@
+"""The loss over the steps of a run, as a picture."""
+
+import os
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+# What is drawn, and how strongly.
+CURVES = {"loss": 1.0, "spatial_loss": 0.5, "frequency_loss": 0.5}
+
+
+def loss_curve(log: list[dict], path: str | os.PathLike):
+    """Draw the losses in `log` (dicts with `step`, `loss` and, if there are any, its terms) to a PNG file.
+
+    Terms are drawn as they were logged, before weights; the axis of values is logarithmic where all are positive.
+    """
+    figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")  # without pyplot, which would pick a display
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    values = []
+    for name, alpha in CURVES.items():
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), alpha=alpha)
+            values += [value for _, value in points]
+    if values and min(values) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Software": None})

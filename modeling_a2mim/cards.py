@@ -1,0 +1,245 @@
+"""Model cards, from the template in `model_cards/` and the record of how a model was made (see `records`).
+
+Nothing is filled in that is not known: what was not evaluated says so, and numbers of a paper are marked as such.
+"""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
+PLACEHOLDER = "ORG/NAME"  # stands for the repository until its name is known
+PICTURE, CURVE, EXAMPLE, PRETRAINING = "reconstruction.png", "loss_curve.png", "example.png", "pretraining/config.json"
+PAPER = "https://arxiv.org/abs/2205.13943"
+IMAGENET = "ILSVRC/imagenet-1k"
+HUB_IDS = {"ImageNet-1K": IMAGENET}
+NOT_RECORDED = "not recorded"
+TAGS = ("timm", "transformers", "a2mim", "masked-image-modeling", "arxiv:2205.13943")
+
+
+def model_card(
+    model: A2MIMModel | A2MIMForPreTraining | A2MIMForImageClassification,
+    record: dict | None = None,
+    repo_id: str | None = None,
+    files: Collection[str] = (),
+) -> ModelCard:
+    """The card of a published folder.
+
+    Args:
+        model: what its root holds.
+        record: how the model was made (`records`), `None` if that is not known.
+        repo_id: its name on the Hub; without it the card says `ORG/NAME`, which `hub.push_folder` replaces.
+        files: the other files in the folder, which decide what the card shows.
+    """
+    record, config, repo = record or {}, model.config, repo_id or PLACEHOLDER
+    classifier = isinstance(model, A2MIMForImageClassification)
+    core = model if isinstance(model, A2MIMModel) else model.a2mim
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    content = template.render(
+        card_data=card_data(model, record, repo, files).to_yaml(),
+        title=f"{config.architecture}, {'an image classifier' if classifier else 'pre-trained with A2MIM'}",
+        summary=_summary(model, record, files),
+        repo=repo,
+        auto_class="AutoModelForImageClassification" if classifier else "AutoModel",
+        pipeline_tag=_pipeline_tag(model),
+        classifier=classifier,
+        num_features=core.encoder.num_features,
+        out_indices=_out_indices(core),
+        channels=config.num_channels,
+        files=files,
+        facts=[(name, _cell(value)) for name, value in _facts(model, core, record)],
+        evaluation=_evaluation(record, classifier),
+        limits=_limits(config, classifier),
+    )
+    return ModelCard(content)
+
+
+def card_data(model, record: dict, repo: str, files: Collection[str] = ()) -> ModelCardData:
+    """The metadata by which the Hub finds, shows and runs a model. `library_name: timm` with the tag `transformers`
+    gives the snippets of both."""
+    classifier, config = isinstance(model, A2MIMForImageClassification), model.config
+    widget = None
+    if classifier and config.num_channels == 3 and EXAMPLE in files:
+        source = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE}"
+        widget = [{"src": source, "example_title": record.get("example") or "Example"}]
+    elif classifier and IMAGENET in record.get("datasets", ()):
+        samples = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
+        widget = [{"src": f"{samples}/{name.lower()}.jpg", "example_title": name} for name in ("Tiger", "Teapot")]
+    return ModelCardData(
+        license=record.get("license"),
+        library_name="timm",
+        pipeline_tag=_pipeline_tag(model),
+        tags=[_pipeline_tag(model), *TAGS, *record.get("tags", ())],
+        datasets=record.get("datasets") or None,
+        metrics=["accuracy"] if "accuracy" in (record.get("evaluation") or ()) else None,
+        base_model=record.get("base_model"),
+        widget=widget,
+    )
+
+
+def eval_results(record: dict | None) -> dict[str, str]:
+    """What goes to `.eval_results/`, {file name: YAML}, and is shown on the model's page: the accuracy in percent, if
+    it was measured on a dataset that has a name on the Hub, or is the paper's one number for this classifier."""
+    record = record or {}
+    evaluation, dataset = record.get("evaluation") or {}, record.get("evaluated_on")
+    published = [row for row in record.get("published", ()) if record.get("classifier") and row["dataset"] in HUB_IDS]
+    if dataset is not None and "accuracy" in evaluation:
+        notes = f"accuracy in percent on {evaluation['images']:,} images"
+        notes = ", ".join(filter(None, [notes, record.get("evaluation_note")]))
+        value, source = round(100 * evaluation["accuracy"], 2), {}
+    elif len(published) == 1 and re.fullmatch(r"[\d.]+", published[0]["value"]):
+        dataset, value = HUB_IDS[published[0]["dataset"]], float(published[0]["value"])
+        notes = f"the paper's number in percent, not measured by the uploader; {published[0]['protocol']}"
+        source = {"source_url": PAPER, "source_name": "A2MIM (Li et al., ICML 2023)"}
+    else:
+        return {}
+    entry = EvalResultEntry(dataset_id=dataset, task_id="default", value=value, notes=notes, **source)
+    name = re.sub(r"[^\w.-]+", "-", dataset)
+    return {f"{name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)}
+
+
+def _pipeline_tag(model) -> str:
+    return "image-classification" if isinstance(model, A2MIMForImageClassification) else "image-feature-extraction"
+
+
+def _cell(value) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return re.sub(r"\s+", " ", str(NOT_RECORDED if value is None else value)).replace("|", "\\|")
+
+
+def _size(values) -> str:
+    return " x ".join(map(str, values))
+
+
+def _out_indices(core: A2MIMModel) -> list[int]:
+    """Four stages for a head: the last ones, or, if all have one resolution, evenly spread ones."""
+    count = len(core.encoder.feature_info)
+    if count <= 4 or not core.plan.isotropic:
+        return list(range(max(0, count - 4), count))
+    return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+
+
+def _summary(model, record: dict, files: Collection[str]) -> str:
+    config = model.config
+    images = f"images of {_size(config.input_size)} px with {config.num_channels} channel(s)"
+    method = f"masked image modelling ([A2MIM]({PAPER}))"
+    if not isinstance(model, A2MIMForImageClassification):
+        return f"{config.architecture} for {images}, pre-trained by {method}: an encoder, without a classifier."
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
+    origin = f"`{record['base_model']}`" if record.get("base_model") else "an encoder"
+    made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING in files else ""
+    return f"{config.architecture} for {images}{made}, with {len(names)} classes: {shown}."
+
+
+def _facts(model, core: A2MIMModel, record: dict) -> list[tuple[str, object]]:
+    licence = ("licence of the weights", record.get("license") or "not stated")
+    return [*_model_facts(model, core), *_run_facts(record), licence]
+
+
+def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
+    config = model.config
+    facts = [
+        ("encoder", f"timm's `{config.architecture}`" + (f" with `{config.model_args}`" if config.model_args else "")),
+        ("parameters", f"{sum(p.numel() for p in core.encoder.parameters()):,}"),
+        ("images", f"{_size(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"),
+    ]
+    if isinstance(model, A2MIMForPreTraining):
+        loss = {"l1": "L1", "focal_l1": "focal L1"}[config.spatial_loss]
+        if config.frequency_loss_weight:
+            loss += f" + {config.frequency_loss_weight:g} x Fourier"
+        rows, columns = config.mask_grid
+        cell = _size(pixels // count for pixels, count in zip(config.input_size, config.mask_grid, strict=True))
+        facts += [
+            ("mask", f"{config.num_masked} of {rows * columns} cells of {cell} px, filled with: {config.mask_fill}"),
+            ("mask token", f"{config.mask_token_mode} at `{core.site.module}`"),
+            ("loss", loss),
+        ]
+    return facts
+
+
+def _run_facts(record: dict) -> list[tuple[str, object]]:
+    if "steps" not in record:
+        return [("training", record.get("origin"))]
+    optimizer = f"{record['optimizer']}, betas {record['adam_betas']}, weight decay {record['weight_decay']:g}"
+    schedule = f"{record['learning_rate']:g}, {record['lr_scheduler_type']}, {record['warmup_steps']} steps of warm-up"
+    seeds = f"{record['seed']}, of the data {record['data_seed']}"
+    facts = [
+        ("task", record.get("task")),
+        ("data", record.get("data")),
+        ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
+        ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
+        ("batch", f"{record['total_batch_size']:,} images over {record['processes']} process(es)"),
+        ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
+        ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
+        ("learning rate", schedule),
+        ("precision", record["precision"]),
+        ("seeds", seeds),
+        ("hardware", record["hardware"]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())),
+    ]
+    if record["log"]:
+        facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
+    return [(name, value) for name, value in facts if value != ""]
+
+
+def _evaluation(record: dict, classifier: bool) -> list[str]:
+    lines, evaluation = [], record.get("evaluation")
+    if evaluation:
+        metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
+        where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
+        lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {value:.4f} |" for name, value in metrics.items()]
+        if record.get("evaluation_note"):
+            lines += ["", record["evaluation_note"]]
+    if record.get("measured"):
+        lines += [*([""] if lines else []), f"Measured {record['measured_on']}:", ""]
+        lines += _table(record["measured"], tuple(record["measured"][0]))
+    if record.get("published"):
+        lines += [
+            *([""] if lines else ["Not evaluated here.", ""]),
+            "These numbers are the paper's, not measured here:",
+        ]
+        columns = ("method", "architecture", "dataset", "metric", "value", "protocol")
+        lines += ["", *_table(record["published"], columns)]
+    if not lines:
+        lines = ["Not evaluated."]
+    if not classifier and not record.get("measured"):
+        lines += ["", "How well the features serve a task after fine-tuning or probing was not evaluated here."]
+    return lines
+
+
+def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
+    head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    return head + ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
+
+
+def _limits(config, classifier: bool) -> list[str]:
+    height, width = config.input_size
+    images = (
+        f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor makes them so."
+    )
+    bias = "What its training images lack, or show too often, shows in it; nobody tested it for that."
+    if classifier:
+        return [
+            f"For telling its {config.num_labels} classes apart in images like those it was trained on.",
+            "It gives every image one of its classes, also images of none of them, and its scores are not calibrated.",
+            images,
+            bias + " Do not let it decide about people.",
+        ]
+    return [
+        "For fine-tuning, linear probing, retrieval, or under a detection or segmentation head, best on images like "
+        "those it was trained on. It names no classes.",
+        images,
+        "Features of masked image modelling are meant for fine-tuning; try them frozen before relying on that.",
+        bias,
+    ]

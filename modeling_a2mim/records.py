@@ -1,0 +1,81 @@
+"""What is known about how a model came to be: `training.json` beside it, from which its model card is written.
+
+A record is a plain dict. A run of `A2MIMTrainer` fills in all that `describe_run` lists; a converted checkpoint knows
+`published` numbers instead. Nothing in it names a path, a user or a machine of the network.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+
+import torch
+
+from .checkpoints import PACKAGES
+
+
+RECORD_FILE = "training.json"
+NOT_LOGGED = ("epoch", "total_flos")
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """`4 x NVIDIA H100 80GB HBM3`, or `CPU (x86_64, 2 cores)`."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+    return f"{processes} x {device.type}"
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def evaluation_of(log: list[dict], images: int | None) -> dict | None:
+    """The last evaluation in a log, with its step and how many images it was made on; `None` if there was none."""
+    for entry in reversed(log):
+        if "eval_loss" in entry:
+            metrics = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
+            kept = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "_per_second"))}
+            return {"step": entry["step"], "images": images, **kept}
+    return None
+
+
+def _length(dataset) -> int | None:
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def describe_run(trainer, provenance: dict) -> dict:
+    """The record of a trainer's run so far.
+
+    Args:
+        trainer: an `A2MIMTrainer`.
+        provenance: what the trainer cannot know: `task`, `datasets` and `base_model` (ids on the Hub), `data` (in
+            words), `evaluated_on` (an id on the Hub), `evaluation_note`, `license`, `tags`, and `example` (what
+            example.png shows).
+    """
+    args, state = trainer.args, trainer.state
+    training = [entry for entry in state.log_history if "loss" in entry]
+    scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
+    return {
+        **provenance,
+        "images": _length(trainer.train_dataset),
+        "steps": state.global_step,
+        "epochs": None if state.epoch is None else round(state.epoch, 2),
+        "total_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "processes": args.world_size,
+        "optimizer": str(getattr(args.optim, "value", args.optim)),
+        "learning_rate": args.learning_rate,
+        "adam_betas": [args.adam_beta1, args.adam_beta2],
+        "weight_decay": args.weight_decay,
+        "max_grad_norm": args.max_grad_norm,
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "warmup_steps": args.get_warmup_steps(state.max_steps),
+        "crop_scale": None if scale is None else list(scale),
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "seed": args.seed,
+        "data_seed": args.seed if args.data_seed is None else args.data_seed,
+        "hardware": hardware(args.device, args.world_size),
+        "versions": versions(),
+        "evaluation": evaluation_of(state.log_history, _length(trainer.eval_dataset)),
+        "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
+    }

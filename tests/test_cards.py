@@ -1,0 +1,206 @@
+"""Model cards: what a reader and the Hub find in them, and nothing that nobody knows."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, cards
+from modeling_a2mim.cards import PLACEHOLDER, eval_results, model_card
+
+from .families import family_config
+
+
+RECORD = {
+    "task": "fine-tuning",
+    "data": "org/birds",
+    "datasets": ["org/birds"],
+    "base_model": "org/encoder",
+    "license": "mit",
+    "tags": ["birds"],
+    "evaluated_on": "org/birds",
+    "evaluation_note": "split validation",
+    "images": 1234,
+    "steps": 5678,
+    "epochs": 9.5,
+    "total_batch_size": 256,
+    "processes": 2,
+    "optimizer": "adamw_torch",
+    "learning_rate": 1e-3,
+    "adam_betas": [0.9, 0.999],
+    "weight_decay": 0.05,
+    "max_grad_norm": 5.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+    "crop_scale": None,
+    "precision": "bfloat16",
+    "seed": 42,
+    "data_seed": 43,
+    "hardware": "2 x NVIDIA H100",
+    "versions": {"torch": "2.15.0"},
+    "evaluation": {"step": 5678, "images": 500, "loss": 0.5, "accuracy": 0.8125},
+    "log": [{"step": 1, "loss": 2.0}, {"step": 5678, "loss": 0.25}],
+}
+ALL = ("reconstruction.png", "loss_curve.png", "example.png", "pretraining/config.json")
+LABELS = {"id2label": {0: "a | b", 1: "{{ 7 * 7 }}", 2: "line\nbreak"}}
+# A card as a whole: metadata, title, pictures, code, tables, sections in this order.
+PATTERN = r"""---
+(?P<metadata>(?:[^\n]+\n)+)---
+
+# (?P<title>[^\n]+)
+
+(?P<summary>[^\n]+)
+
+(?:!\[[^]]+\]\(reconstruction\.png\)
+
+\*[^\n]+\*
+
+)?## How to load it
+
+(?P<loading>.+```)
+
+## How it was made
+
+\| \| \|
+\|---\|---\|
+(?P<facts>(?:\| [^|\n]+ \| (?:[^|\n]|\\\|)+ \|\n)+)
+(?:!\[Loss by step\]\(loss_curve\.png\)
+
+)?## Evaluation
+
+(?P<evaluation>.+)
+
+## Intended use and limits
+
+(?P<limits>(?:- [^\n]+\n)+)
+## Citation
+
+```bibtex
+@inproceedings\{li2023a2mim,
+.+
+```
+"""
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return A2MIMForPreTraining(family_config("resnet"))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    labels = {"id2label": LABELS["id2label"], "label2id": {name: i for i, name in LABELS["id2label"].items()}}
+    return A2MIMForImageClassification(family_config("vit", **labels))
+
+
+def parts(card):
+    found = re.fullmatch(PATTERN, str(card), re.DOTALL)
+    assert found, str(card)
+    assert "\n\n\n" not in str(card)
+    assert not re.search(r"\{%|%\}|\{\{(?! 7)|None|nan", str(card))
+    facts = dict(line.strip("| ").split(" | ", 1) for line in found["facts"].strip().splitlines())
+    return {**found.groupdict(), "facts": facts}
+
+
+def test_of_an_encoder_of_which_nothing_is_known(encoder):
+    card = model_card(encoder)
+    found = parts(card)
+    assert found["evaluation"].startswith("Not evaluated.")
+    assert found["facts"]["training"] == "not recorded"
+    assert found["facts"]["licence of the weights"] == "not stated"
+    assert PLACEHOLDER in found["loading"]
+    assert card.data.to_dict() == {
+        "library_name": "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [
+            "image-feature-extraction",
+            "timm",
+            "transformers",
+            "a2mim",
+            "masked-image-modeling",
+            "arxiv:2205.13943",
+        ],
+    }
+
+
+def test_of_a_run(encoder):
+    record = {**RECORD, "base_model": None, "evaluation": {"step": 5678, "images": 500, "loss": 0.5}}
+    card = model_card(encoder, record, "org/name", ALL)
+    found = parts(card)
+    assert found["facts"]["steps"] == "5,678, 9.5 passes"
+    assert found["facts"]["seeds"] == "42, of the data 43"
+    assert found["facts"]["hardware"] == "2 x NVIDIA H100"
+    assert found["facts"]["last loss"] == "0.2500 at step 5,678"
+    assert found["facts"]["mask token"] == "add at `layer3.0`"
+    assert "| loss | 0.5000 |" in found["evaluation"]
+    assert "was not evaluated here" in found["evaluation"]
+    assert 'A2MIMBackbone.from_pretrained("org/name", subfolder="pretraining"' in found["loading"]
+    assert 'timm.create_model("hf-hub:org/name", pretrained=True, features_only=True)' in found["loading"]
+    assert "reconstruction.png" in card.text
+    assert "loss_curve.png" in card.text
+    assert (card.data.license, card.data.datasets, card.data.metrics) == ("mit", ["org/birds"], None)
+
+
+def test_of_a_classifier(classifier):
+    card = model_card(classifier, {**RECORD, "example": "a | b"}, "org/name", ALL)
+    found = parts(card)
+    assert "a | b, {{ 7 * 7 }}, line" in found["summary"]  # names are not run as templates
+    assert "fine-tuned from `org/encoder`" in found["summary"]
+    assert "| accuracy | 0.8125 |" in found["evaluation"]
+    assert "Measured on 500 images of org/birds, at step 5,678" in found["evaluation"]
+    assert "AutoModelForImageClassification" in found["loading"]
+    assert (card.data.base_model, card.data.metrics) == ("org/encoder", ["accuracy"])
+    example = {"src": "https://huggingface.co/org/name/resolve/main/example.png", "example_title": "a | b"}
+    assert card.data.widget == [example]
+    assert "birds" in card.data.tags
+
+
+def test_pictures_and_pipelines_only_where_there_are_any(classifier):
+    grey = A2MIMForPreTraining(family_config("resnet", num_channels=1))
+    found = parts(model_card(grey))
+    assert "from transformers import pipeline" not in found["loading"]
+    assert "takes 1 channel(s)" in found["loading"]
+    assert ".png" not in str(model_card(classifier, RECORD))
+
+
+def test_published_numbers_are_marked(encoder):
+    row = {"method": "A2MIM", "architecture": "ResNet-50", "dataset": "ImageNet-1K", "metric": "top-1 accuracy"}
+    row |= {"value": "80.4", "protocol": "fine-tuned, RSB A2"}
+    found = parts(model_card(encoder, {"origin": "converted from the official release", "published": [row]}))
+    assert "Not evaluated here.\n\nThese numbers are the paper's, not measured here:\n\n" in found["evaluation"]
+    assert "| A2MIM | ResNet-50 | ImageNet-1K | top-1 accuracy | 80.4 | fine-tuned, RSB A2 |" in found["evaluation"]
+    assert found["facts"]["training"] == "converted from the official release"
+
+
+def test_eval_results():
+    files = eval_results(RECORD)
+    assert list(files) == ["org-birds.yaml"]
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files["org-birds.yaml"]))
+    assert (entry.dataset_id, entry.value) == ("org/birds", 81.25)
+    assert entry.notes == "accuracy in percent on 500 images, split validation"
+    for missing in ("evaluated_on", "evaluation"):
+        assert eval_results({**RECORD, missing: None}) == {}
+    assert eval_results({**RECORD, "evaluation": {"step": 1, "images": 1, "loss": 1.0}}) == {}
+    assert eval_results(None) == {}
+
+
+def test_the_hub_accepts_it(hub, classifier):
+    """`validate` asks the Hub, here the one of the tests, which reads the YAML."""
+    card = model_card(classifier, {**RECORD, "example": "é: [x"}, "org/name", ALL)
+    card.validate()
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+def test_committed_cards():
+    """Those in `model_cards/` have the same shape."""
+    folder = Path(cards.TEMPLATE).parent
+    committed = [path for path in folder.glob("*.md") if path.name not in ("template.md", "README.md")]
+    assert committed
+    for path in committed:
+        card = ModelCard.load(path)
+        found = parts(card)
+        assert card.data.library_name == "timm"
+        measured = "Measured on" in found["evaluation"]
+        assert measured or "the paper's, not measured here" in found["evaluation"] or "Not eval" in found["evaluation"]

@@ -1,0 +1,307 @@
+"""What the Hub gets: exactly these files, in one commit, without secrets; over HTTP, from a Hub of our own."""
+
+import io
+import json
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+
+import run_finetune
+import run_pretraining
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main
+from modeling_a2mim.hub import check_files, push_folder, uploaded_files
+
+from .families import family_config
+from .test_trainer import make_trainer, weights
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WEIGHTS = ["README.md", "config.json", "model.safetensors", "pretraining/config.json", "pretraining/model.safetensors"]
+ENCODER = sorted([*WEIGHTS, "loss_curve.png", "reconstruction.png", "training.json"])
+CLASSIFIER = sorted(
+    [*WEIGHTS, ".eval_results/zalando-datasets-fashion_mnist.yaml", "example.png", "loss_curve.png", "training.json"]
+)
+SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
+FAST = [
+    "--use_cpu",
+    "--disable_tqdm",
+    "True",
+    "--max_steps",
+    "2",
+    "--per_device_train_batch_size",
+    "8",
+    "--logging_steps",
+    "1",
+]
+FAST += ["--max_train_samples", "16", "--max_eval_samples", "10", "--save_steps", "1", "--push_to_hub"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return export_model(A2MIMForPreTraining(family_config("resnet")), folder)
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def clutter(folder):
+    """What lies about in folders of runs, none of which may leave."""
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "trainer_state.json",
+        "all_results.json",
+        ".env",
+        "notes.png",
+        "pretraining/optimizer.pt",
+        "pretraining/training_args.bin",
+        "pretraining/model.safetensors.bak",
+        "checkpoint-1/model.safetensors",
+        "checkpoint-1/optimizer.pt",
+        "reconstructions/step-0000001.png",
+        "reconstructions/README.md",
+        "runs/events.out.tfevents.1",
+        ".eval_results/notes.txt",
+        ".eval_results/../README.md.orig",
+        ".git/config",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+
+
+# Runs
+
+
+def test_both_scripts_push(hub, tmp_path):
+    """And what they push can be trained on, fine-tuned and pushed again; no token is anywhere in it."""
+    planted = "hf_plantedLoginSecret0123456789"
+    Path(constants.HF_TOKEN_PATH).write_text(planted)  # as `hf auth login` does
+    common = [*FAST, "--hub_token", hub.token, "--hub_license", "apache-2.0"]
+    encoder = [*SMALL, *common, "--hub_model_id", "org/encoder", "--hub_private_repo", "True"]
+    run_pretraining.main([*encoder, "--hub_strategy", "end", "--output_dir", str(tmp_path / "encoder")])
+    assert hub.commits("org/encoder")[-1] == "End of training"
+    assert hub.received_paths("org/encoder") == ENCODER
+    assert hub.repositories["models", "org/encoder"].private
+
+    classifier = ["--model_name_or_path", "org/encoder", *common, "--hub_model_id", "org/classifier"]
+    classifier += ["--hub_strategy", "every_save", "--hub_always_push", "--labels_per_class", "1"]
+    run_finetune.main([*classifier, "--output_dir", str(tmp_path / "classifier")])
+    messages = hub.commits("org/classifier")[-3:]
+    assert messages == ["Training in progress, step 1", "Training in progress, step 2", "End of training"]
+    received = [set(hub.received_paths("org/classifier", -n)) for n in (1, 2, 3)]
+    assert set().union(*received) == set(CLASSIFIER)
+    assert set(hub.files("org/classifier")) == {*CLASSIFIER, ".gitattributes"}
+
+    encoder, classifier = (
+        ModelCard(hub.files(name)["README.md"].decode()) for name in ("org/encoder", "org/classifier")
+    )
+    tags = encoder.data.pipeline_tag, classifier.data.pipeline_tag
+    assert tags == ("image-feature-extraction", "image-classification")
+    assert (classifier.data.base_model, classifier.data.metrics) == ("org/encoder", ["accuracy"])
+    assert "ORG/NAME" not in encoder.text + classifier.text
+    assert 'from_pretrained("org/encoder")' in encoder.text
+    assert classifier.data.widget[0]["src"].endswith("org/classifier/resolve/main/example.png")
+    assert len(json.loads(hub.files("org/classifier")["config.json"])["label_names"]) == 10
+
+    again = [*SMALL, *common, "--hub_model_id", "org/more", "--hub_strategy", "end"]
+    again += ["--model_name_or_path", "org/encoder", "--model_revision", "main"]
+    run_pretraining.main([*again, "--output_dir", str(tmp_path / "more")])
+    assert hub.received_paths("org/more") == ENCODER
+    for secret in (hub.token, planted, str(tmp_path)):
+        assert secret.encode() not in hub.received()
+    assert hub.unknown == []
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_trainer_pushes_while_training(hub, tmp_path, caplog, strategy):
+    hub.fail_next(500, path_contains="commit")
+    trainer = make_trainer(
+        tmp_path, max_steps=3, push_to_hub=True, hub_model_id="org/x", hub_strategy=strategy, hub_always_push=True
+    )
+    with caplog.at_level(logging.WARNING, "a2mim"):
+        trainer.train()
+    assert "a push while training failed: " in caplog.text
+    assert ("no optimiser state" in caplog.text) is (strategy == "checkpoint")
+    assert hub.commits("org/x")[-2:] == ["Training in progress, step 2", "Training in progress, step 3"]
+    before = hub.received_paths("org/x")
+    assert set(before) <= set(ENCODER)
+    info = trainer.push_to_hub("The end", finetuned_from="org/older", tags="birds", dataset=["org/birds"])
+    assert info.commit_message == "The end"
+    card = ModelCard(hub.files("org/x")["README.md"].decode())
+    assert (card.data.base_model, card.data.datasets) == ("org/older", ["org/birds"])
+    assert "birds" in card.data.tags
+    assert not any(name.encode() in hub.received() for name in ("optimizer.pt", "training_args", "rng_state"))
+    assert (tmp_path / "checkpoint-3" / "optimizer.pt").exists()
+
+
+def test_trainer_push_options(hub, tmp_path):
+    trainer = make_trainer(tmp_path / "name-of-folder", max_steps=2, hub_pictures=False)
+    trainer.train()
+    sent = trainer.push_to_hub(dry_run=True)
+    assert sent == [name for name in ENCODER if name != "reconstruction.png"]
+    assert hub.requests == []
+    trainer.push_to_hub("hello", private=True, revision="trial", blocking=False).result()
+    assert hub.received_paths("tester/name-of-folder") == sent
+    assert hub.commits("tester/name-of-folder")[-1] == "hello"
+    assert "README.md" not in hub.files("tester/name-of-folder", "main")
+    card = hub.files("tester/name-of-folder", "trial")["README.md"].decode()
+    assert "reconstruction.png" not in card
+    assert "loss_curve.png" in card
+    loaded = load_pretraining_model("tester/name-of-folder", revision="trial").state_dict()
+    assert all((loaded[name] == value).all() for name, value in weights(trainer).items())
+    with pytest.raises(ValueError, match="cannot be read|no pre-training model"):
+        load_pretraining_model("tester/name-of-folder")
+    pretraining, _ = load_encoder("tester/name-of-folder", revision="trial")
+    assert pretraining is not None
+
+
+def test_strategy_that_would_push_optimiser_states(tmp_path):
+    with pytest.raises(ValueError, match="^hub_strategy: expected end, every_save or checkpoint; .* optimiser"):
+        make_trainer(tmp_path, push_to_hub=True, hub_strategy="all_checkpoints")
+
+
+# Folders
+
+
+def test_only_the_export_leaves(hub, folder):
+    clutter(folder)
+    assert uploaded_files(folder) == WEIGHTS
+    push_folder(folder, "org/x")
+    assert hub.received_paths("org/x") == WEIGHTS
+    assert b"mine" not in hub.received()
+
+
+def test_what_an_earlier_push_left_is_replaced(hub, folder):
+    hub.put(
+        "org/x", {"LICENSE": b"theirs", "training.json": b"{}", "pretraining/model-00001-of-00002.safetensors": b""}
+    )
+    push_folder(folder, "org/x")
+    assert sorted(hub.files("org/x")) == ["LICENSE", *WEIGHTS]
+
+
+def test_command_line(hub, folder, capsys):
+    clutter(folder)
+    main([str(folder), "org/x", "--dry_run"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in listed] == [*WEIGHTS, "org/x"]
+    assert hub.requests == []
+    options = [
+        "--private",
+        "--revision",
+        "trial",
+        "--commit_message",
+        "Hello",
+        "--license",
+        "mit",
+        "--base_model",
+        "a/b",
+    ]
+    main([str(folder), "org/x", *options])
+    assert hub.received_paths("org/x") == WEIGHTS
+    assert hub.commits("org/x")[-1] == "Hello"
+    assert hub.repositories["models", "org/x"].private
+    card = ModelCard(hub.files("org/x", "trial")["README.md"].decode())
+    assert (card.data.license, card.data.base_model, card.data.library_name) == ("mit", "a/b", "timm")
+    assert capsys.readouterr().out.startswith("http")
+
+
+@pytest.mark.parametrize("kind", [A2MIMForPreTraining, A2MIMForImageClassification])
+def test_command_line_with_a_checkpoint(hub, tmp_path, kind):
+    kind(family_config("vit")).save_pretrained(tmp_path / "checkpoint-7")
+    before = sorted((tmp_path / "checkpoint-7").iterdir())
+    main([str(tmp_path / "checkpoint-7"), "org/x"])
+    assert hub.received_paths("org/x") == (WEIGHTS if kind is A2MIMForPreTraining else WEIGHTS[:3])
+    assert sorted((tmp_path / "checkpoint-7").iterdir()) == before
+
+
+def test_command_line_says_what_is_wrong(hub, folder, tmp_path, capsys):
+    for arguments, message in (
+        ([tmp_path / "nowhere", "org/x"], "there is no such folder"),
+        ([tmp_path, "org/x"], "no exported model, README.md and config.json and model.safetensors missing"),
+        ([folder, "org/x/y"], "Repo id must be in the form"),
+        ([folder, "../../etc"], "Repo id must"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, arguments)))
+        assert ended.value.code == 2
+        assert f"error: {message}" in capsys.readouterr().err.replace(f"{tmp_path}/nowhere: ", "").replace(
+            f"{tmp_path}: ", ""
+        )
+    hub.fail_next(403, path_contains="create")
+    with pytest.raises(HfHubHTTPError):
+        push_folder(folder, "org/x")
+    assert not hub.repositories
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def png(**info):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG", **info)
+    return file.getvalue()
+
+
+SECRET = b"hf_abcdefghijklmnopqrstuvwxyz012345"
+BAD = {
+    "a pickle": ("model.safetensors", pickle.dumps(Malicious()), "model.safetensors: no safetensors file"),
+    "an empty shard": ("pretraining/model-00001-of-00001.safetensors", b"", "00001.safetensors: no safetensors file"),
+    "a list": ("config.json", b"[1]", "config.json: cannot be read: expected a JSON object"),
+    "no JSON": ("training.json", b"{", "training.json: cannot be read"),
+    "no picture": ("example.png", b"#!/bin/sh", "example.png: cannot be read: expected a PNG"),
+    "no results": (".eval_results/x.yaml", b"- value: 3", "x.yaml: cannot be read"),
+    "an object": (".eval_results/x.yaml", b"!!python/object/apply:print [executed]", "x.yaml: cannot be read"),
+    "no front matter": ("README.md", b"---\na: [\n---\n", "README.md: cannot be read"),
+    "a token in the card": ("README.md", b"# use " + SECRET, "README.md: holds what looks like an access token"),
+    "a token in the settings": ("config.json", b'{"t": "%s"}' % SECRET, "config.json: holds what looks like an acc"),
+    "a token in a picture": ("example.png", png() + SECRET, "example.png: holds what looks like an access token"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_may_not_leave_is_named(hub, folder, capsys, case):
+    name, content, message = BAD[case]
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        push_folder(folder, "org/x")
+    assert hub.requests == []
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_paths_and_other_secrets(hub, folder, tmp_path):
+    card = (folder / "README.md").read_text()
+    for text, message in (
+        (f"{card}\nmade from {folder}/images", "names a path of this machine"),
+        (f"{card}\n{hub.token}", "access token"),
+        (f"{card}\nquite-another-secret", "access token"),
+    ):
+        (folder / "README.md").write_text(text)
+        with pytest.raises(ValueError, match=f"^README.md: .*{message}"):
+            check_files(folder, ["README.md"], ["quite-another-secret"])
+
+
+def test_links_do_not_leave(hub, folder, tmp_path):
+    (tmp_path / "passwd").write_text('{"root": 1}')
+    (folder / "training.json").symlink_to(tmp_path / "passwd")
+    with pytest.raises(ValueError, match="^training.json: a link is not uploaded"):
+        push_folder(folder, "org/x")
+    (folder / "training.json").unlink()
+    (folder / "pretraining").rename(tmp_path / "elsewhere")
+    (folder / "pretraining").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="a link is not uploaded"):
+        push_folder(folder, "org/x")
+    assert hub.requests == []
