@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-lowest sweep step torture fuzz stream quality style clean
+.PHONY: demo test test-lowest sweep step torture fuzz stream cards quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -42,6 +42,9 @@ fuzz: $(VENV)/installed  ## 10,000 broken images
 stream: $(VENV)/installed  ## how fast, how random, and how flat in memory images are read
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loader.py --output benchmarks/results/loader.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json
+
+cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_token, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from safetensors.torch import load_file, save_file
 
@@ -289,8 +289,11 @@ def main(argv: list[str] | None = None):
                 print("\n".join(lines))
             else:
                 print(done.pr_url or done.commit_url)
-    except (ValueError, HfHubHTTPError) as error:
+    except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    except Exception as error:  # of the network: the kinds differ between releases of huggingface_hub
+        hint = "" if get_token() else " (there is no token: log in with `hf auth login`)"
+        parser.exit(2, f"error: {args['repo_id']}: {type(error).__name__}: {error}{hint}\n")
 
 
 def _exported(folder: str, scratch: Path) -> Path:

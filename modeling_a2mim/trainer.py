@@ -417,8 +417,10 @@ class A2MIMTrainer(Trainer):
         arguments of `create_model_card`."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self.args.hub_token
+        if private is not None:
+            self.args.hub_private_repo = private
         if self.hub_model_id is None and not dry_run:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token)
         self._add_provenance(**card)
         self.save_model()
         if not self.is_world_process_zero():
@@ -426,7 +428,7 @@ class A2MIMTrainer(Trainer):
         return push_folder(
             self.args.output_dir,
             self.hub_model_id,
-            private=self.args.hub_private_repo if private is None else private,
+            private=self.args.hub_private_repo,
             revision=revision or self.args.hub_revision,
             commit_message=commit_message or self.args.hub_commit_message,
             token=token,

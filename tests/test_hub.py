@@ -8,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from transformers import AutoBackbone, AutoModel
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main
 from modeling_a2mim.hub import check_files, push_folder, uploaded_files
 
@@ -160,6 +161,12 @@ def test_trainer_push_options(hub, tmp_path):
     assert "loss_curve.png" in card
     loaded = load_pretraining_model("tester/name-of-folder", revision="trial").state_dict()
     assert all((loaded[name] == value).all() for name, value in weights(trainer).items())
+    name = "tester/name-of-folder"
+    assert AutoModel.from_pretrained(name, revision="trial").config.architecture == "test_convnext"
+    assert timm.create_model(f"hf-hub:{name}@trial", pretrained=True).num_classes == 0
+    backbone = AutoBackbone.from_pretrained(name, subfolder="pretraining", revision="trial")
+    assert type(backbone) is A2MIMBackbone
+    assert all((loaded[n] == value).all() for n, value in backbone.state_dict().items())
     with pytest.raises(ValueError, match="cannot be read|no pre-training model"):
         load_pretraining_model("tester/name-of-folder")
     pretraining, _ = load_encoder("tester/name-of-folder", revision="trial")
@@ -238,9 +245,12 @@ def test_command_line_says_what_is_wrong(hub, folder, tmp_path, capsys):
         assert f"error: {message}" in capsys.readouterr().err.replace(f"{tmp_path}/nowhere: ", "").replace(
             f"{tmp_path}: ", ""
         )
-    hub.fail_next(403, path_contains="create")
-    with pytest.raises(HfHubHTTPError):
-        push_folder(folder, "org/x")
+    for status in (403, 0):  # refused, and no answer at all
+        hub.fail_next(status, path_contains="create")
+        with pytest.raises(SystemExit) as ended:
+            main([str(folder), "org/x"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.startswith("error: org/x: ")
     assert not hub.repositories
 
 
