@@ -81,7 +81,8 @@ def check_files(folder: str | os.PathLike, names: list[str], secrets: list[str |
     """
     folder = Path(folder)
     tokens = {secret.encode() for secret in (*secrets, get_token(), os.environ.get("HF_TOKEN")) if secret}
-    paths = {f"{path}/".encode() for path in (Path.home(), folder.resolve(), Path.cwd()) if len(path.parts) > 1}
+    places = {f"{path}/" for path in (Path.home(), folder.resolve(), Path.cwd()) if len(path.parts) > 1}
+    local = re.compile(rf"(?<![\w./:-])({'|'.join(map(re.escape, sorted(places)))})".encode())  # not within a URL
     for name in names:
         path = folder / name
         if name.endswith(".safetensors"):
@@ -95,8 +96,8 @@ def check_files(folder: str | os.PathLike, names: list[str], secrets: list[str |
             _check_format(name, content)
         if TOKEN.search(content) or any(token in content for token in tokens):
             raise ValueError(f"{name}: holds what looks like an access token; it is not uploaded")
-        if found := next((local for local in paths if local in content), None):
-            raise ValueError(f"{name}: names a path of this machine, {found.decode()}...; it is not uploaded")
+        if found := local.search(content):
+            raise ValueError(f"{name}: names a path of this machine, {found[1].decode()}...; it is not uploaded")
 
 
 def _check_format(name: str, content: bytes):

@@ -304,6 +304,17 @@ def test_paths_and_other_secrets(hub, folder, tmp_path):
             check_files(folder, ["README.md"], ["quite-another-secret"])
 
 
+def test_urls_are_no_paths(folder, tmp_path, monkeypatch):
+    """`/datasets/` is where some people work."""
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/datasets"))
+    url = "https://huggingface.co/datasets/org/images"
+    (folder / "README.md").write_text(f"{(folder / 'README.md').read_text()}\n{url}")
+    check_files(folder, ["README.md"])
+    (folder / "README.md").write_text(f"{(folder / 'README.md').read_text()}\nin /datasets/birds")
+    with pytest.raises(ValueError, match="names a path of this machine, /datasets/"):
+        check_files(folder, ["README.md"])
+
+
 def test_links_do_not_leave(hub, folder, tmp_path):
     (tmp_path / "passwd").write_text('{"root": 1}')
     (folder / "training.json").symlink_to(tmp_path / "passwd")
