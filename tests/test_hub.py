@@ -142,6 +142,7 @@ def test_trainer_pushes_while_training(hub, tmp_path, caplog, strategy):
     card = ModelCard(hub.files("org/x")["README.md"].decode())
     assert (card.data.base_model, card.data.datasets) == ("org/older", ["org/birds"])
     assert "birds" in card.data.tags
+    assert set(hub.files("org/x")) == {*ENCODER, ".gitattributes"}
     assert not any(name.encode() in hub.received() for name in ("optimizer.pt", "training_args", "rng_state"))
     assert (tmp_path / "checkpoint-3" / "optimizer.pt").exists()
 

@@ -1,6 +1,7 @@
 """What comes from others stays where it belongs: names in archives, repositories and configurations lead nowhere else,
 and no code in them runs."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -98,6 +99,31 @@ def test_members_of_tar_files(place, name):
     if name not in LINKS:  # datasets prepares links by following them inside the archive
         images = load_images(place / "shard.tar")
         assert len(images) == 3
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_members_of_archives_of_images(place, kind):
+    """Which `datasets` unpacks into its cache."""
+    outside = place.parent.parent
+    names = ["../../../canary0.png", f"{outside}/canary1.png", "a/../../../../canary2.png", "good.png"]
+    if kind == "zip":
+        with zipfile.ZipFile(place / "images.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, png())
+    else:
+        with tarfile.open(place / "images.tar.gz", "w:gz") as archive:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = len(png())
+                archive.addfile(member, io.BytesIO(png()))
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+            archive.addfile(link)
+            inside = tarfile.TarInfo("link/canary3.png")
+            inside.size = len(png())
+            archive.addfile(inside, io.BytesIO(png()))
+    with contextlib.suppress(ValueError, OSError, datasets.exceptions.DatasetGenerationError):
+        load_images(place / f"images.{kind}")  # refused, or without the strangers
 
 
 def test_members_of_zips(place):
