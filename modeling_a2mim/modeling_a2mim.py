@@ -414,6 +414,8 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         self.num_labels = config.num_labels
         self.encoder_is_frozen = False
         self.a2mim = A2MIMModel(config, num_classes=config.num_labels)
+        if not hasattr(self.a2mim.encoder, "get_classifier"):
+            raise ValueError(f"architecture: timm's {config.architecture} is an encoder without a classifier")
         self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
         self.post_init()
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, architectures
 from modeling_a2mim.alignment import LEAST_ALIGNMENT
 from modeling_a2mim.architectures import Row, counts, examine, main, write
+from modeling_a2mim.encoders import NoValues
 from modeling_a2mim.export import export_model, load_into_encoder
 from modeling_a2mim.hub import push_folder
 from modeling_a2mim.masking import tensors_in
@@ -269,6 +270,14 @@ def test_encoders_that_take_no_224_px_get_their_own_size():
         A2MIMConfig.for_architecture("crossvit_15_dagger_408", image_size=224)
     with pytest.raises(ValueError, match="^architecture: "):
         A2MIMConfig.for_architecture("crossvit_16")
+
+
+def test_encoders_without_a_classifier():
+    """Seven of timm's 1,371 names."""
+    config = A2MIMConfig.for_encoder(architecture="qwen3_vit_88m_enc")
+    message = "^architecture: timm's qwen3_vit_88m_enc is an encoder without a classifier"
+    with torch.device("meta"), NoValues(), pytest.raises(ValueError, match=message):
+        A2MIMForImageClassification(config)
 
 
 # The table
