@@ -121,6 +121,7 @@ class FineTuneTransform:
 
     def __init__(self, pretrained_cfg: dict, train: bool = True, max_pixels: int = MAX_PIXELS, **options):
         self.num_channels, self.max_pixels = pretrained_cfg["input_size"][0], max_pixels
+        self.crop_scale = options.get("scale")
         settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
         settings |= {"crop_mode": pretrained_cfg.get("crop_mode")}
         settings |= {"color_jitter": None, **options} if train else {}

@@ -4,11 +4,13 @@ import io
 import json
 import logging
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from transformers import AutoBackbone, AutoModel
@@ -188,6 +190,25 @@ def test_only_the_export_leaves(hub, folder):
     push_folder(folder, "org/x")
     assert hub.received_paths("org/x") == WEIGHTS
     assert b"mine" not in hub.received()
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+@pytest.mark.parametrize("classifies", [False, True])
+def test_the_code_of_a_card_runs(hub, tmp_path, monkeypatch, family, classifies):
+    pretraining = A2MIMForPreTraining(family_config(family))
+    model = A2MIMForImageClassification(family_config(family, num_labels=3)) if classifies else pretraining
+    push_folder(export_model(model, tmp_path / "model", pretraining), "org/x")
+    image = Image.new("RGB", (80, 90), "red")
+    image.save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", hub.files("org/x")["README.md"].decode(), re.DOTALL)
+    assert len(blocks) == 4
+    names = {"image": image}
+    for block in blocks:
+        exec(block, names)
+    assert names["label"] in ("LABEL_0", "LABEL_1", "LABEL_2") if classifies else names["features"].ndim == 2
+    assert names["answers"]
+    assert len(names["backbone"](torch.zeros(1, 3, 64, 64)).feature_maps) == len(names["backbone"].out_indices)
 
 
 def test_what_an_earlier_push_left_is_replaced(hub, folder):
