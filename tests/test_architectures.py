@@ -161,6 +161,7 @@ def pretrain(name: str, folder) -> A2MIMForPreTraining:
     gradients = [parameter.grad for parameter in model.a2mim.encoder.parameters()]
     assert sum(g is not None for g in gradients) > 0.8 * len(gradients)  # not those of heads and last norms
     torch.optim.SGD(model.parameters(), 1e-3).step()
+    model.zero_grad()
 
     export_model(model.eval(), folder)
     again = copy.deepcopy(A2MIMForPreTraining.from_pretrained(folder, subfolder="pretraining"))
