@@ -16,7 +16,8 @@ from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
 PLACEHOLDER = "ORG/NAME"  # stands for the repository until its name is known
-PICTURE, CURVE, EXAMPLE, PRETRAINING = "reconstruction.png", "loss_curve.png", "example.png", "pretraining/config.json"
+PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
+PRETRAINING_CONFIG = "pretraining/config.json"  # which is there if the whole pre-training model is
 PAPER = "https://arxiv.org/abs/2205.13943"
 IMAGENET = "ILSVRC/imagenet-1k"
 HUB_IDS = {"ImageNet-1K": IMAGENET}
@@ -136,7 +137,7 @@ def _summary(model, record: dict, files: Collection[str]) -> str:
     names = [config.id2label[i] for i in range(config.num_labels)]
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
     origin = f"`{record['base_model']}`" if record.get("base_model") else "an encoder"
-    made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING in files else ""
+    made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING_CONFIG in files else ""
     return f"{config.architecture} for {images}{made}, with {len(names)} classes: {shown}."
 
 

@@ -24,7 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors.torch import load_file, save_file
 
 from .analysis.curves import loss_curve
-from .cards import CURVE, EXAMPLE, PICTURE, eval_results, model_card
+from .cards import CURVE, EXAMPLE, PICTURE, PRETRAINING_CONFIG, eval_results, model_card
 from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
@@ -131,7 +131,7 @@ def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: 
         (scratch / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
         (scratch / EVAL_RESULTS_FOLDER / name).write_text(text)
     files = {path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file()}
-    files |= {name for name in (PICTURE, EXAMPLE, f"{PRETRAINING_FOLDER}/config.json") if (folder / name).is_file()}
+    files |= {name for name in (PICTURE, EXAMPLE, PRETRAINING_CONFIG) if (folder / name).is_file()}
     model_card(model, record, repo_id, files).save(scratch / "README.md")
 
 
@@ -144,7 +144,7 @@ def _replace(folder: Path, scratch: Path):
         (folder / name).parent.mkdir(exist_ok=True)
         os.replace(scratch / name, folder / name)
     old = [folder / RECORD_FILE, folder / CURVE, *(folder / EVAL_RESULTS_FOLDER).glob("*.yaml")]
-    if Path(PRETRAINING_FOLDER, "config.json") in new:  # weights in more or fewer files than before
+    if Path(PRETRAINING_CONFIG) in new:  # weights in more or fewer files than before
         old += (folder / PRETRAINING_FOLDER).iterdir()
     for path in old:
         if path.relative_to(folder) not in new and path.is_file():
@@ -181,7 +181,7 @@ def load_encoder(
     Raises:
         ValueError: if there is neither an A2MIM model nor a timm checkpoint with safetensors weights.
     """
-    if _find_file(folder_or_repo, f"{PRETRAINING_FOLDER}/config.json", **hub_kwargs) is None:
+    if _find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is None:
         config_file = _find_file(folder_or_repo, "config.json", **hub_kwargs)
         if config_file is None:
             raise ValueError(f"model_name_or_path: {folder_or_repo} holds no checkpoint, it has no config.json")

@@ -12,8 +12,15 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub import parse_eval_result_entries as parse_eval_results
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+    parse_eval_result_entries,
+)
 from safetensors import SafetensorError, safe_open
 
 from .cards import CURVE, EXAMPLE, PICTURE, PLACEHOLDER
@@ -106,7 +113,7 @@ def _check_format(name: str, content: bytes):
             if not isinstance(json.loads(content), dict):
                 raise ValueError("expected a JSON object")
         elif name.endswith(".yaml"):
-            parse_eval_results(yaml.safe_load(content))
+            parse_eval_result_entries(yaml.safe_load(content))
         elif name.endswith(".md"):
             ModelCard(content.decode())
         elif not content.startswith(PNG):

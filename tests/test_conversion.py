@@ -427,6 +427,7 @@ def test_the_malicious_files_would_do_harm(tmp_path):
         make, save, _ = MALICIOUS[name]
         trace = tmp_path / "trace"
         save(make(f"touch {trace}", f"open({str(trace)!r}, 'w').close()"), tmp_path / "in.pth")
+        # On purpose, and of a file made here: without its refusal the code does run, so the other test can fail.
         torch.load(tmp_path / "in.pth", weights_only=False)
         assert trace.exists(), name
         trace.unlink()

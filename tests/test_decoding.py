@@ -187,6 +187,7 @@ def test_lossless_formats(format, photo):
     assert np.array_equal(decode(encode(photo, format, **LOSSLESS[format])), np.asarray(photo))
 
 
+# AVIF is optional in Pillow: not every build can make the file that is read here.
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 def test_avif(photo):
     assert psnr(decode(encode(photo, "AVIF", quality=95)), photo) > 35
