@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-lowest sweep step torture fuzz stream cards quality style clean
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream transfer dense cards quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -19,6 +19,9 @@ demo: $(VENV)/installed  ## pre-train a small encoder on the bundled images, and
 
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: $(VENV)/installed  ## all tests, those that take minutes as well
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
 
 test-lowest:  ## the tests with the oldest releases that setup.cfg allows
 	$(PYTHON) -m venv .venv-lowest
@@ -42,6 +45,13 @@ fuzz: $(VENV)/installed  ## 10,000 broken images
 stream: $(VENV)/installed  ## how fast, how random, and how flat in memory images are read
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loader.py --output benchmarks/results/loader.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json
+
+transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results
+
+dense: $(VENV)/installed  ## the same for segmentation and detection
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/dense.py --output benchmarks/results/dense.json
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/detection.py --output benchmarks/results/detection.json
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py

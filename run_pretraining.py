@@ -14,7 +14,8 @@ from transformers import set_seed
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.export import load_pretraining_model
-from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
+from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training_args import A2MIMTrainingArguments
 from modeling_a2mim.transforms import PreTrainTransform
 
 
@@ -27,7 +28,8 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
-    model_args, data_args, args = parse(PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments, argv)
+    arguments = (PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments)
+    model_args, data_args, args = parse(*arguments, argv, "run_pretraining.py")
     config = None if model_args.model_name_or_path else model_args.config()
     train = data_args.load(train=True, token=args.hub_token)
     validation = data_args.load(train=False, token=args.hub_token)

@@ -31,12 +31,7 @@ import run_finetune  # noqa: E402
 import run_pretraining  # noqa: E402
 from modeling_a2mim import A2MIMForPreTraining  # noqa: E402
 from modeling_a2mim.data import ImageSamples  # noqa: E402
-from modeling_a2mim.evaluation import (  # noqa: E402
-    extract_features,
-    knn_accuracy,
-    labels_subset,
-    linear_probe_accuracy,
-)
+from modeling_a2mim.evaluation import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
 from modeling_a2mim.export import (  # noqa: E402
     describe_folder,
     load_pretraining_model,
@@ -44,6 +39,7 @@ from modeling_a2mim.export import (  # noqa: E402
     timm_pretrained_cfg,
 )
 from modeling_a2mim.loading import load_images  # noqa: E402
+from modeling_a2mim.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.transforms import FineTuneTransform  # noqa: E402
 
 
@@ -125,7 +121,7 @@ def main():
     few = args.labels_per_class
     print(f"\n2. Frozen encoders, {few} labels per class", flush=True)
     train, test = load_images(), load_images(split="test")
-    subsets = [labels_subset(train["label"], few, seed) for seed in range(args.seeds)]
+    subsets = [draw_subset(train["label"], per_class=few, seed=seed) for seed in range(args.seeds)]
     rows = sorted({index for subset in subsets for index in subset})
     place = {index: i for i, index in enumerate(rows)}
     accuracy = {}

@@ -1,5 +1,6 @@
 """Command-line arguments of the two scripts, parsed by transformers' HfArgumentParser, and what follows from them."""
 
+import argparse
 import json
 import logging
 import re
@@ -15,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
+from .cards import PRETRAINING_CONFIG
 from .checkpoints import check_output_dir, find_checkpoint
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
@@ -23,28 +25,63 @@ from .export import load_encoder, load_into_encoder, read_record
 from .loading import find_column, find_validation_split, load_images
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .order import mix_counts
+from .recipes import as_flags, load_recipe
 from .sources import DatasetSource, MixedSource, ReadError, RowSource
 
 
 BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
-MODEL_SOURCE = ("model_name_or_path", "model_revision")
+TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 
+logger = logging.getLogger("a2mim")
 
-def parse(model_type: type, data_type: type, training_type: type, argv: list[str] | None = None) -> tuple:
+
+def parse(
+    model_type: type,
+    data_type: type,
+    training_type: type,
+    argv: list[str] | None,
+    script: str,
+    task: str | None = None,
+) -> tuple:
     """Parse the command line into these dataclasses, set logging up, and check what needs neither data nor model.
+
+    Args:
+        argv: the command line; of the recipe that it names, what it does not give itself.
+        script, task: what a recipe must be for.
 
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    parser = HfArgumentParser((model_type, data_type, training_type))
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser((model_type, data_type, training_type), allow_abbrev=False)
+    if task is not None:
+        parser.add_argument("--task", default=task, help=f"What to train for: {', '.join(TASK_NAMES)}.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = peek(argv).recipe
+    if name is not None:
+        recipe = dict(load_recipe(name, script, task)["arguments"])
+        if any(flag.partition("=")[0] == "--architecture" for flag in argv):
+            recipe.pop("model_args", None)  # which are for the recipe's own architecture
+        argv = as_flags(recipe, {action.dest for action in parser._actions}) + argv
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)[:3]
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("a2mim").setLevel(logging.INFO if args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    if name is not None:
+        logger.info("recipe %s: %s", name, " ".join(as_flags(recipe, set(recipe))))
+    logger.info("%s", args.batch_note)
     check_output_dir(args.output_dir, args.resume_from_checkpoint)
-    find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
+        find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     return model_args, data_args, args
+
+
+def peek(argv: list[str] | None) -> argparse.Namespace:
+    """`recipe` and `task` on the command line, before the rest can be parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe")
+    parser.add_argument("--task")
+    return parser.parse_known_args(argv)[0]
 
 
 def run_as_command(main: Callable[[], object]):
@@ -78,10 +115,12 @@ class EncoderArguments:
     num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
     image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
     image_std: list[float] | None = helped(None, "Standard deviation of each channel.", nargs="+")
+    crop_pct: float | None = helped(None, "Share of the resized image that is seen in evaluation. Default 0.95.")
 
     def given(self) -> dict:
         """What was given, as keyword arguments of A2MIMConfig."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        names = [f.name for f in fields(self) if f.name in A2MIMConfig.__annotations__]
+        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         for name in ("image_size", "mask_patch_size"):
             if name in values and len(values[name]) == 1:
                 values[name] = values[name][0]
@@ -129,7 +168,7 @@ class PreTrainingModelArguments(EncoderArguments):
         Raises:
             ValueError: naming the field that is wrong.
         """
-        values = {k: v for k, v in self.given().items() if k not in ("preset", *MODEL_SOURCE)}
+        values = self.given()
         site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
         if site is not None and site.lstrip("-").isdigit():
             values["mask_site"] = int(site)
@@ -149,7 +188,44 @@ class ClassifierArguments(EncoderArguments):
     architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
     model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
     model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
-    linear_probe: bool = helped(False, "Freeze the encoder and train only the classifier.")
+    global_pool: str | None = helped(
+        None, "How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ..."
+    )
+    drop_path: float | None = helped(None, "Rate of stochastic depth.")
+    linear_probe: bool = helped(False, "Freeze the encoder and train only a linear classifier.")
+    probe_batch_norm: bool = helped(
+        False, "Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
+    )
+    probe_layers: list[int] | None = helped(
+        None,
+        "Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for --linear_probe, "
+        "several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
+        nargs="+",
+    )
+    eval_only: bool = helped(False, "Train nothing: evaluate the classifier in --model_name_or_path.")
+    knn: bool = helped(False, "Train nothing: k-nearest neighbours and logistic regression on frozen features.")
+    knn_neighbours: int = helped(20, "Nearest neighbours that vote in --knn.")
+    knn_temperature: float | None = helped(0.07, "A neighbour at cosine similarity s counts exp(s / temperature).")
+
+    probe_strength: float | None = helped(
+        None, "Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation."
+    )
+    add_to_card: bool = helped(False, "Write what was measured into the card of the folder --model_name_or_path.")
+
+    def __post_init__(self):
+        modes = [name for name in ("linear_probe", "knn", "eval_only") if getattr(self, name)]
+        if len(modes) > 1:
+            raise ValueError(f"{modes[1]}: give either it or --{modes[0]}")
+        if self.add_to_card and not Path(self.model_name_or_path or "", PRETRAINING_CONFIG).is_file():
+            raise ValueError("add_to_card: --model_name_or_path is no folder with a pre-trained encoder")
+        if self.probe_layers is not None and not (self.knn or self.linear_probe):
+            raise ValueError("probe_layers: is for --linear_probe and --knn")
+        if self.linear_probe and len(self.probe_layers or [None]) > 1:
+            raise ValueError("probe_layers: --linear_probe trains on one layer; --knn compares several")
+        if self.probe_batch_norm and not self.linear_probe:
+            raise ValueError("probe_batch_norm: is for --linear_probe")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")
 
     def base_model(self) -> str | None:
         """Where the encoder is on the Hub, if it is there: its id, or where its folder says that it was pushed to."""
@@ -160,8 +236,8 @@ class ClassifierArguments(EncoderArguments):
 
     @property
     def task(self) -> str:
-        if self.linear_probe:
-            return "linear probing"
+        if self.linear_probe or self.knn:
+            return "linear probing" if self.linear_probe else "k-NN and logistic regression on frozen features"
         return "fine-tuning" if self.architecture is None else "training from scratch"
 
     def build(
@@ -174,7 +250,11 @@ class ClassifierArguments(EncoderArguments):
         """
         if (self.architecture is None) == (self.model_name_or_path is None):
             raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
-        values = {k: v for k, v in self.given().items() if k not in ("linear_probe", *MODEL_SOURCE)}
+        values = self.given()
+        timm_args = {"drop_path_rate": self.drop_path, "global_pool": self.global_pool}
+        timm_args = {name: value for name, value in timm_args.items() if value is not None}
+        if timm_args:
+            values["model_args"] = {**values.get("model_args", {}), **timm_args}
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         if self.architecture is not None:
             return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
@@ -333,7 +413,24 @@ class ClassificationArguments(DataArguments):
 
     label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
     labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
+    label_fraction: float | None = helped(None, "Train on only this share of each class.")
+    label_subset: str | None = helped(None, "Train on the images of a subset.json that an earlier run wrote.")
+    seeds: list[int] | None = helped(
+        None,
+        "Repeat everything (labels drawn, first weights, order) with each of these seeds; with means and intervals.",
+        nargs="+",
+    )
+    train_image_size: list[int] | None = helped(None, "Size of images in training, if it is another.", nargs="+")
     auto_augment: str | None = helped(None, "timm's augmentation policy, e.g. rand-m6-mstd0.5-inc1.")
+    color_jitter: float | None = helped(None, "Strength of colour jitter (timm leaves it out under a policy).")
+    hflip: float = helped(0.5, "Share of images that are mirrored left to right.")
+    vflip: float = helped(0.0, "Share of images that are mirrored top to bottom.")
+    reprob: float = helped(0.0, "Share of images of which a rectangle is erased.")
+    remode: str = helped("const", "What it is filled with: const (zero), rand (a colour) or pixel (noise).")
+    aug_repeats: int = helped(1, "How often each image comes in a row, differently augmented; a pass stays as long.")
+    corruptions: list[str] | None = helped(
+        None, "Evaluate on corrupted images, too: all, or some of the 15 types of ImageNet-C.", nargs="+"
+    )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.35, 1.0],
         metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
@@ -341,8 +438,20 @@ class ClassificationArguments(DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.labels_per_class is not None and self.streaming:
-            raise ValueError("labels_per_class: a stream cannot be drawn from; leave --streaming out")
+        subsets = [n for n in ("labels_per_class", "label_fraction", "label_subset") if getattr(self, n) is not None]
+        if len(subsets) > 1:
+            raise ValueError(f"{subsets[1]}: give either it or --{subsets[0]}")
+        if subsets and self.streaming:
+            raise ValueError(f"{subsets[0]}: a stream cannot be drawn from; leave --streaming out")
+        if self.aug_repeats < 1:
+            raise ValueError(f"aug_repeats: must be at least 1, got {self.aug_repeats}")
+        for name in ("hflip", "vflip", "reprob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
+        if self.remode not in ("const", "rand", "pixel"):
+            raise ValueError(f"remode: must be const, rand or pixel, got {self.remode!r}")
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} repeats one")
         if len(self.sources) > 1:
             raise ValueError("dataset_name: labelled images come from one source")
 
@@ -364,10 +473,26 @@ class ClassificationArguments(DataArguments):
 
     def provenance(self) -> dict:
         result = super().provenance()
-        if self.labels_per_class is not None:
-            few = f"trained with {self.labels_per_class} labels of each class"
-            result["evaluation_note"] = ", ".join(filter(None, [result["evaluation_note"], few]))
+        if few := self.few_labels():
+            result["evaluation_note"] = ", ".join(filter(None, [result["evaluation_note"], f"trained with {few}"]))
+        result["augmentation"] = ", ".join(f"{name} {value}" for name, value in self.augmentation().items()) or None
         return result
+
+    def few_labels(self) -> str | None:
+        """How few labels are trained with, in words; `None` for all."""
+        if self.labels_per_class is not None:
+            return f"{self.labels_per_class} labels of each class"
+        if self.label_fraction is not None:
+            return f"{self.label_fraction:.3g} of the labels of each class"
+        return None if self.label_subset is None else "a saved subset of the labels"
+
+    def augmentation(self) -> dict:
+        """What was given of the augmentation beside crops, as keyword arguments of FineTuneTransform."""
+        values = {"hflip": self.hflip, "vflip": self.vflip, "color_jitter": self.color_jitter}
+        values |= {"auto_augment": self.auto_augment, "re_prob": self.reprob or None}
+        if self.reprob:
+            values["re_mode"] = self.remode
+        return {name: value for name, value in values.items() if value is not None}
 
     def labels(self, dataset) -> tuple[str, list[str]]:
         """The column of the labels and the names of the classes of a dataset from `load`.

@@ -3,6 +3,7 @@
 Nothing is filled in that is not known: what was not evaluated says so, and numbers of a paper are marked as such.
 """
 
+import itertools
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
 PLACEHOLDER = "ORG/NAME"  # stands for the repository until its name is known
 PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
+CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
 PRETRAINING_CONFIG = "pretraining/config.json"  # which is there if the whole pre-training model is
 PAPER = "https://arxiv.org/abs/2205.13943"
 IMAGENET = "ILSVRC/imagenet-1k"
@@ -179,6 +181,9 @@ def _run_facts(record: dict) -> list[tuple[str, object]]:
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
         ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
         ("batch", f"{record['total_batch_size']:,} images over {record['processes']} process(es)"),
+        ("recipe", record.get("recipe") or ""),
+        ("augmentation", record.get("augmentation") or ""),
+        ("regularisation", ", ".join(f"{k} {v}" for k, v in (record.get("regularisation") or {}).items())),
         ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
         ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
         ("learning rate", schedule),
@@ -203,8 +208,9 @@ def _evaluation(record: dict, classifier: bool) -> list[str]:
         if record.get("evaluation_note"):
             lines += ["", record["evaluation_note"]]
     if record.get("measured"):
-        lines += [*([""] if lines else []), f"Measured {record['measured_on']}:", ""]
-        lines += _table(record["measured"], tuple(record["measured"][0]))
+        lines += [*([""] if lines else []), f"Measured {record['measured_on']}:"]
+        for columns, rows in itertools.groupby(record["measured"], key=tuple):
+            lines += ["", *_table(list(rows), columns)]
     if record.get("published"):
         lines += [
             *([""] if lines else ["Not evaluated here.", ""]),

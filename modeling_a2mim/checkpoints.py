@@ -208,6 +208,11 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     raise ValueError(f"resume_from_checkpoint: {folder} holds no {PREFIX_CHECKPOINT_DIR}-N")
 
 
+def has_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether there is any `checkpoint-N` in a folder, complete or not."""
+    return bool(_checkpoints(folder))
+
+
 def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None):
     """Refuse to start a new run over the checkpoints of another.
 

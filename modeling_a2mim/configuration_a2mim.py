@@ -66,6 +66,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             its gradient in the Fourier term, in [0, 1].
         frequency_batch_average (`bool`, defaults to `True`): average the residual over the batch before the Fourier
             transform (the release), or transform each image (the paper's equation; independent of the batch size).
+        crop_pct (`float`, defaults to 0.95): share of a resized image that is seen in evaluation (timm's): images
+            are resized so that their shorter side is the image size / crop_pct, and cropped in the middle.
         initializer_range (`float`, defaults to 0.02): standard deviation of token and decoder at the start.
         out_indices, out_features (*optional*): for `A2MIMBackbone`, whose maps to return: indices into timm's
             `feature_info`, or the names of its modules. The last one when not given.
@@ -96,6 +98,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     frequency_replacement: str = "mixed"
     frequency_unmasked_weight: float = 1e-3
     frequency_batch_average: bool = True
+    crop_pct: float = 0.95
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -308,6 +311,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         _number(self, "frequency_loss_weight", 0, math.inf)
         _number(self, "frequency_unmasked_weight", 0, 1)
         _number(self, "initializer_range", 0, math.inf)
+        _number(self, "crop_pct", 0, 1)
+        _require(self.crop_pct > 0, "crop_pct", "must be above 0")
         self._validate_mask()
 
     def _validate_encoder(self):

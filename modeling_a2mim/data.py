@@ -11,7 +11,7 @@ import torch
 from torch.utils import data as torch_data
 
 from .decoding import BrokenImage
-from .order import Layout, MixedOrder, PassOrder, StreamBatches, record
+from .order import Layout, MixedOrder, PassOrder, RepeatedOrder, StreamBatches, record
 from .sources import DatasetSource, MixedSource, RowSource
 from .transforms import PreTrainTransform, generators_kept, seed_generators
 
@@ -33,12 +33,15 @@ class ImageSamples(torch_data.Dataset):
 
     Args:
         dataset: rows with images.
-        transform: a stored image to a dict of tensors; raises BrokenImage for what is to be skipped.
+        transform: a stored image to a dict of tensors; raises BrokenImage for what is to be skipped. Where it has
+            `takes_label`, it gets the stored label, too, and makes all of the sample (boxes and maps move with crops).
         image_column, label_column: names of columns; labels are left out if `None`. For a `RowSource` whose columns
             are selected, neither.
         seed: of everything random in `transform`, and of the order.
         shuffle_size: rows to shuffle among, where not all can be.
         max_skipped_ratio: the largest share of a source that may be broken while training.
+        repeats: how often each sample comes in a row in training, differently drawn (repeated augmentation); a pass
+            is as long as ever, and sees so many fewer images.
     """
 
     def __init__(
@@ -50,11 +53,12 @@ class ImageSamples(torch_data.Dataset):
         seed: int = 0,
         shuffle_size: int = 16384,
         max_skipped_ratio: float = 0.05,
+        repeats: int = 1,
     ):
         source = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
         self.source = source.select(image_column, label_column) if image_column else source
         self.transform, self.seed = transform, seed
-        self.shuffle_size, self.max_skipped_ratio = shuffle_size, max_skipped_ratio
+        self.shuffle_size, self.max_skipped_ratio, self.repeats = shuffle_size, max_skipped_ratio, repeats
 
     def __len__(self) -> int:
         return len(self.source)
@@ -70,6 +74,8 @@ class ImageSamples(torch_data.Dataset):
         cuts = [Layout(**layout) for layout in layouts or []] or [
             Layout.choose(source.units, total_batch, self.shuffle_size, source.row_bytes) for source in sources
         ]
+        if self.repeats > 1:
+            return RepeatedOrder(self.source.units, cuts[0], self.seed, self.repeats)
         orders = [PassOrder(s.units, c, self.seed + i) for i, (s, c) in enumerate(zip(sources, cuts, strict=True))]
         return MixedOrder(orders, self.source.weights, self.seed) if mixed else orders[0]
 
@@ -127,6 +133,8 @@ class ImageSamples(torch_data.Dataset):
             if label is None and self.source.columns[1] is not None:
                 raise ValueError(f"has no {self.source.columns[1]}")
             seed_generators(self.seed, number, row, torch_only=self._torch_only)
+            if getattr(transform, "takes_label", False):
+                return transform(image, label)
             sample = transform(image)
         except ValueError as error:
             kind = BrokenImage if isinstance(error, BrokenImage) else ValueError

@@ -1,91 +1,175 @@
-"""How good an encoder is: accuracy, linear probe and nearest neighbours on its frozen features."""
+"""How good an encoder is while nothing of it is trained: neighbours and logistic regression on its features."""
 
-import datasets
-import evaluate
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
-
-class Accuracy(evaluate.Metric):
-    """Share of right predictions. `evaluate.load("accuracy")` is the same but downloads its script from the Hub."""
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Share of predictions that equal the reference.",
-            citation="",
-            inputs_description="predictions, references: class indices",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+from .probing import layer_features, layer_index
 
 
-def compute_accuracy(prediction) -> dict[str, float]:
-    """`compute_metrics` of a Trainer: logits (samples, classes) and labels to accuracy."""
-    metric = Accuracy(keep_in_memory=True)
-    return metric.compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+LONE_STRENGTH = 0.1
+MANY = 5000  # samples
+KEPT_BATCHES = 16  # of features on the device, before they are copied
 
 
-def labels_subset(labels, per_class: int, seed: int) -> list[int]:
-    """Indices of `per_class` random samples of every class, the same for the same seed.
-
-    Raises:
-        ValueError: if a class has fewer.
-    """
-    labels = np.asarray(labels)
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        indices = np.flatnonzero(labels == label)
-        if len(indices) < per_class:
-            raise ValueError(f"labels_per_class: class {label} has only {len(indices)} images, not {per_class}")
-        chosen.append(generator.choice(indices, per_class, replace=False))
-    return sorted(np.concatenate(chosen).tolist())
-
-
-@torch.no_grad()
+@torch.inference_mode()
 def extract_features(
-    model: nn.Module, samples, batch_size: int = 256, num_workers: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features of frozen encoder and labels: the mean of the last feature map over positions, (samples, channels).
+    model: nn.Module,
+    samples,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    layers: Sequence[int | None] | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+    """Features of a frozen encoder, and labels.
 
     Args:
-        model: an A2MIMModel, or a model that holds one as `a2mim`.
+        model: an A2MIMModel, or a model that holds one as `a2mim`; it is run in evaluation mode and put back.
         samples: dataset of dicts with `pixel_values` and `labels`.
+        layers: which features, all from one forward pass (see `probing.layer_features`). Without it, the mean of the
+            last feature map over its positions.
+        dtype: run the encoder under autocast with this type; the features are float32 in any case.
+
+    Returns:
+        The features (samples, channels), with `layers` a list of those of each layer; the labels (samples,).
+
+    Raises:
+        ValueError: if the encoder has no such layer.
     """
     core, training = getattr(model, "a2mim", model), model.training
+    wanted = [layer_index(core, layer, "probe_layers") for layer in ([-1] if layers is None else layers)]
+    device, waiting, features, labels = core.device, [], [], []
+    loader = DataLoader(
+        samples,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=default_data_collator,
+        pin_memory=device.type == "cuda",
+    )
+
+    def copy_waiting():  # waits for the device, hence not for each batch
+        if waiting:
+            features.append([torch.cat(parts).cpu().numpy() for parts in zip(*waiting, strict=True)])
+            waiting.clear()
+
     model.eval()
-    features, labels = [], []
-    loader = DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=default_data_collator)
-    for batch in tqdm(loader, desc="features", leave=False):
-        pixels = batch["pixel_values"].to(core.device)
-        maps = core.feature_map(core.encode(pixels)[0], tuple(pixels.shape[-2:]))
-        features.append(maps.float().mean((2, 3)).cpu().numpy())
-        labels.append(batch["labels"].numpy())
-    model.train(training)
-    return np.concatenate(features), np.concatenate(labels)
+    try:
+        for batch in tqdm(loader, desc="features", leave=False):
+            pixels = batch["pixel_values"].to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                waiting.append(layer_features(core, pixels, wanted))
+            labels.append(batch["labels"].numpy())
+            if len(waiting) == KEPT_BATCHES:
+                copy_waiting()
+        copy_waiting()
+    finally:
+        model.train(training)
+    features = [np.concatenate(parts) for parts in zip(*features, strict=True)]
+    return features[0] if layers is None else features, np.concatenate(labels)
 
 
-def linear_probe_accuracy(train: tuple, test: tuple, strength: float = 1.0) -> float:
-    """Accuracy on `test` of a logistic regression on the standardised features of `train`, both (features, labels);
-    `strength` is scikit-learn's C."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    return float(probe.fit(*train).score(*test))
+def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5, temperature: float | None = None) -> float:
+    """Accuracy on `test` of the nearest neighbours by cosine in `train`, both (features, labels).
 
+    A neighbour's vote weighs 1 / (1 - cosine), or with a temperature exp(cosine / temperature), as in instance
+    discrimination (https://arxiv.org/abs/1805.01978, with 0.07) and DINO.
+    """
 
-def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5) -> float:
-    """Accuracy on `test` of the nearest neighbours (cosine distance, weighted by it) in `train`, both
-    (features, labels)."""
-    knn = KNeighborsClassifier(min(neighbours, len(train[1])), weights="distance", metric="cosine")
+    def weights(distances):  # (samples, neighbours), 1 - cosine; the nearest one weighs 1, so that none underflows
+        return np.exp((distances.min(1, keepdims=True) - distances) / temperature)
+
+    weights = "distance" if temperature is None else weights
+    knn = KNeighborsClassifier(min(neighbours, len(train[1])), weights=weights, metric="cosine")
     return float(knn.fit(*train).score(*test))
+
+
+def linear_probe_accuracy(train: tuple, test: tuple, strength: float | None = 1.0) -> float:
+    """Accuracy on `test` of a logistic regression on the standardised features of `train`, both (features, labels);
+    `strength` is scikit-learn's C, that of `choose_strength` if `None`."""
+    strength = choose_strength(*train) if strength is None else strength
+    return float(_logistic_regression(strength).fit(*train).score(*test))
+
+
+def choose_strength(features: np.ndarray, labels: np.ndarray) -> float:
+    """The strength (one of `STRENGTHS`) with the least log loss in a cross-validation of these samples alone: 5 folds,
+    or as many as the smallest class has samples; of many samples one fifth is held out once.
+
+    With few samples many strengths have the same accuracy, but not the same log loss. A class of one sample leaves
+    nothing to validate on: then `LONE_STRENGTH`, which suits few samples.
+    """
+    folds = min(5, np.unique(labels, return_counts=True)[1].min())
+    if folds < 2:
+        return LONE_STRENGTH
+    if len(labels) < MANY:
+        splits = StratifiedKFold(folds, shuffle=True, random_state=0)
+    else:
+        splits = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
+    grid = {"logisticregression__C": STRENGTHS}
+    search = GridSearchCV(_logistic_regression(), grid, scoring="neg_log_loss", cv=splits, refit=False)
+    return search.fit(features, labels).best_params_["logisticregression__C"]
+
+
+def _logistic_regression(strength: float = 1.0):
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+
+
+def evaluate_frozen(
+    model: nn.Module,
+    train,
+    test,
+    subsets: Mapping[tuple[str, int], Sequence[int]],
+    layers: Sequence[int | None] = (-1,),
+    neighbours: int = 5,
+    temperature: float | None = None,
+    strength: float | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    dtype: torch.dtype | None = None,
+) -> list[dict]:
+    """Accuracy on `test` of nearest neighbours and of logistic regression on frozen features of subsets of `train`.
+
+    Args:
+        train, test: datasets of dicts with `pixel_values` and `labels`; the images of all subsets, and of `test`, go
+            through the encoder once.
+        subsets: rows of `train` (see `draw_subset`) by the name of the subset and the seed that drew it, such as
+            `("10 per class", 0)`. Results of one name are summed up over its seeds (`metrics.results_table`).
+        layers: which features (see `probing.layer_features`).
+        neighbours, temperature, strength: see `knn_accuracy` and `linear_probe_accuracy`.
+
+    Returns:
+        One dict for each subset, seed, layer and method: `subset`, `seed`, `images` (how many), `layer` (as given),
+        `method` ("k-NN" or "logistic regression") and `accuracy`; of the regression also its `strength`.
+
+    Raises:
+        ValueError: if the encoder has no such layer, or there are no subsets or layers.
+    """
+    if not subsets or not layers:
+        raise ValueError("subsets, layers: expected at least one of each")
+    options = {"batch_size": batch_size, "num_workers": num_workers, "layers": layers, "dtype": dtype}
+    needed = sorted({row for rows in subsets.values() for row in rows})
+    place = {row: i for i, row in enumerate(needed)}
+    known, labels = extract_features(model, Subset(train, needed), **options)
+    judged, answers = extract_features(model, test, **options)
+    results = []
+    for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
+        chosen = [place[row] for row in rows]
+        for layer, features, others in zip(layers, known, judged, strict=True):
+            sample, against = (features[chosen], labels[chosen]), (others, answers)
+            common = {"subset": subset, "seed": seed, "images": len(chosen), "layer": layer}
+            accuracy = knn_accuracy(sample, against, neighbours, temperature)
+            results.append({**common, "method": "k-NN", "accuracy": accuracy})
+            used = choose_strength(*sample) if strength is None else strength
+            accuracy = linear_probe_accuracy(sample, against, used)
+            results.append({**common, "method": "logistic regression", "accuracy": accuracy, "strength": used})
+    return results

@@ -24,7 +24,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from safetensors.torch import load_file, save_file
 
 from .analysis.curves import loss_curve
-from .cards import CURVE, EXAMPLE, PICTURE, PRETRAINING_CONFIG, eval_results, model_card
+from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, PRETRAINING_CONFIG, eval_results, model_card
 from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
@@ -47,7 +47,7 @@ def timm_pretrained_cfg(model: A2MIMModel) -> dict:
     return {
         "input_size": [config.num_channels, *config.input_size],
         "interpolation": "bicubic",
-        "crop_pct": 0.95,
+        "crop_pct": config.crop_pct,
         "mean": list(config.image_mean),
         "std": list(config.image_std),
         **{key: original[key] for key in KEPT_CFG if key in original},
@@ -131,7 +131,7 @@ def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: 
         (scratch / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
         (scratch / EVAL_RESULTS_FOLDER / name).write_text(text)
     files = {path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file()}
-    files |= {name for name in (PICTURE, EXAMPLE, PRETRAINING_CONFIG) if (folder / name).is_file()}
+    files |= {name for name in (PICTURE, EXAMPLE, CONFUSION, PRETRAINING_CONFIG) if (folder / name).is_file()}
     model_card(model, record, repo_id, files).save(scratch / "README.md")
 
 
@@ -195,6 +195,27 @@ def load_encoder(
     return model, (model.config, model.a2mim.encoder.state_dict())
 
 
+def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassification:
+    """A classifier of timm with its label names, such as `run_finetune.py` exports. `hub_kwargs`: `revision`, `token`.
+
+    Raises:
+        ValueError: naming `model_name_or_path`, if there is none.
+    """
+    config_file = _find_file(folder_or_repo, "config.json", **hub_kwargs)
+    data = {} if config_file is None else json.loads(config_file.read_text())
+    if not data.get("num_classes") or len(data.get("label_names") or ()) != data["num_classes"]:
+        raise ValueError(f"model_name_or_path: {folder_or_repo} is no timm classifier with label_names")
+    config, weights = _load_timm_checkpoint(folder_or_repo, data, **hub_kwargs)
+    config.id2label = dict(enumerate(data["label_names"]))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    model = A2MIMForImageClassification(config)
+    try:
+        model.a2mim.encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"model_name_or_path: its weights do not fit {config.architecture}: {error}") from error
+    return model.eval()
+
+
 def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, torch.Tensor]):
     """Give a classifier the weights of a pre-trained encoder; its own classifier stays new.
 
@@ -249,6 +270,7 @@ def _load_timm_checkpoint(folder_or_repo: str, data: dict, **hub_kwargs) -> tupl
         num_channels=channels,
         image_mean=list(cfg["mean"]),
         image_std=list(cfg["std"]),
+        crop_pct=cfg.get("crop_pct") or 0.95,
     )
     return config, load_file(weights_file)
 

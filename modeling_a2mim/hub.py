@@ -23,19 +23,21 @@ from huggingface_hub import (
 )
 from safetensors import SafetensorError, safe_open
 
-from .cards import CURVE, EXAMPLE, PICTURE, PLACEHOLDER
+from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, PLACEHOLDER
 from .records import RECORD_FILE
 
 
 logger = logging.getLogger("a2mim")
 
 NEEDED = ("README.md", "config.json", "model.safetensors")
-PICTURES = (PICTURE, CURVE, EXAMPLE)
-SHOWING_DATA = (PICTURE, EXAMPLE)  # pictures of images that were trained or evaluated on
+PREDICTIONS = "predictions.png"  # of segmenters and detectors
+PROCESSOR = "preprocessor_config.json"
+PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION)
+SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # pictures of images that were trained or evaluated on
 UPLOADED = re.compile(
     "|".join(
         [
-            *(re.escape(name) for name in (*NEEDED, *PICTURES, RECORD_FILE)),
+            *(re.escape(name) for name in (*NEEDED, *PICTURES, RECORD_FILE, PROCESSOR)),
             r"pretraining/(config\.json|model\.safetensors|model\.safetensors\.index\.json)",
             r"pretraining/model-\d{5}-of-\d{5}\.safetensors",
             r"\.eval_results/[A-Za-z0-9][\w.-]*\.yaml",
@@ -52,7 +54,7 @@ def uploaded_files(folder: str | os.PathLike, pictures_of_data: bool = True) -> 
 
     Args:
         folder: what `export.export_model` or a script wrote.
-        pictures_of_data: whether pictures of images of the data (reconstruction.png, example.png) are among them.
+        pictures_of_data: whether pictures of images of the data (`SHOWING_DATA`) are among them.
 
     Raises:
         ValueError: if the folder is no export, or one of the files is a link.
@@ -146,7 +148,7 @@ def push_folder(
         commit_message: the title of the commit.
         token: default: the one of `hf auth login` or of the environment.
         create_pr: open a pull request instead of writing to the branch.
-        pictures_of_data: whether reconstruction.png and example.png, which show images of the data, go too.
+        pictures_of_data: whether the pictures that show images of the data (`SHOWING_DATA`) go too.
         metadata: entries of the card to set, such as `license` and `base_model`.
         dry_run: upload nothing, and need no network.
         blocking: wait for the upload.

@@ -1,22 +1,119 @@
-"""Which parameters are decayed, and how fast each learns."""
+"""Which parameters are decayed, how fast each layer learns, and how that changes; optimisers and layers are timm's."""
 
-from timm.optim import param_groups_weight_decay
+import ast
+import math
+
+import torch
+from timm.optim import (
+    create_optimizer_v2,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+
+from .modeling_a2mim import A2MIMModel
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, token_lr_scale: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    token_lr_scale: float = 1.0,
+    layer_decay: float | None = None,
+    layer_decay_layers: int | None = None,
 ) -> list[dict]:
     """Groups for an optimiser: decayed weights; norms, biases, layer scales, tokens and position embeddings (timm's
     `no_weight_decay` and everything of one dimension) without decay; and the mask token with its gamma, without decay
-    and at `learning_rate * token_lr_scale` (0.1 in the release's CNN settings)."""
-    core = model.a2mim
-    skip = {f"a2mim.encoder.{name}" for name in getattr(core.encoder, "no_weight_decay", set)()}
-    token = core.mask_token
+    and at `learning_rate * token_lr_scale` (0.1 in the release's CNN settings).
+
+    Args:
+        model: any that holds one A2MIMModel.
+        learning_rate, weight_decay: of the last layer, and of what is decayed.
+        token_lr_scale: of the mask token, relative.
+        layer_decay: each layer of the encoder learns so much more slowly than the one after it (BEiT,
+            https://arxiv.org/abs/2106.08254), with the layers of timm's `group_matcher`; what comes after the encoder
+            learns at `learning_rate`.
+        layer_decay_layers: the number of steps from the first layer to the last that `layer_decay` was chosen for. For
+            an encoder with more or fewer, the decay is spread so that its first layer learns as fast.
+
+    Raises:
+        ValueError: naming `layer_decay`, if timm knows of one layer only.
+    """
+    core = next(module for module in model.modules() if isinstance(module, A2MIMModel))
+    encoder, token = core.encoder, core.mask_token
+    skip = set(getattr(encoder, "no_weight_decay", set)())
     special = [] if token is None else [p for p in token.parameters() if p.requires_grad]
-    ids = {id(p) for p in special}
-    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip)
-    groups = [{**group, "params": [p for p in group["params"] if id(p) not in ids]} for group in groups]
+    done = {id(p) for p in special}
+    groups = []
+    if layer_decay is None or layer_decay == 1.0:
+        prefix = next(name for name, module in model.named_modules() if module is encoder)
+        skip = {f"{prefix}.{name}" for name in skip}
+    else:
+        groups = layer_groups(encoder, learning_rate, weight_decay, skip, layer_decay, layer_decay_layers)
+        done |= {id(p) for p in encoder.parameters()}
+    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip):
+        groups.append({**group, "params": [p for p in group["params"] if id(p) not in done]})
     if special:
         groups.append({"params": special, "weight_decay": 0.0, "lr": learning_rate * token_lr_scale})
     return [group for group in groups if group["params"]]
+
+
+def layer_groups(
+    encoder: nn.Module, learning_rate: float, weight_decay: float, skip: set[str], decay: float, layers: int | None
+) -> list[dict]:
+    """Groups of a timm encoder with the layer-wise decay of `parameter_groups`, each with its `lr`."""
+    # An encoder without a classifier ends one layer before what is put onto it.
+    above = 0 if getattr(encoder, "num_classes", 0) else 1
+    scales = [group["lr_scale"] for group in param_groups_layer_decay(encoder, layer_decay=0.5)]
+    steps = round(-math.log2(min(scales, default=1.0))) + above
+    if steps == above and scales:
+        raise ValueError(f"layer_decay: timm knows no layers of {type(encoder).__name__}; leave it out")
+    decay = decay if layers is None else decay ** (layers / steps)
+    groups = param_groups_layer_decay(encoder, weight_decay, no_weight_decay_list=skip, layer_decay=decay)
+    return [
+        {
+            "params": group["params"],
+            "weight_decay": group["weight_decay"],
+            "lr": learning_rate * group["lr_scale"] * decay**above,
+        }
+        for group in groups
+    ]
+
+
+def timm_optimizer(groups: list[dict], args: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimiser of timm that `args.timm_optim` names, with `args.optim_args` (`key=value,key=value`). Its betas
+    and eps are timm's, where `args.adam_beta1`, `adam_beta2` and `adam_epsilon` are transformers' defaults.
+
+    Raises:
+        ValueError: naming `optim_args`, if it takes no such arguments.
+    """
+    options = {"lr": args.learning_rate}
+    if (args.adam_beta1, args.adam_beta2) != (TrainingArguments.adam_beta1, TrainingArguments.adam_beta2):
+        options["betas"] = (args.adam_beta1, args.adam_beta2)
+    if args.adam_epsilon != TrainingArguments.adam_epsilon:
+        options["eps"] = args.adam_epsilon
+    for pair in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
+        name, _, value = pair.partition("=")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"optim_args: expected key=number,key=number, got {args.optim_args!r}") from None
+    try:
+        return create_optimizer_v2(groups, args.timm_optim, weight_decay=0.0, **options)
+    except TypeError as error:
+        raise ValueError(f"optim_args: timm's {args.timm_optim} does not take {args.optim_args!r}: {error}") from error
+
+
+def milestone_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, steps: int) -> LambdaLR:
+    """Linear warm-up, then a constant rate that is multiplied by `args.lr_gamma` at each of `args.lr_milestones`
+    (steps, or below 1 shares of the run)."""
+    warmup = args.get_warmup_steps(steps)
+    milestones = [value if value >= 1 else value * steps for value in args.lr_milestones]
+
+    def factor(step: int) -> float:
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        return rise * args.lr_gamma ** sum(step >= milestone for milestone in milestones)
+
+    return LambdaLR(optimizer, factor)

@@ -130,6 +130,25 @@ class PassOrder:
         return [(number, int(row)) for row in self.rows(number, start, stop)]
 
 
+class RepeatedOrder(PassOrder):
+    """Repeated augmentation (https://arxiv.org/abs/1901.09335) as timm's RepeatAugSampler does it in one process:
+    each image comes `repeats` times in a row, and a pass ends after as many samples as there are images. The pass in
+    the keys tells repeats apart, so that each is drawn differently."""
+
+    def __init__(self, units: np.ndarray, layout: Layout, seed: int, repeats: int):
+        super().__init__(units, layout, seed)
+        self.repeats = repeats
+
+    def keys(self, number: int, start: int, stop: int) -> list[tuple[int, int]]:
+        first = start // self.repeats
+        rows = self.rows(number, first, -(-stop // self.repeats))
+        positions = range(start, stop)
+        return [
+            (number * self.repeats + place % self.repeats, int(rows[place // self.repeats - first]))
+            for place in positions
+        ]
+
+
 class MixedOrder:
     """Several orders with weights: of every 1000 samples each gives its share, in random turn, and each goes through
     its own rows pass after pass. A pass of the mix is as many samples as there are rows in all.

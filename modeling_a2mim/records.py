@@ -7,6 +7,7 @@ A record is a plain dict. A run of `A2MIMTrainer` fills in all that `describe_ru
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -40,6 +41,13 @@ def evaluation_of(log: list[dict], images: int | None) -> dict | None:
     return None
 
 
+def regularisation(args) -> dict:
+    """What was given of layer-wise decay, mixing, smoothing and averaging of weights."""
+    names = ("layer_decay", "mixup", "cutmix", "label_smoothing_factor", "bce_loss", "model_ema_decay")
+    values = {name: getattr(args, name, None) for name in names}
+    return {name: value for name, value in values.items() if value}
+
+
 def _length(dataset) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
@@ -61,9 +69,10 @@ def describe_run(trainer, provenance: dict) -> dict:
         "images": _length(trainer.train_dataset),
         "steps": state.global_step,
         "epochs": None if state.epoch is None else round(state.epoch, 2),
-        "total_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "recipe": None if args.recipe is None else Path(args.recipe).stem,
+        "total_batch_size": args.step_batch_size,
         "processes": args.world_size,
-        "optimizer": str(getattr(args.optim, "value", args.optim)),
+        "optimizer": args.optimizer_name,
         "learning_rate": args.learning_rate,
         "adam_betas": [args.adam_beta1, args.adam_beta2],
         "weight_decay": args.weight_decay,
@@ -71,6 +80,7 @@ def describe_run(trainer, provenance: dict) -> dict:
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "warmup_steps": args.get_warmup_steps(state.max_steps),
         "crop_scale": None if scale is None else list(scale),
+        "regularisation": regularisation(args),
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "seed": args.seed,
         "data_seed": args.seed if args.data_seed is None else args.data_seed,

@@ -183,8 +183,9 @@ class DatasetSource(RowSource):
     def select(self, image_column, label_column=None):
         source = super().select(image_column, label_column)
         source._rows = self.dataset.select_columns([c for c in source.columns if c])
-        if isinstance(self.features.get(image_column), Image):
-            source._rows = source._rows.cast_column(image_column, Image(decode=False))
+        for column in source._rows.column_names:  # a label may be a map of classes
+            if isinstance(self.features.get(column), Image):
+                source._rows = source._rows.cast_column(column, Image(decode=False))
         return source
 
     def take(self, count):

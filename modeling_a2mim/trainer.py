@@ -5,20 +5,18 @@ import functools
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import Trainer, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from .analysis.reconstruction import reconstruction_picture, to_picture
-from .cards import EXAMPLE, PICTURE
+from .callbacks import ExampleCallback, PassCallback, ReconstructionCallback
 from .checkpoints import (
     ASIDE,
     check_settings,
@@ -34,7 +32,7 @@ from .data import REPORT, ImageSamples, TrainingData, collate
 from .export import describe_folder, export_model
 from .hub import push_folder
 from .modeling_a2mim import A2MIMForPreTraining
-from .optimization import parameter_groups
+from .optimization import milestone_schedule, parameter_groups, timm_optimizer
 from .records import describe_run
 from .transforms import PreTrainTransform
 
@@ -42,68 +40,6 @@ from .transforms import PreTrainTransform
 logger = logging.getLogger("a2mim")
 
 LOSS_TERMS = ("spatial_loss", "frequency_loss")
-
-
-@dataclass
-class A2MIMTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more."""
-
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
-    learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate; if not given, base_learning_rate * total batch size / 256."},
-    )
-    base_learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "Learning rate for a total batch of 256 images (the paper's for CNNs)."}
-    )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay (not of norms, biases and tokens)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up, or below 1 their share."})
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: not at all."})
-    token_lr_scale: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."},
-    )
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps, or below 1 their share."})
-    reconstruction_steps: int = field(
-        default=500,
-        metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
-    )
-
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."}
-    )
-    hub_commit_message: str = field(default="End of training", metadata={"help": "Message of the last push."})
-    hub_pictures: bool = field(
-        default=True,
-        metadata={"help": "Push pictures that show images of the data (reconstruction.png, example.png)."},
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
-            raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")
-        if self.push_to_hub and self.hub_strategy == HubStrategy.CHECKPOINT:
-            logger.warning(
-                "hub_strategy checkpoint: the Hub gets the weights of each checkpoint, as with every_save, and no "
-                "optimiser state; exact resuming needs the checkpoints in output_dir"
-            )
-        total = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        if self.learning_rate is None:
-            self.learning_rate = self.base_learning_rate * total / 256
-        if self.reconstruction_steps < 0:
-            raise ValueError(f"reconstruction_steps: must not be negative, got {self.reconstruction_steps}")
-
-
-@dataclass
-class FineTuningArguments(A2MIMTrainingArguments):
-    """The same for fine-tuning: evaluates after every epoch."""
-
-    base_learning_rate: float = field(
-        default=5e-4, metadata={"help": "Learning rate for a total batch of 256 images."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
 
 
 class A2MIMTrainer(Trainer):
@@ -261,17 +197,27 @@ class A2MIMTrainer(Trainer):
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             module = self.model if model is None else model
-            optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
             groups = self.parameter_groups(module)
-            self.optimizer = optimizer_cls(groups, **options)
+            if self.args.timm_optim is not None:
+                self.optimizer = timm_optimizer(groups, self.args)
+            else:
+                optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+                self.optimizer = optimizer_cls(groups, **options)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None and self.args.lr_milestones:
+            self.lr_scheduler = milestone_schedule(optimizer or self.optimizer, self.args, num_training_steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def parameter_groups(self, model) -> list[dict]:
         """The groups that the optimiser is made with (`optimization.parameter_groups`)."""
-        scale = self.args.token_lr_scale
+        args, scale = self.args, self.args.token_lr_scale
         if scale is None:
-            scale = 1.0 if model.config.mask_gamma_init is None else 0.1
-        return parameter_groups(model, self.args.learning_rate, self.args.weight_decay, scale)
+            scale = 1.0 if getattr(model.config, "mask_gamma_init", None) is None else 0.1
+        layers = [getattr(args, name, None) for name in ("layer_decay", "layer_decay_layers")]
+        return parameter_groups(model, args.learning_rate, args.weight_decay, scale, *layers)
 
     # Checkpoints and results
 
@@ -288,11 +234,16 @@ class A2MIMTrainer(Trainer):
             evaluation = self.evaluate()
             self.save_metrics("eval", evaluation)
             metrics |= evaluation
+            metrics |= self.conclude()
         if self.args.push_to_hub:
             self.push_to_hub()
         elif self.args.should_save:
-            describe_folder(self._unwrapped(), self.args.output_dir, self.record())  # with the evaluation
+            self.describe(self.args.output_dir)  # with the evaluation
         return metrics
+
+    def conclude(self) -> dict[str, float]:
+        """What else is measured and drawn after the last evaluation, before the card is written; further metrics."""
+        return {}
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
@@ -369,8 +320,19 @@ class A2MIMTrainer(Trainer):
             return super().save_model(output_dir, _internal_call=True)
         self._finish_current_push()  # which reads these files
         if self.args.should_save:
-            folder, record = output_dir or self.args.output_dir, self.record()
-            export_model(self._unwrapped(), folder, self.pretraining_model, record, self.hub_model_id)
+            self.export(output_dir or self.args.output_dir)
+
+    def export(self, folder: str):
+        """Write what users load to `folder`; called by the process that saves."""
+        export_model(self._published(), folder, self.pretraining_model, self.record(), self.hub_model_id)
+
+    def describe(self, folder: str):
+        """Write the card and the record of an exported folder anew; called by the process that saves."""
+        describe_folder(self._published(), folder, self.record(), self.hub_model_id)
+
+    def _published(self):
+        """The model that is exported."""
+        return self._unwrapped()
 
     def _save(self, output_dir=None, state_dict=None):
         # Trainer would pickle its arguments here, the Hub token among them.
@@ -395,7 +357,7 @@ class A2MIMTrainer(Trainer):
         """
         self._add_provenance(license, tags, finetuned_from, dataset)
         if self.args.should_save:
-            describe_folder(self._unwrapped(), self.args.output_dir, self.record(), self.hub_model_id)
+            self.describe(self.args.output_dir)
 
     def _add_provenance(self, license=None, tags=None, finetuned_from=None, dataset=None):
         tags, datasets = ([value] if isinstance(value, str) else value for value in (tags, dataset))
@@ -454,47 +416,3 @@ class A2MIMTrainer(Trainer):
         for job in jobs:
             if error := job.exception():  # the last push, which training waits for, raises
                 logger.warning("a push while training failed: %s", error)
-
-
-class PassCallback(TrainerCallback):
-    """Tells the data which pass begins."""
-
-    def __init__(self, data: TrainingData):
-        self.data, self.next = data, data.batches.resumed[0]
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.data.begin(self.next)
-        self.next += 1
-
-
-class ReconstructionCallback(TrainerCallback):
-    """Writes pictures of the reconstructions of the same images while training goes on, and one at the end."""
-
-    def __init__(self, batch: dict[str, torch.Tensor]):
-        self.batch = batch
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if args.reconstruction_steps and state.global_step % args.reconstruction_steps == 0:
-            name = f"step-{state.global_step:07d}.png"
-            self._write(args, state, model, Path(args.output_dir) / "reconstructions" / name)
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self._write(args, state, model, Path(args.output_dir) / PICTURE)
-
-    def _write(self, args, state, model, path: Path):
-        picture = reconstruction_picture(model, **self.batch)  # on every process, for sharded models
-        if state.is_world_process_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-
-
-class ExampleCallback(TrainerCallback):
-    """Writes the image that the Hub's widget shows."""
-
-    def __init__(self, batch: dict[str, torch.Tensor]):
-        self.pixel_values = batch["pixel_values"]
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        if state.is_world_process_zero:
-            config = model.config
-            to_picture(self.pixel_values[0], config.image_mean, config.image_std).save(Path(args.output_dir) / EXAMPLE)

@@ -132,6 +132,8 @@ class FineTuneTransform:
         image = _opened(image, self.max_pixels, self.num_channels)
         if isinstance(image, Image.Image):
             image = to_pixels(upright(image), self.num_channels)
+        elif image.dtype == torch.uint8:  # an array, which timm would not scale
+            image = image / 255
         return {"pixel_values": self.transform(image)}
 
 

@@ -46,6 +46,13 @@ def one_thread():
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Classifiers are not drawn the errors of, which takes two seconds."""
+    monkeypatch.setattr("modeling_a2mim.classification.draw_errors", lambda *args: None)
+    return monkeypatch
+
+
+@pytest.fixture
 def folder(tmp_path):
     """12 images in two nested folders, one of another mode, and a file that is no image."""
     import numpy as np

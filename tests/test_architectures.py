@@ -122,6 +122,35 @@ NAMES = [
 # The largest of them, which are not published: what is left are fifty.
 LARGE = ["convmixer_768_32", "csatv2", "gcvit_xxtiny", "gmlp_ti16_224", "hgnetv2_b0", "hrnet_w18_small", "iformer_t"]
 LARGE += ["lowformer_b0", "mvitv2_tiny", "poolformerv2_s12", "repvit_m1"]
+# Those that are tested in `make test`: of every layout and kind of site; the others take `make test-all`.
+QUICK = [
+    "coat_tiny",
+    "cs3darknet_focus_s",
+    "dla46x_c",
+    "edgenext_xx_small",
+    "efficientvim_m1",
+    "efficientvit_b0",
+    "fasternet_t0",
+    "ghostnet_050",
+    "hiera_tiny_224",
+    "inception_next_atto",
+    "lcnet_035",
+    "levit_128s",
+    "mvitv2_tiny",
+    "pit_ti_224",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "rexnet_100",
+    "starnet_s050",
+    "test_byobnet",
+    "test_coatnet",
+    "test_efficientnet",
+    "test_mambaout",
+    "test_nfnet",
+    "test_vit_relpos",
+    "xcit_nano_12_p8_224",
+]
+assert set(QUICK) <= set(NAMES)
 # Other images than squares of 128 px with 3 channels.
 OTHERS = {
     "grey": {
@@ -221,12 +250,16 @@ def strangers(request, published, module_hub, tmp_path_factory):
     return out, json.loads((out / "told.json").read_text())
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+def marked(names):
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", [*marked(NAMES), *OTHERS])
 def test_pretrains(name, pretrained):
     pretrained(name)
 
 
-@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in LARGE), *OTHERS])
+@pytest.mark.parametrize("name", [*marked(name for name in NAMES if name not in LARGE), *OTHERS])
 def test_strangers_load_it(name, published, strangers):
     """From a Hub over HTTP, without this package: everything equal, bit for bit, to the encoder that was trained."""
     encoder, classifier = published(name)

@@ -178,6 +178,7 @@ def test_killed_while_replacing(whole, saved, moment, broken):
     assert names(saved) == ["checkpoint-3", "checkpoint-4", "checkpoint-5"]
 
 
+@pytest.mark.slow
 def test_killed_with_sigkill_while_saving(tmp_path):
     """`benchmarks/torture.py` for a short time: the script itself, and one kill."""
     output = tmp_path / "torture.json"

@@ -29,6 +29,7 @@ OTHER = {
     "frequency_replacement": "target",
     "frequency_unmasked_weight": 0.125,
     "frequency_batch_average": False,
+    "crop_pct": 0.875,
     "initializer_range": 0.01,
 }
 RESNET = {
@@ -97,6 +98,7 @@ BAD = [
     *(("frequency_replacement", value) for value in ("detach", None)),
     *(("frequency_unmasked_weight", value) for value in (-1e-3, 1.5, None)),
     *(("frequency_batch_average", value) for value in (1, None)),
+    *(("crop_pct", value) for value in (0, 1.1, None, "all")),
     *(("initializer_range", value) for value in (-0.02, None, float("nan"))),
 ]
 

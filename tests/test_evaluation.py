@@ -1,55 +1,88 @@
-"""Metrics against hand-computed values, and features of frozen encoders."""
-
-from types import SimpleNamespace
+"""Features of frozen encoders, and what nearest neighbours and logistic regression make of them."""
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from modeling_a2mim import A2MIMModel
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.evaluation import (
-    Accuracy,
-    compute_accuracy,
+    LONE_STRENGTH,
+    STRENGTHS,
+    choose_strength,
+    evaluate_frozen,
     extract_features,
     knn_accuracy,
-    labels_subset,
     linear_probe_accuracy,
 )
+from modeling_a2mim.metrics import results_table
+from modeling_a2mim.subsets import draw_subset
 
 from .families import FAMILIES, family_config
 
 
-def test_accuracy():
-    assert Accuracy(keep_in_memory=True).compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 2])["accuracy"] == 0.75
-    logits = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    assert compute_accuracy(SimpleNamespace(predictions=logits, label_ids=np.array([0, 1, 1]))) == {"accuracy": 2 / 3}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_labels_subset():
-    labels = np.repeat([0, 1, 2], 20)
-    chosen = labels_subset(labels, 4, seed=0)
-    assert np.bincount(labels[chosen]).tolist() == [4, 4, 4]
-    assert chosen == labels_subset(labels, 4, seed=0) != labels_subset(labels, 4, seed=1)
-    with pytest.raises(ValueError, match="^labels_per_class: class 0 has only 20 images, not 21"):
-        labels_subset(labels, 21, seed=0)
+def samples_of(images, labels=None):
+    labels = range(len(images)) if labels is None else labels
+    return [{"pixel_values": x, "labels": torch.tensor(y)} for x, y in zip(images, labels, strict=True)]
+
+
+def clusters(per_class, classes=2, distance=20.0, width=4, seed=0):
+    """Features around one corner for each class, (samples, width), and labels."""
+    generator, labels = np.random.default_rng(seed), np.repeat(np.arange(classes), per_class)
+    return generator.normal(size=(len(labels), width)) + distance * np.eye(classes, width)[labels], labels
 
 
 def test_probe_and_neighbours_separate_what_is_separable():
-    generator = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 30)
-    features = generator.normal(size=(60, 4)) + labels[:, None] * 20 * np.array([1, -1, 0, 0]) - [10, -10, 0, 0]
+    features, labels = clusters(30)
     train, test = (features[::2], labels[::2]), (features[1::2], labels[1::2])
-    assert linear_probe_accuracy(train, test) == knn_accuracy(train, test) == 1.0
-    wrong = (test[0], 1 - test[1])
-    assert linear_probe_accuracy(train, wrong) == knn_accuracy(train, wrong) == 0.0
+    for strength in (1.0, None):
+        assert linear_probe_accuracy(train, test, strength) == 1.0
+        assert linear_probe_accuracy(train, (test[0], 1 - test[1]), strength) == 0.0
+    for temperature in (None, 0.07, 1e-4):
+        assert knn_accuracy(train, test, temperature=temperature) == 1.0
+        assert knn_accuracy(train, (test[0], 1 - test[1]), temperature=temperature) == 0.0
+
+
+def test_weights_of_neighbours():
+    # Cosines with the query: 0.8 of class 0; 0.6 and 0.6 of class 1. Weights 1 / (1 - cosine) are 5 against 2 * 2.5;
+    # of exp(cosine / t), class 0 wins if 0.2 / t > ln 2, that is t < 0.2885.
+    train = np.array([[0.8, 0.6], [0.6, 0.8], [0.6, -0.8]]) * np.array([[1.0], [7.0], [0.1]])  # lengths play no part
+    query = np.array([[3.0, 0.0]])
+
+    def votes_for(label, **kwargs):
+        return knn_accuracy((train, np.array([0, 1, 1])), (query, np.array([label])), **kwargs) == 1.0
+
+    assert votes_for(0, temperature=0.28)
+    assert votes_for(1, temperature=0.30)
+    assert votes_for(0, temperature=0.30, neighbours=1)
+    closer = np.array([[0.81, (1 - 0.81**2) ** 0.5], *train[1:]])
+    assert knn_accuracy((closer, np.array([0, 1, 1])), (query, np.array([0]))) == 1.0  # 5.26 against 5
+
+
+def test_strength_of_noise_and_of_signal():
+    # A feature in 20 tells something, the rest is noise: a weak regression. Far clusters: any strength is right, and
+    # the likelihood grows with it.
+    generator, labels = np.random.default_rng(0), np.repeat([0, 1], 20)
+    noise = generator.normal(size=(40, 20))
+    noise[:, 0] += labels
+    assert choose_strength(noise, labels) <= 0.1
+    assert choose_strength(*clusters(20)) >= 10.0
+    assert {choose_strength(noise, labels), choose_strength(*clusters(2))} <= set(STRENGTHS)
+    features, labels = clusters(3)
+    assert choose_strength(features[2:], labels[2:]) == LONE_STRENGTH  # one sample of class 0
+    # Many: one split, quick; classes overlap, so that the strongest is not the best by far.
+    features, labels = clusters(3000, distance=1.0)
+    assert choose_strength(features, labels) in STRENGTHS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_the_mean_of_the_last_map(family):
     model = A2MIMModel(family_config(family)).train()
     images = torch.randn(5, 3, 64, 64)
-    samples = [{"pixel_values": image, "labels": torch.tensor(i)} for i, image in enumerate(images)]
-    features, labels = extract_features(model, samples, batch_size=2)
+    features, labels = extract_features(model, samples_of(images), batch_size=2)
     assert labels.tolist() == [0, 1, 2, 3, 4]
     assert model.training
     model.eval()
@@ -57,3 +90,93 @@ def test_features_are_the_mean_of_the_last_map(family):
         maps = model.feature_map(model(images).last_hidden_state, (64, 64))
     # Other batches, hence other sums in float32.
     np.testing.assert_allclose(features, maps.mean((2, 3)).numpy(), atol=1e-5)
+
+
+def test_features_of_several_layers_in_many_batches(monkeypatch):
+    monkeypatch.setattr("modeling_a2mim.evaluation.KEPT_BATCHES", 2)
+    model, images = A2MIMForPreTraining(family_config("resnet")), torch.randn(7, 3, 64, 64)
+    passes = []
+    model.a2mim.encoder.layer1.register_forward_hook(lambda *args: passes.append(1))
+    features, labels = extract_features(model, samples_of(images), batch_size=2, layers=[-1, 1, None])
+    assert len(passes) == 4
+    assert labels.tolist() == list(range(7))
+    with torch.no_grad():
+        model.eval()
+        whole = model.a2mim(images, output_hidden_states=True)
+    expected = [whole.last_hidden_state.mean((2, 3)), whole.hidden_states[1].mean((2, 3)), whole.pooler_output]
+    for one, other in zip(features, expected, strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other.numpy(), atol=1e-5)  # other batches
+
+
+def test_autocast_is_close_to_float32_and_training_goes_on():
+    model, images = A2MIMForImageClassification(family_config("vit")).train(), torch.randn(4, 3, 64, 64)
+    exact, _ = extract_features(model, samples_of(images))
+    rough, _ = extract_features(model, samples_of(images), dtype=torch.bfloat16)
+    assert rough.dtype == np.float32
+    assert not np.array_equal(rough, exact)
+    assert abs(rough - exact).max() < 0.05 * abs(exact).max()  # bfloat16 has 8 bits
+    assert model.training
+    model(images, labels=torch.zeros(4, dtype=torch.long)).loss.backward()
+
+
+def test_layers_that_there_are_not():
+    model = A2MIMModel(family_config("resnet")).train()
+    with pytest.raises(ValueError, match="^probe_layers: test_resnet has 5 feature maps, there is no index 5$"):
+        extract_features(model, [], layers=[5])
+    with pytest.raises(RuntimeError, match="broken"):
+        extract_features(model, Colours(10, broken=True), layers=[0])
+    assert model.training
+
+
+class Colours(Dataset):
+    """Images of one of three colours and noise; counts what is read."""
+
+    def __init__(self, count, broken=False, seed=0):
+        self.labels, self.read, self.broken, self.seed = np.arange(count) % 3, [], broken, seed
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        if self.broken:
+            raise RuntimeError("broken")
+        self.read.append(row)
+        noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1000 * self.seed + row))
+        image = 0.3 * noise + 2 * torch.eye(3)[self.labels[row]].view(3, 1, 1)
+        return {"pixel_values": image, "labels": torch.tensor(self.labels[row])}
+
+
+def test_evaluation_of_a_frozen_encoder():
+    model = A2MIMModel(family_config("convnext", image_size=32))
+    train, test = Colours(300), Colours(30, seed=1)
+    subsets = {(f"{n} per class", s): draw_subset(train.labels, per_class=n, seed=s) for n in (1, 4) for s in (0, 1)}
+    rows = evaluate_frozen(model, train, test, subsets, layers=[0, -1])
+    assert sorted(train.read) == sorted({row for subset in subsets.values() for row in subset})
+    assert sorted(test.read) == list(range(30))
+    assert [(r["subset"], r["seed"], r["layer"], r["method"]) for r in rows] == [
+        (f"{n} per class", seed, layer, method)
+        for n in (1, 4)
+        for seed in (0, 1)
+        for layer in (0, -1)
+        for method in ("k-NN", "logistic regression")
+    ]
+    assert {r["images"] for r in rows} == {3, 12}
+    # Colours are plain to see at the first map.
+    assert {r["accuracy"] for r in rows if r["layer"] == 0 and r["images"] == 12} == {1.0}
+    strengths = [r["strength"] for r in rows if r["method"] == "logistic regression"]
+    assert set(strengths[:4]) == {LONE_STRENGTH}
+    assert set(strengths) <= set(STRENGTHS)
+    assert len(results_table(rows).splitlines()) == 2 + 2 * 2 * 2
+
+    # The same as from the parts.
+    (known,), labels = extract_features(model, train, layers=[0])
+    (judged,), answers = extract_features(model, test, layers=[0])
+    chosen = subsets["1 per class", 1]
+    expected = knn_accuracy((known[chosen], labels[chosen]), (judged, answers))
+    assert next(r["accuracy"] for r in rows if (r["images"], r["seed"], r["layer"]) == (3, 1, 0)) == expected
+
+    fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, strength=0.5)
+    assert [r.get("strength") for r in fixed] == [None, 0.5]
+    with pytest.raises(ValueError, match="^subsets, layers: expected at least one of each"):
+        evaluate_frozen(model, train, test, {})

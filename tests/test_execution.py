@@ -114,7 +114,10 @@ def test_more_masked_cells_than_said():
 # Compilation
 
 
-@pytest.mark.parametrize(("family", "whole"), [*((family, False) for family in FAMILIES), ("resnet", True)])
+OTHER_FAMILIES = [pytest.param(family, False, marks=pytest.mark.slow) for family in FAMILIES if family != "resnet"]
+
+
+@pytest.mark.parametrize(("family", "whole"), [("resnet", False), ("resnet", True), *OTHER_FAMILIES])
 def test_compiled_in_one_graph(family, whole):
     """One graph with a mask and one without, whatever the mask and however often. Its gradients are compiled too for
     one family (which takes most of the time)."""

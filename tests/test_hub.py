@@ -28,9 +28,9 @@ from .test_trainer import make_trainer, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = ["README.md", "config.json", "model.safetensors", "pretraining/config.json", "pretraining/model.safetensors"]
 ENCODER = sorted([*WEIGHTS, "loss_curve.png", "reconstruction.png", "training.json"])
-CLASSIFIER = sorted(
-    [*WEIGHTS, ".eval_results/zalando-datasets-fashion_mnist.yaml", "example.png", "loss_curve.png", "training.json"]
-)
+RESULTS = ".eval_results/zalando-datasets-fashion_mnist.yaml"
+PICTURES = ["confusion_matrix.png", "example.png", "loss_curve.png"]
+CLASSIFIER = sorted([*WEIGHTS, RESULTS, *PICTURES, "training.json"])
 SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
 FAST = [
     "--use_cpu",

@@ -15,6 +15,7 @@ import run_finetune
 import run_pretraining
 
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
 FAST = ["--num_channels", "1", "--use_cpu", "--disable_tqdm", "True", "--per_device_train_batch_size", "8"]

@@ -13,7 +13,8 @@ from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPre
 from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.optimization import parameter_groups
-from modeling_a2mim.trainer import A2MIMTrainer, A2MIMTrainingArguments
+from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training_args import A2MIMTrainingArguments
 from modeling_a2mim.transforms import PreTrainTransform
 
 from .families import FAMILIES, family_config

@@ -1,0 +1,156 @@
+"""Where a classifier is wrong, as pictures: which classes it takes for which, and its mistakes of the highest loss."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from .reconstruction import to_picture
+
+
+MOST_NUMBERED = 20  # classes with a number in each cell
+MOST_NAMED = 100  # classes with a name on the axes
+MOST_LISTED = 25  # confusions
+LONGEST_NAME = 20
+
+
+def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
+    """Names in one line of at most about `length` characters; with their index, where shortening made some alike."""
+    lines = [" ".join(str(name).split()) for name in names]
+    short = [line if len(line) <= length else line[: length - 1].rstrip(" ,") + "…" for line in lines]
+    alike = {name for name, times in Counter(short).items() if times > 1}
+    short = [f"{i} {name}" if name in alike else name for i, name in enumerate(short)]
+    return [name.replace("$", r"\$") for name in short]  # matplotlib reads what is between two as a formula
+
+
+def confusion_matrix_picture(
+    labels: Sequence[int], predictions: Sequence[int], names: Sequence[str], path: str | os.PathLike
+):
+    """Draw to a PNG file which share of each true class (row) is predicted as which class (column). Rows of classes
+    without samples are grey. Up to 20 classes have their shares in percent in the cells, up to 100 their names on the
+    axes; more have only numbers there. Above 20, colours show small shares more strongly, and the largest confusions
+    are listed beside.
+
+    Args:
+        labels, predictions: class indices of each sample.
+        names: of all classes.
+
+    Raises:
+        ValueError: if a class index is none of those of `names`, or `labels` and `predictions` are not as many.
+    """
+    count = len(names)
+    if len(labels) != len(predictions):
+        raise ValueError(f"predictions: expected one for each of {len(labels)} labels, got {len(predictions)}")
+    for field, values in (("labels", labels), ("predictions", predictions)):
+        if len(values) and not 0 <= min(values) <= max(values) < count:
+            raise ValueError(f"{field}: expected class indices of 0 to {count - 1}")
+    matrix = confusion_matrix(labels, predictions, labels=range(count)).astype(float)
+    totals = matrix.sum(1, keepdims=True)
+    shares = np.divide(100 * matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
+
+    numbered, named, short = count <= MOST_NUMBERED, count <= MOST_NAMED, short_names(names)
+    side = (3 + (0.5 if numbered else 0.13) * count) if named else 11.0  # inches
+    figure = Figure(
+        figsize=(side + (1 if numbered else 5), side), dpi=120, layout="constrained"
+    )  # no pyplot: curves.py
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(facecolor="lightgrey")
+    norm = PowerNorm(1.0 if numbered else 0.5, 0, 100)
+    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    if numbered:
+        for (row, column), share in np.ndenumerate(shares):
+            if share > 0:
+                color = "white" if share > 50 else "black"
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=color)
+    else:
+        lines = [f"{share:.0f}%  {short[row]} → {short[column]}" for row, column, share in _confusions(shares)]
+        text = "\n".join(["largest confusions", "", *lines])
+        axes.annotate(text, (1.02, 1), xycoords="axes fraction", va="top", fontsize=9, linespacing=1.4)
+    if named:
+        size = 9 if numbered else 6
+        axes.set_xticks(range(count), short, rotation=90, fontsize=size)
+        axes.set_yticks(range(count), short, fontsize=size)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    where = {"shrink": 0.7} if numbered else {"location": "left", "shrink": 0.4}
+    figure.colorbar(image, ax=axes, label="% of the true class", **where)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _confusions(shares: np.ndarray, count: int = MOST_LISTED) -> list[tuple[int, int, float]]:
+    """The largest shares beside the diagonal, the largest first, as (true class, predicted class, share)."""
+    wrong = np.nan_to_num(shares)
+    np.fill_diagonal(wrong, 0)
+    places = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    found = [(*map(int, np.unravel_index(place, wrong.shape)), wrong.flat[place]) for place in places]
+    return [entry for entry in found if entry[2] > 0]
+
+
+def worst_examples(logits: np.ndarray, labels: Sequence[int], count: int = 16) -> list[int]:
+    """The samples whose wrong prediction has the highest cross-entropy, the worst first; at most `count`.
+
+    Args:
+        logits: (samples, classes).
+        labels: class index of each sample.
+    """
+    logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(labels).long()
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    wrong = (logits.argmax(1) != labels).nonzero().flatten()
+    return wrong[losses[wrong].argsort(descending=True, stable=True)][:count].tolist()
+
+
+def worst_examples_picture(
+    samples,
+    logits: np.ndarray,
+    labels: Sequence[int],
+    names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    path: str | os.PathLike,
+    count: int = 16,
+) -> list[int]:
+    """Draw to a PNG file the images that `worst_examples` finds, each with its true and predicted class and the
+    probability of both in percent.
+
+    Args:
+        samples: dataset of dicts with `pixel_values` (channels, height, width), normalised by `mean` and `std`; only
+            those that are drawn are read.
+        logits: (samples, classes).
+        labels: class index of each sample.
+        names: of all classes.
+
+    Returns:
+        The samples that are drawn; where every prediction is right, none are, nor is the file written.
+
+    Raises:
+        ValueError: if there is not one row of logits, and one label, for each sample.
+    """
+    if not len(samples) == len(logits) == len(labels):
+        raise ValueError(
+            f"logits: expected rows and labels for {len(samples)} samples, got {len(logits)} and {len(labels)}"
+        )
+    worst = worst_examples(logits, labels, count)
+    if not worst:
+        return worst
+    columns = min(4, len(worst))
+    rows = math.ceil(len(worst) / columns)
+    figure = Figure(figsize=(2.3 * columns, 2.7 * rows), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
+    FigureCanvasAgg(figure)
+    short = short_names(names)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, index in zip(figure.axes, worst, strict=False):
+        shares = torch.as_tensor(logits[index]).double().softmax(0)
+        right, guess = int(labels[index]), int(shares.argmax())
+        axes.imshow(to_picture(torch.as_tensor(samples[index]["pixel_values"]).float(), mean, std))
+        title = f"{short[right]} ({100 * shares[right]:.0f}%)\ntaken for {short[guess]} ({100 * shares[guess]:.0f}%)"
+        axes.set_title(title, fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+    return worst

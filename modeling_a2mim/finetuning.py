@@ -1,0 +1,164 @@
+"""Fine-tuning: mixed batches, their losses, and averages of the weights, all of them timm's."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from timm.data import Mixup
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import nn
+from transformers import TrainerCallback
+
+from .trainer import A2MIMTrainer
+from .training_args import FineTuningArguments
+from .transforms import seeded
+
+
+AVERAGES = "ema.safetensors"  # in a checkpoint
+
+
+class FineTuningTrainer(A2MIMTrainer):
+    """Train a classifier with images that are mixed and labels that are smoothed, as `FineTuningArguments` say. Where
+    weights are averaged, the averages are what is evaluated and exported; checkpoints hold both."""
+
+    args: FineTuningArguments
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.label_smoother = None  # Trainer's takes no soft labels
+        options, classes = self.args, self.model.config.num_labels
+        self.mixup = make_mixup(options, classes)
+        self.criterion = make_criterion(options, mixed=self.mixup is not None)
+        self.averages = None
+        if options.model_ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("model_ema_decay: weights that are sharded over processes cannot be averaged")
+            self.averages = ModelEmaV3(
+                self.model, options.model_ema_decay, use_warmup=options.model_ema_warmup, device=options.device
+            )
+            self.add_callback(AverageCallback(self.averages))
+        self._mixed = (0, 0)  # step, and batches of it that were mixed
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.mixup is not None:
+            inputs["pixel_values"], inputs["labels"] = self._mix(inputs["pixel_values"], inputs["labels"])
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _mix(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixed images, and soft labels (batch, classes). How they are mixed depends on seed, step and process alone,
+        so that a run that goes on does the same."""
+        step, count = self._mixed
+        step, count = (step, count + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        self._mixed = step, count
+        with seeded(self.args.seed, step, count, self.args.process_index):
+            even = len(labels) // 2 * 2  # timm mixes images in pairs; the odd one stays as it is
+            pixel_values, labels = self._prepare_inputs({"x": pixel_values, "y": labels}).values()
+            mixed, soft = self.mixup(pixel_values[:even].contiguous(), labels[:even]) if even else ([], [])
+            if even == len(labels):
+                return mixed, soft
+            rest = soft_labels(labels[even:], self.mixup.num_classes, self.mixup.label_smoothing)
+            if not even:
+                return pixel_values, rest
+            return torch.cat([mixed, pixel_values[even:]]), torch.cat([soft, rest])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.criterion is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = self.criterion(outputs.logits.float(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+    # Averages
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The model has the averaged weights meanwhile, if there are any."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self):
+        if self.averages is None:
+            return
+        ours, theirs = self._unwrapped(), self.averages.module
+        for one, two in ((ours.parameters(), theirs.parameters()), (ours.buffers(), theirs.buffers())):
+            for a, b in zip(one, two, strict=True):
+                kept = a.clone()
+                a.copy_(b)
+                b.copy_(kept)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.averaged():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def export(self, folder):
+        with self.averaged():
+            super().export(folder)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.averages is not None and self.args.should_save:
+            save_model(self.averages.module, str(Path(output_dir or self.args.output_dir, AVERAGES)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_averages(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._load_averages(self.state.best_model_checkpoint)
+
+    def _load_averages(self, checkpoint: str):
+        if self.averages is None:
+            return
+        if not Path(checkpoint, AVERAGES).is_file():
+            raise ValueError(f"model_ema_decay: {Path(checkpoint).name} was made without averaged weights")
+        load_model(self.averages.module, str(Path(checkpoint, AVERAGES)), device=str(self.args.device))
+
+
+class AverageCallback(TrainerCallback):
+    """Averages the weights after each step."""
+
+    def __init__(self, averages: ModelEmaV3):
+        self.averages = averages
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.averages.update(model, step=state.global_step)
+
+
+def make_mixup(args: FineTuningArguments, classes: int) -> Mixup | None:
+    """timm's mixup and CutMix as the arguments say, `None` for neither."""
+    if not args.mixup and not args.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.label_smoothing_factor,
+        num_classes=classes,
+    )
+
+
+def make_criterion(args: FineTuningArguments, mixed: bool) -> nn.Module | None:
+    """timm's loss of logits (batch, classes) and labels, soft ones if `mixed`; `None` for the model's own."""
+    smoothing = 0.0 if mixed else args.label_smoothing_factor  # mixed labels are smoothed already
+    if args.bce_loss:
+        return BinaryCrossEntropy(smoothing=smoothing, target_threshold=args.bce_target_thresh)
+    if mixed:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing) if smoothing else None
+
+
+def soft_labels(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:
+    """(batch,) indices to (batch, classes) smoothed ones, as timm's mixup makes them."""
+    low = smoothing / classes
+    soft = torch.full((len(labels), classes), low, device=labels.device)
+    return soft.scatter_(1, labels[:, None], 1 - smoothing + low)

@@ -1,0 +1,214 @@
+"""What a frozen encoder knows: pooled features of any of its layers, and one linear classifier trained on them."""
+
+import copy
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_a2mim import A2MIMConfig
+from .encoders import classifier_parameters
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
+
+
+def layer_index(core: A2MIMModel, layer: int | None, field: str = "layer") -> int | None:
+    """A layer as a number from 0: negative ones count from the end of timm's `feature_info`; `None` stays.
+
+    Raises:
+        ValueError: beginning with `field`, if the encoder has no such layer.
+    """
+    count = len(core.encoder.feature_info)
+    if layer is not None and not -count <= layer < count:
+        raise ValueError(f"{field}: {core.config.architecture} has {count} feature maps, there is no index {layer}")
+    return layer if layer is None else layer % count
+
+
+def layer_features(
+    core: A2MIMModel, pixel_values: torch.Tensor, layers: Sequence[int | None], field: str = "layer"
+) -> list[torch.Tensor]:
+    """Pooled features of several layers in one forward pass, which stops after the last one that is needed.
+
+    Args:
+        core: the encoder, in whatever mode.
+        pixel_values: (batch, channels, height, width), normalised.
+        layers: indices into timm's `feature_info`: the mean of that feature map over its positions; the last one is
+            the map that the decoder reads, after the final norm. `None`: timm's own pooled features, which its
+            classifier reads (of a ViT the class token or the mean, as it was built).
+
+    Returns:
+        (batch, features) in float32, for each layer.
+
+    Raises:
+        ValueError: if the encoder has no such layer, or the images have another number of channels.
+    """
+    core.mask_grid(pixel_values)
+    layers = [layer_index(core, layer, field) for layer in layers]
+    encoder, top = core.encoder, len(core.encoder.feature_info) - 1
+    indices = sorted({layer for layer in layers if layer is not None and layer != top})
+    needs_end = None in layers or (top in layers and not core.plan.from_intermediates)
+    if (top in layers and core.plan.from_intermediates) or (indices and needs_end):
+        indices.append(top)  # without it, some encoders (Hiera) stop at the last one of the others
+    end, maps = None, []
+    if not indices:
+        end = encoder.forward_features(pixel_values)
+    elif needs_end:
+        end, maps = encoder.forward_intermediates(pixel_values, indices=indices, output_fmt="NCHW")
+    else:
+        options = {"output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
+        maps = encoder.forward_intermediates(pixel_values, indices=indices, **options)
+    maps = dict(zip(indices, maps, strict=True))
+    if top in layers:
+        last = maps[top] if core.plan.from_intermediates else end
+        maps[top] = core.feature_map(last, tuple(pixel_values.shape[-2:]))
+    pooled = {layer: features.float().mean((2, 3)) for layer, features in maps.items()}
+    if None in layers:
+        pooled[None] = encoder.forward_head(end, pre_logits=True).float().flatten(1)
+    return [pooled[layer] for layer in layers]
+
+
+class LinearProbe(A2MIMPreTrainedModel):
+    """A frozen encoder and one linear classifier of `config.num_labels` classes on its pooled features.
+
+    The encoder stays in evaluation mode, running statistics included, and builds no graph for gradients. Two fields of
+    the configuration, which `from_encoder` sets, say what the classifier reads: `probe_layer` (see `layer_features`;
+    `None` without it) and `probe_batch_norm` (False without it), a BatchNorm without weights before the classifier, as
+    MoCo v3 and MAE (https://arxiv.org/abs/2111.06377) have it, so that features of any scale train alike.
+
+    Raises:
+        ValueError: if there are no labels, or the encoder has no such layer.
+    """
+
+    def __init__(self, config: A2MIMConfig):
+        super().__init__(config)
+        if not config.num_labels:
+            raise ValueError("num_labels: a classifier needs at least one label")
+        self.loss_type = "ForImageClassification"  # transformers goes by the name of the class
+        self.num_labels = config.num_labels
+        self.a2mim = A2MIMModel(config)
+        self.layer = layer_index(self.a2mim, getattr(config, "probe_layer", None), "probe_layer")
+        width = self._width()
+        # The features of frozen weights do not drift: statistics are the mean over all batches so far (momentum=None),
+        # in which the first guess of 0 and 1 has no part, however few steps there are.
+        batch_norm = getattr(config, "probe_batch_norm", False)
+        self.norm = nn.BatchNorm1d(width, eps=1e-6, momentum=None, affine=False) if batch_norm else None
+        self.classifier = nn.Linear(width, config.num_labels)
+        self.post_init()
+        self.train()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        model: A2MIMPreTrainedModel,
+        layer: int | None = None,
+        batch_norm: bool = True,
+        id2label: dict[int, str] | None = None,
+    ) -> "LinearProbe":
+        """A new probe with a copy of the encoder of a model (its own classifier, if it has one, left out).
+
+        Args:
+            model: an A2MIMModel, or a model that holds one as `a2mim`.
+            layer: what is read, see `layer_features`.
+            batch_norm: whether a BatchNorm comes before the classifier.
+            id2label: names of the classes; those of the model, if not given.
+        """
+        core, config = getattr(model, "a2mim", model), copy.deepcopy(model.config)
+        config.probe_layer, config.probe_batch_norm = layer, batch_norm
+        if id2label is not None:
+            config.id2label = dict(id2label)
+            config.label2id = {name: index for index, name in config.id2label.items()}
+        probe = cls(config)
+        _copy_weights(core.encoder, probe.a2mim.encoder, probe.a2mim.plan.names)
+        return probe.to(core.device)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.a2mim.eval().requires_grad_(False)  # from_pretrained, which ends with eval(), makes new parameters
+        return self
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.classifier:
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+
+    def _width(self) -> int:
+        """How many features the classifier reads."""
+        core, stages = self.a2mim, self.a2mim.encoder.feature_info
+        if self.layer is None:
+            encoder = core.encoder
+            return getattr(encoder, "head_hidden_size", None) or encoder.num_features
+        return core.plan.map_layout.channels if self.layer == len(stages) - 1 else stages[self.layer]["num_chs"]
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
+    ) -> ImageClassifierOutput | tuple:
+        r"""
+        Args:
+            pixel_values: (batch, channels, height, width), normalised images.
+            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+
+        Returns:
+            `logits` (batch, classes), and `loss` where there are labels.
+
+        Raises:
+            ValueError: if the images have another number of channels.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        with torch.no_grad():
+            (features,) = layer_features(self.a2mim, pixel_values, [self.layer], "probe_layer")
+        logits = self.classifier(self._normalised(features).to(self.classifier.weight.dtype))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(loss=loss, logits=logits)
+        return output if return_dict else output.to_tuple()
+
+    def _normalised(self, features: torch.Tensor) -> torch.Tensor:
+        if self.norm is None:
+            return features
+        if self.training and len(features) == 1:  # the last batch of a pass: no variance, so as in evaluation
+            return F.batch_norm(features, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
+        return self.norm(features)
+
+    @torch.no_grad()
+    def to_classifier(self) -> A2MIMForImageClassification:
+        """The same function as an ordinary classifier, the BatchNorm folded into timm's own last layer.
+
+        Raises:
+            ValueError: if the probe reads a feature map, which timm's classifier does not, or timm's classifier is
+                more than one linear layer on the encoder's pooled features.
+        """
+        if self.layer is not None:
+            raise ValueError(f"probe_layer: timm's classifier reads layer None, not the mean of map {self.layer}")
+        config = copy.deepcopy(self.config)
+        config.architectures = None
+        for name in ("probe_layer", "probe_batch_norm"):
+            if hasattr(config, name):
+                delattr(config, name)
+        model = A2MIMForImageClassification(config)
+        encoder, names = model.a2mim.encoder, self.a2mim.plan.names
+        head, own = encoder.get_classifier(), classifier_parameters(encoder)
+        # Of other heads (a norm, a hidden layer, two outputs) the probe knows nothing.
+        linear = isinstance(head, (nn.Linear, nn.Conv2d)) and head.weight.numel() == self.classifier.weight.numel()
+        if not linear or head.bias is None or set(encoder.state_dict()) != names | own:
+            raise ValueError(
+                f"architecture: timm's classifier of {config.architecture} is not one linear layer with a bias on its "
+                "pooled features"
+            )
+        _copy_weights(self.a2mim.encoder, encoder, names)
+        weight, bias = self.classifier.weight.double(), self.classifier.bias.double()
+        if self.norm is not None:
+            weight = weight / (self.norm.running_var.double() + self.norm.eps).sqrt()
+            bias = bias - weight @ self.norm.running_mean.double()
+        head.weight.copy_(weight.view_as(head.weight))  # some are 1x1 convolutions
+        head.bias.copy_(bias)
+        return model.to(self.device).eval()
+
+
+def _copy_weights(source: nn.Module, target: nn.Module, names: Collection[str]):
+    """Copy these weights between two encoders of one configuration. Buffers that are not saved (relative positions of
+    a Swin) are the same in both from the start."""
+    weights = source.state_dict()
+    target.load_state_dict({name: weights[name] for name in names}, strict=False)

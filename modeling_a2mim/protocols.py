@@ -1,0 +1,202 @@
+"""How an encoder is judged: classifiers trained once or with several seeds, and frozen features; tables of results."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from .arguments import ClassificationArguments, ClassifierArguments
+from .checkpoints import check_output_dir, has_checkpoint
+from .classification import (
+    LabelledImages,
+    choose_rows,
+    chosen_corruptions,
+    evaluation_samples,
+    fine_tune,
+    judge_classifier,
+    keep_subset,
+)
+from .evaluation import evaluate_frozen
+from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
+from .hub import push_folder
+from .metrics import results_table, summarise
+from .records import hardware, versions
+from .training_args import FineTuningArguments
+from .transforms import FineTuneTransform
+
+
+logger = logging.getLogger("a2mim")
+
+RESULTS = "results.json"
+TABLE = "results.md"
+
+
+def run(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments) -> dict:
+    """Do what the arguments say, once or with each of `data_args.seeds`; returns the metrics (means over seeds).
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
+        raise ValueError("probe_layers: timm knows no classifier on an inner layer; leave --push_to_hub out")
+    if model_args.add_to_card and not (data_args.seeds or model_args.knn):
+        raise ValueError("add_to_card: give --seeds, over which the means are written")
+    if data_args.corruptions is not None:
+        chosen_corruptions(data_args.corruptions)
+    images = LabelledImages.load(data_args, args.hub_token)
+    if images.validation is None and (
+        data_args.corruptions or model_args.knn or model_args.eval_only or data_args.seeds
+    ):
+        raise ValueError("validation_dir: there are no images to evaluate on; give it or --validation_split")
+    if model_args.eval_only:
+        return judge_classifier(model_args, data_args, args, images)
+    if model_args.knn:
+        rows = judge_frozen(model_args, data_args, args, images)
+    elif data_args.seeds is None:
+        return fine_tune(model_args, data_args, args, images).run()
+    else:
+        rows = fine_tune_often(model_args, data_args, args, images)
+    return report(rows, model_args, data_args, args, images)
+
+
+def judge_frozen(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> list[dict]:
+    """k-NN and logistic regression on frozen features, for each seed and layer: rows of `metrics.summarise`. An
+    encoder that was not pre-trained has other weights for each seed."""
+    seeds = data_args.seeds or [args.seed if args.data_seed is None else args.data_seed]
+    name, drawn = data_args.few_labels() or "all labels", {}
+    for seed in seeds:
+        rows = choose_rows(data_args, images, seed)
+        if rows is not None and args.should_save:
+            keep_subset(str(seed_folder(args, data_args, seed)), rows, data_args, images, seed)
+        drawn[name, seed] = range(len(images.train)) if rows is None else rows
+    if model_args.architecture is None:
+        if data_args.few_labels() is None:  # each seed would give the same
+            drawn = {(name, seeds[0]): drawn[name, seeds[0]]}
+        return _judge(model_args, data_args, args, images, drawn)
+    found = []
+    for key, rows in drawn.items():
+        set_seed(key[1])
+        found += _judge(model_args, data_args, args, images, {key: rows})
+    return found
+
+
+def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -> list[dict]:
+    model, _ = model_args.build(images.names, token=args.hub_token)
+    model.to(args.device)
+    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
+    return evaluate_frozen(
+        model,
+        data_args.samples(images.train, transform, args.seed, images.column),
+        evaluation_samples(model, data_args, images, args.seed),
+        subsets,
+        [-1] if model_args.probe_layers is None else model_args.probe_layers,
+        neighbours=model_args.knn_neighbours,
+        temperature=model_args.knn_temperature,
+        strength=model_args.probe_strength,
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        dtype=torch.bfloat16 if args.bf16 else None,
+    )
+
+
+# Several seeds
+
+
+def seed_folder(args: FineTuningArguments, data_args: ClassificationArguments, seed: int) -> Path:
+    return Path(args.output_dir, f"seed-{seed}") if data_args.seeds else Path(args.output_dir)
+
+
+def fine_tune_often(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> list[dict]:
+    """Fine-tune with each seed in a folder of its own, those that a resumed run finds done left out: rows of
+    `metrics.summarise`."""
+    rows = []
+    for seed in data_args.seeds:
+        check_output_dir(str(seed_folder(args, data_args, seed)), args.resume_from_checkpoint)
+    for seed in data_args.seeds:
+        own = copy.copy(args)
+        own.seed, own.output_dir, own.push_to_hub = seed, str(seed_folder(args, data_args, seed)), False
+        done = Path(own.output_dir, "eval_results.json")
+        if args.resume_from_checkpoint and done.is_file():
+            metrics = json.loads(done.read_text())
+        else:
+            if not has_checkpoint(own.output_dir):
+                own.resume_from_checkpoint = None
+            metrics = fine_tune(model_args, data_args, own, images).run()
+        figures = {name: value for name, value in metrics.items() if name.startswith("eval_")}
+        figures["accuracy"] = metrics["eval_accuracy"]
+        method = model_args.task
+        rows.append({"subset": data_args.few_labels() or "all labels", "method": method, "seed": seed, **figures})
+    return rows
+
+
+def report(
+    rows: list[dict],
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> dict:
+    """Print a table of results, write it with all of them to `results.md` and `results.json`, and put it into the
+    cards; returns the means."""
+    table, summary = results_table(rows), summarise(rows)
+    where = data_args.provenance()
+    place = where.get("evaluated_on") or where.get("evaluation_data")
+    measured_on = f"on {len(images.validation):,} images of {place}, mean ± half a 95% interval over seeds"
+    if args.should_save:
+        print(f"\n{table}\n")
+        record = {
+            "architecture": model_args.architecture,
+            "base_model": model_args.base_model(),
+            "task": model_args.task,
+            **where,
+            "results": rows,
+            "summary": summary,
+            "hardware": hardware(args.device, args.world_size),
+            "versions": versions(),
+        }
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(args.output_dir, RESULTS).write_text(json.dumps(record, indent=1) + "\n")
+        Path(args.output_dir, TABLE).write_text(f"{table}\n\nAccuracy {measured_on}.\n")
+        folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
+        for folder in folders:
+            if (folder / "README.md").is_file():
+                add_measured(folder, model_args.build(images.names, token=args.hub_token)[0], summary, measured_on)
+        if model_args.add_to_card:
+            folder = Path(model_args.model_name_or_path)
+            add_measured(folder, load_pretraining_model(str(folder)), summary, measured_on)
+        if args.push_to_hub and folders:
+            name = args.hub_model_id or Path(args.output_dir).resolve().name
+            private, pictures = args.hub_private_repo, args.hub_pictures
+            push_folder(folders[0], name, private=private, token=args.hub_token, pictures_of_data=pictures)
+    logger.info("results are in %s", Path(args.output_dir, RESULTS))
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        layer = "" if row.get("layer") is None else f", layer {row['layer']}"
+        found.setdefault(f"{row['method']}{layer}: accuracy", []).append(row["accuracy"])
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
+    """Write rows into the record and the card of an exported folder, in place of the same ones of an earlier time."""
+    record = read_record(folder)
+
+    def key(row: dict) -> list:
+        return [value for name, value in row.items() if name not in ("accuracy", "seeds")]
+
+    new = [key(row) for row in rows]
+    record["measured"] = [row for row in record.get("measured", []) if key(row) not in new] + rows
+    places = dict.fromkeys([*filter(None, record.get("measured_on", "").split("; ")), measured_on])
+    describe_folder(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))

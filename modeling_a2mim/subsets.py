@@ -1,0 +1,99 @@
+"""Few of many labelled images: drawn by class, nested, and kept in a file that fits one set of labels only."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def draw_subset(
+    labels: Sequence[int], *, per_class: int | None = None, fraction: float | None = None, seed: int
+) -> list[int]:
+    """Rows of a random subset, in ascending order. Subsets of one seed are nested: each class has one order, of which
+    the first images are taken.
+
+    Args:
+        labels: class index of each row.
+        per_class: images of every class.
+        fraction: share of every class, in (0, 1], rounded to the nearest number of images (halves up), at least one.
+        seed: of the order of each class.
+
+    Raises:
+        ValueError: if not exactly one of `per_class` and `fraction` is given, one is out of range, a class has fewer
+            images than `per_class`, or `labels` are no class indices.
+    """
+    if (per_class is None) == (fraction is None):
+        raise ValueError("labels_per_class: give either it or label_fraction")
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"labels_per_class: must be at least 1, got {per_class}")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction: must be in (0, 1], got {fraction}")
+    labels, generator, chosen = _as_classes(labels), np.random.default_rng(seed), []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        count = max(1, int(fraction * len(rows) + 0.5)) if per_class is None else per_class
+        if count > len(rows):
+            raise ValueError(f"labels_per_class: class {label} has only {len(rows)} images, not {count}")
+        chosen.append(rows[:count])
+    return sorted(np.concatenate(chosen).tolist())
+
+
+def save_subset(
+    path: str | os.PathLike,
+    rows: Sequence[int],
+    labels: Sequence[int],
+    *,
+    seed: int | None = None,
+    per_class: int | None = None,
+    fraction: float | None = None,
+):
+    """Write a subset of the images with these `labels` as JSON, with how it was drawn and what it was drawn from."""
+    record = {
+        "seed": seed,
+        "labels_per_class": per_class,
+        "label_fraction": fraction,
+        "images": len(labels),
+        "labels_sha256": _checksum(labels),
+        "rows": [int(row) for row in rows],
+    }
+    Path(path).write_text(json.dumps(record) + "\n")
+
+
+def load_subset(path: str | os.PathLike, labels: Sequence[int]) -> list[int]:
+    """The rows in a file of `save_subset`, for images with these `labels`.
+
+    Raises:
+        ValueError: beginning with `label_subset`, if the file cannot be read, is no such file, or was made for images
+            with other labels or in another order.
+    """
+    name = Path(path).name
+    try:
+        record = json.loads(Path(path).read_text())
+        images, checksum, rows = record["images"], record["labels_sha256"], record["rows"]
+    except OSError as error:
+        raise ValueError(f"label_subset: {path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"label_subset: {name} is no file of save_subset: {error!r}") from error
+    if images != len(labels):
+        raise ValueError(f"label_subset: {name} was made for {images} images, these are {len(labels)}")
+    if checksum != _checksum(labels):
+        raise ValueError(f"label_subset: {name} was made for images with other labels, or in another order")
+    whole = isinstance(rows, list) and all(type(row) is int and 0 <= row < images for row in rows)
+    if not whole or not rows or len(set(rows)) < len(rows):
+        raise ValueError(f"label_subset: the rows in {name} must be different ones of 0 to {images - 1}")
+    return rows
+
+
+def _as_classes(labels: Sequence[int]) -> np.ndarray:
+    classes = np.asarray(labels)
+    if classes.ndim != 1 or not len(classes) or classes.dtype.kind not in "iu" or classes.min() < 0:
+        # Test splits often have -1 or None for a class that is not told.
+        raise ValueError("label_column_name: expected one class index, 0 or more, for each image")
+    return classes
+
+
+def _checksum(labels: Sequence[int]) -> str:
+    return hashlib.sha256(_as_classes(labels).astype("<i8").tobytes()).hexdigest()

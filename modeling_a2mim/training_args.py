@@ -1,0 +1,198 @@
+"""Arguments of training: transformers' TrainingArguments with the defaults of the paper, and a few more."""
+
+import difflib
+import logging
+import math
+from dataclasses import dataclass, field
+
+from timm.optim import list_optimizers
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+from transformers.training_args import OptimizerNames
+
+from .recipes import recipe_names
+
+
+logger = logging.getLogger("a2mim")
+
+MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
+
+
+@dataclass
+class A2MIMTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more."""
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."},
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate; if not given, base_learning_rate * total batch size / 256."},
+    )
+    base_learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "Learning rate for a total batch of 256 images (the paper's for CNNs)."}
+    )
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images in a step, over devices and accumulation, that the learning rate is meant for."},
+    )
+    batch_scaling: str = field(
+        default="accumulate",
+        metadata={
+            "help": "How to get to total_train_batch_size: accumulate gradients, or scale the learning_rate instead. "
+            "The rate is scaled as well where no accumulation gives it.",
+            "choices": ["accumulate", "learning_rate"],
+        },
+    )
+    learning_rate_scaling: str = field(
+        default="linear",
+        metadata={"help": "How the rate goes with the batch when scaled.", "choices": ["linear", "sqrt"]},
+    )
+    optim: str = field(
+        default=TrainingArguments.optim,
+        metadata={"help": "Optimiser: a name of transformers (adamw_torch, sgd, ...), or of timm (lamb, lars, ...)."},
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the rate by lr_gamma at these steps (below 1: shares of the run), constant between.",
+            "nargs": "+",
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "What the rate is multiplied by at each of lr_milestones."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay (not of norms, biases and tokens)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up, or below 1 their share."})
+    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: not at all."})
+    token_lr_scale: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."},
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps, or below 1 their share."})
+    reconstruction_steps: int = field(
+        default=500,
+        metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
+    )
+
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."}
+    )
+    hub_commit_message: str = field(default="End of training", metadata={"help": "Message of the last push."})
+    hub_pictures: bool = field(
+        default=True,
+        metadata={"help": "Push pictures that show images of the data (reconstruction.png, example.png)."},
+    )
+
+    def __post_init__(self):
+        self.timm_optim = self._find_timm_optim()
+        super().__post_init__()
+        if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
+            raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")
+        if self.push_to_hub and self.hub_strategy == HubStrategy.CHECKPOINT:
+            logger.warning(
+                "hub_strategy checkpoint: the Hub gets the weights of each checkpoint, as with every_save, and no "
+                "optimiser state; exact resuming needs the checkpoints in output_dir"
+            )
+        if self.reconstruction_steps < 0:
+            raise ValueError(f"reconstruction_steps: must not be negative, got {self.reconstruction_steps}")
+        if self.lr_milestones and min(self.lr_milestones) <= 0:
+            raise ValueError(f"lr_milestones: must be positive, got {self.lr_milestones}")
+        if self.total_train_batch_size is not None and self.total_train_batch_size < 1:
+            raise ValueError(f"total_train_batch_size: must be at least 1, got {self.total_train_batch_size}")
+        self.batch_note = self._scale()
+
+    @property
+    def optimizer_name(self) -> str:
+        return self.timm_optim or str(getattr(self.optim, "value", self.optim))
+
+    @property
+    def step_batch_size(self) -> int:
+        """Images in an optimiser step, over all devices."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def _find_timm_optim(self) -> str | None:
+        """The name of an optimiser of timm, which TrainingArguments would refuse."""
+        name = str(getattr(self.optim, "value", self.optim))
+        if name in [known.value for known in OptimizerNames]:
+            return None
+        if name not in list_optimizers():
+            close = difflib.get_close_matches(name, [*list_optimizers(), *(o.value for o in OptimizerNames)])
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"optim: {name!r} is no optimiser of transformers or timm{hint}")
+        self.optim = TrainingArguments.optim
+        return name
+
+    def _scale(self) -> str:
+        """Set accumulation and learning rate for the batch that the rate is meant for; says what was done."""
+        wanted, at_once = self.total_train_batch_size, self.train_batch_size * self.world_size
+        free = self.batch_scaling == "accumulate" and self.gradient_accumulation_steps == 1
+        if wanted is not None and free and wanted % at_once == 0:
+            self.gradient_accumulation_steps = wanted // at_once
+        total = self.step_batch_size
+        note = f"{total} images in a step ({self.gradient_accumulation_steps} x {at_once})"
+        if self.learning_rate is None:
+            self.learning_rate = self.base_learning_rate * total / 256
+            return f"{note}; learning rate {self.learning_rate:g}, from {self.base_learning_rate:g} for 256"
+        if wanted in (None, total):
+            return f"{note}; learning rate {self.learning_rate:g} as given"
+        given, ratio = self.learning_rate, total / wanted
+        self.learning_rate *= ratio if self.learning_rate_scaling == "linear" else ratio**0.5
+        return (
+            f"{note} instead of {wanted}; learning rate scaled from {given:g} to {self.learning_rate:g} "
+            f"({self.learning_rate_scaling})"
+        )
+
+
+@dataclass
+class FineTuningArguments(A2MIMTrainingArguments):
+    """The same for fine-tuning: evaluates after every epoch; layer-wise decay, mixing, losses and averages of the
+    weights as in timm, by timm's names."""
+
+    base_learning_rate: float = field(
+        default=5e-4, metadata={"help": "Learning rate for a total batch of 256 images."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Each layer learns so much more slowly than the one after it, e.g. 0.65."}
+    )
+    layer_decay_layers: int | None = field(
+        default=None,
+        metadata={"help": "Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."},
+    )
+    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0: none."})
+    cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0: none. With mixup: in turn, at random."})
+    mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
+    mixup_switch_prob: float = field(default=0.5, metadata={"help": "Share of CutMix where there is mixup, too."})
+    mixup_mode: str = field(
+        default="batch", metadata={"help": "Mix whole batches alike, or each pair or image.", "choices": MIXUP_MODES}
+    )
+    bce_loss: bool = field(default=False, metadata={"help": "Binary cross-entropy of each class instead of softmax."})
+    bce_target_thresh: float | None = field(
+        default=None, metadata={"help": "Make targets of bce_loss above this 1, and the others 0."}
+    )
+    model_ema_decay: float | None = field(
+        default=None, metadata={"help": "Average the weights over steps, e.g. 0.9999; the averages are evaluated."}
+    )
+    model_ema_warmup: bool = field(default=False, metadata={"help": "Average over fewer steps at the beginning."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, low, high in (
+            ("layer_decay", 0, 1),
+            ("mixup", 0, math.inf),
+            ("cutmix", 0, math.inf),
+            ("mixup_prob", 0, 1),
+            ("mixup_switch_prob", 0, 1),
+            ("bce_target_thresh", 0, 1),
+            ("model_ema_decay", 0, 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: must be in [{low}, {high}], got {value}")
+        if self.layer_decay == 0:
+            raise ValueError("layer_decay: must be above 0; leave it out, or use --linear_probe")
+        if self.bce_target_thresh is not None and not self.bce_loss:
+            raise ValueError("bce_target_thresh: is for --bce_loss")

@@ -1,0 +1,160 @@
+"""`run_finetune.py` for classification: few labels, several seeds, frozen encoders, errors and corruptions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+from modeling_a2mim.metrics import mean_and_interval
+from modeling_a2mim.probing import LinearProbe
+
+from .test_scripts import SMALL, finetune, pretrain
+
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+SCRATCH = SMALL[:4]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    pretrain(folder, "--max_train_samples", 32)
+    return folder
+
+
+def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
+    argv = ["--model_name_or_path", pretrained, "--labels_per_class", 2, "--seeds", 0, 7, "--add_to_card"]
+    metrics = finetune(tmp_path / "out", *argv)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    values = [row["accuracy"] for row in results["results"]]
+    assert [row["seed"] for row in results["results"]] == [0, 7]
+    assert metrics == {"fine-tuning: accuracy": pytest.approx(np.mean(values))}
+    shown = str(mean_and_interval(values))
+    assert f"| 2 labels of each class | fine-tuning | {shown} | 2 |" in (tmp_path / "out" / "results.md").read_text()
+    assert str(tmp_path) not in json.dumps(results)
+    subsets = [json.loads((tmp_path / "out" / f"seed-{s}" / "subset.json").read_text()) for s in (0, 7)]
+    assert [len(subset["rows"]) for subset in subsets] == [20, 20]
+    assert subsets[0]["rows"] != subsets[1]["rows"]
+    for folder in (tmp_path / "out" / "seed-0", pretrained):
+        assert f"| fine-tuning | {shown} |" in (folder / "README.md").read_text()
+    before = (tmp_path / "out" / "seed-0" / "model.safetensors").stat().st_mtime_ns
+    again = finetune(tmp_path / "out", *argv, "--resume_from_checkpoint", "last")  # all is done
+    assert again == metrics
+    assert (tmp_path / "out" / "seed-0" / "model.safetensors").stat().st_mtime_ns == before
+    same = ["--label_subset", tmp_path / "out" / "seed-7" / "subset.json", "--seed", 7]
+    finetune(tmp_path / "same", "--model_name_or_path", pretrained, *same)
+    one, two = (tmp_path / folder / "model.safetensors" for folder in ("out/seed-7", "same"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_k_nearest_neighbours_of_several_layers(pretrained, tmp_path):
+    argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", 0, -1, "--add_to_card"]
+    finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    methods = {(row["method"], row["layer"]) for row in results["results"]}
+    assert len(results["results"]) == 8
+    assert len(methods) == 4
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert "k-NN" in (pretrained / "README.md").read_text()
+    scratch = finetune(tmp_path / "scratch", *SCRATCH, "--knn", "--label_fraction", 0.002, "--seeds", 0, 1)
+    assert set(scratch) == {"k-NN: accuracy", "logistic regression: accuracy"}
+
+
+def test_linear_probe_with_batch_norm_is_a_plain_classifier(pretrained, tmp_path):
+    argv = ["--linear_probe", "--probe_batch_norm", "--labels_per_class", 3, "--learning_rate", 0.1]
+    metrics = finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    again = finetune(tmp_path / "eval", "--model_name_or_path", tmp_path / "out", "--eval_only")
+    assert again["eval_accuracy"] == metrics["eval_accuracy"]
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)  # BatchNorm folded in float32
+    start = AutoModelForImageClassification.from_pretrained(pretrained, num_labels=10)
+    conv = "timm_model.stem.0.weight"
+    assert torch.equal(model.state_dict()[conv], start.state_dict()[conv])
+
+
+def test_linear_probe_of_an_inner_layer(pretrained, tmp_path):
+    argv = ["--linear_probe", "--probe_layers", 1, "--labels_per_class", 3]
+    finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
+    probe = LinearProbe.from_pretrained(tmp_path / "out")
+    assert probe.layer == 1
+    assert not (tmp_path / "out" / "README.md").exists()
+
+
+def test_pictures_of_errors_and_corruptions(pretrained, tmp_path, no_pictures):
+    no_pictures.undo()
+    argv = ["--labels_per_class", 2, "--corruptions", "fog", "jpeg_compression"]
+    metrics = finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
+    for name in ("confusion_matrix.png", "worst_examples.png", "corruptions.png"):
+        picture = Image.open(tmp_path / "out" / name)
+        assert min(picture.size) > 200
+        assert len(picture.convert("RGB").getcolors(10**6)) > 10
+    result = json.loads((tmp_path / "out" / "corruptions.json").read_text())
+    assert set(result["corruptions"]) == {"fog", "jpeg_compression"}
+    assert result["clean_accuracy"] == pytest.approx(metrics["eval_accuracy"])
+    assert metrics["eval_mean_corruption_accuracy"] == result["mean_corruption_accuracy"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| jpeg compression |" in card
+    assert "(confusion_matrix.png)" in card
+    assert "worst_examples" not in card
+
+
+def test_augmentation_and_mixing_go_into_the_card(tmp_path):
+    argv = [*SCRATCH, "--labels_per_class", 2, "--mixup", 0.2, "--reprob", 0.25, "--crop_pct", 0.875, "--vflip", 0.5]
+    finetune(tmp_path / "out", *argv, "--optim", "lamb", "--aug_repeats", 3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| augmentation | hflip 0.5, vflip 0.5, re_prob 0.25, re_mode const |" in card
+    assert "| regularisation | mixup 0.2 |" in card
+    assert "| optimiser | lamb," in card
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == 0.875
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--knn", "--linear_probe"], "^knn: give either it or --linear_probe"),
+        (["--probe_layers", 1], "^probe_layers: is for"),
+        (["--linear_probe", "--probe_layers", 0, 1], "^probe_layers: --linear_probe trains on one layer"),
+        (["--linear_probe", "--probe_layers", 9], "^probe_layer: .*there is no index 9"),
+        (["--probe_batch_norm"], "^probe_batch_norm: is for"),
+        (["--labels_per_class", 2, "--label_fraction", 0.1], "^label_fraction: give either it or --labels_per_class"),
+        (["--label_fraction", 0], r"^label_fraction: must be in \(0, 1\]"),
+        (["--label_subset", "nowhere.json"], "^label_subset: nowhere.json cannot be read"),
+        (["--seeds", 1, 1], "^seeds: .* repeats one"),
+        (["--corruptions", "rain"], "^corruptions: .*rain"),
+        (["--eval_only"], "^model_name_or_path: --eval_only needs a classifier"),
+        (["--add_to_card"], "^add_to_card: --model_name_or_path is no folder"),
+        (["--remode", "blur"], "^remode: must be const, rand or pixel"),
+        (["--drop_path", 1], r"^drop_path: must be in \[0, 1\)"),
+        (["--aug_repeats", 0], "^aug_repeats: must be at least 1"),
+        (["--hflip", 2], r"^hflip: must be in \[0, 1\]"),
+    ],
+)
+def test_mistakes(tmp_path, args, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(tmp_path / "out", *SCRATCH, *args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_that_an_encoder_does_not_take(tmp_path):
+    vit = ["--architecture", "vit_tiny_patch16_224", "--model_args", '{"depth": 1, "embed_dim": 24}']
+    vit += ["--image_size", 64, "--train_image_size", 48]
+    with pytest.raises(
+        ValueError, match="^train_image_size: vit_tiny_patch16_224 takes images of 64 x 64 px and no others"
+    ):
+        finetune(tmp_path / "out", *vit)
+
+
+def test_classifiers_of_other_classes_are_not_judged(pretrained, tmp_path):
+    with pytest.raises(ValueError, match="^model_name_or_path: .* is no timm classifier with label_names"):
+        finetune(tmp_path / "out", "--model_name_or_path", pretrained, "--eval_only")
+    for i, name in enumerate(("cat", "dog")):
+        Path(tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.full((32, 32), 90 * i, dtype=np.uint8)).save(tmp_path / "images" / name / "0.png")
+    finetune(tmp_path / "own", *SCRATCH, "--labels_per_class", 1)
+    folders = ["--train_dir", tmp_path / "images", "--validation_dir", tmp_path / "images"]
+    with pytest.raises(ValueError, match="^model_name_or_path: its classes .* are not those of the images"):
+        finetune(tmp_path / "out", "--model_name_or_path", tmp_path / "own", "--eval_only", *folders)

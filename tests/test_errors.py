@@ -1,0 +1,133 @@
+"""Pictures of errors: which are drawn, what is written in them, and that they are files of a sensible size."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from modeling_a2mim.analysis.errors import (
+    confusion_matrix_picture,
+    short_names,
+    worst_examples,
+    worst_examples_picture,
+)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is written and shown, by way of matplotlib's own methods."""
+    seen = {"text": [], "images": [], "titles": [], "ticks": []}
+
+    def spy(name, key, value):
+        method = getattr(Axes, name)
+
+        def record(self, *args, **kwargs):
+            seen[key].append(value(*args))
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(Axes, name, record)
+
+    spy("text", "text", lambda x, y, text: (y, x, text))
+    spy("annotate", "text", lambda text, place: text)
+    spy("imshow", "images", lambda image, *_: np.asarray(image))
+    spy("set_title", "titles", lambda title: title)
+    spy("set_xticks", "ticks", lambda places, ticks=None: ticks)
+    return seen
+
+
+def test_names():
+    assert short_names(["cat", "a\n b"]) == ["cat", "a b"]
+    assert short_names(["tabby, tiger cat and others"], 10) == ["tabby, ti…"]
+    assert short_names(["tabby, tiger"], 7) == ["tabby…"]
+    assert short_names(["wolf of the north", "fox", "wolf of the south"], 8) == ["0 wolf of…", "fox", "2 wolf of…"]
+    assert short_names(["5$ and 6$"]) == [r"5\$ and 6\$"]
+
+
+def test_confusions_of_two_classes(drawn, tmp_path):
+    # Of 4 cats one is taken for a dog; of 2 dogs both are; there is no owl.
+    confusion_matrix_picture([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], ["cat", "dog", "owl"], tmp_path / "m.png")
+    np.testing.assert_array_equal(drawn["images"][0], [[75, 25, 0], [100, 0, 0], [np.nan] * 3])
+    assert drawn["text"] == [(0, 0, "75"), (0, 1, "25"), (1, 0, "100")]
+    assert drawn["ticks"] == [["cat", "dog", "owl"]]
+    image = np.asarray(Image.open(tmp_path / "m.png").convert("RGB"))
+    assert (image == 211).all(2).sum() > 5000  # lightgrey: the row of owls
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+@pytest.mark.parametrize(("count", "width"), [(2, 600), (100, 2600), (1000, 2000)])
+def test_any_number_of_classes(count, width, drawn, tmp_path):
+    labels = np.repeat(np.arange(count), 2)
+    predictions = labels.copy()
+    predictions[1] = count - 1  # class 0 is half right
+    confusion_matrix_picture(labels, predictions, [f"class {i}" for i in range(count)], tmp_path / "m.png")
+    assert drawn["images"][0].shape == (count, count)
+    assert drawn["images"][0][0, -1] == 50
+    with Image.open(tmp_path / "m.png") as image:
+        assert 0.8 * width < image.width < 1.2 * width
+        assert image.height > 0.6 * image.width
+        assert not {"Software"} & image.info.keys()
+    if count > 20:
+        assert drawn["text"] == [f"largest confusions\n\n50%  class 0 → class {count - 1}"]
+    else:
+        assert len(drawn["text"]) == count + 1
+    names = [ticks for ticks in drawn["ticks"] if ticks]
+    assert (names == []) == (count > 100)
+
+
+def test_what_is_no_confusion(tmp_path):
+    with pytest.raises(ValueError, match="^predictions: expected one for each of 2 labels, got 1"):
+        confusion_matrix_picture([0, 1], [0], ["a", "b"], tmp_path / "m.png")
+    with pytest.raises(ValueError, match="^predictions: expected class indices of 0 to 1"):
+        confusion_matrix_picture([0, 1], [0, 2], ["a", "b"], tmp_path / "m.png")
+    with pytest.raises(ValueError, match="^labels: expected class indices of 0 to 1"):
+        confusion_matrix_picture([0, -1], [0, 1], ["a", "b"], tmp_path / "m.png")
+
+
+LOGITS = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0], [0.0, 5.0], [4.0, 0.0]])
+LABELS = [0, 0, 0, 0, 1]  # wrong are 1, 2, 3 and 4, by 3, 1, 5 and 4
+
+
+def test_the_worst_are_wrong_with_the_highest_loss():
+    assert worst_examples(LOGITS, LABELS) == [3, 4, 1, 2]
+    assert worst_examples(LOGITS, LABELS, count=2) == [3, 4]
+    # The loss, not the confidence: the true class of the second one is less likely.
+    logits = np.log([[0.35, 0.64, 0.01], [0.001, 0.5, 0.499], [0.2, 0.2, 0.6]])
+    assert worst_examples(logits, [0, 0, 2]) == [1, 0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_picture_of_the_worst(channels, drawn, tmp_path):
+    class Samples(list):
+        read = []
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    # Sample i has the value i / 5 before it is normalised with mean 0.5 and deviation 0.25.
+    samples = Samples({"pixel_values": torch.full((channels, 8, 8), (i / 5 - 0.5) / 0.25)} for i in range(5))
+    Samples.read = []
+    options = {"mean": [0.5] * channels, "std": [0.25] * channels, "path": tmp_path / "w.png", "count": 3}
+    assert worst_examples_picture(samples, LOGITS, LABELS, ["cat", "dog"], **options) == [3, 4, 1]
+    assert Samples.read == [3, 4, 1]
+    assert drawn["titles"] == [
+        "cat (1%)\ntaken for dog (99%)",
+        "dog (2%)\ntaken for cat (98%)",
+        "cat (5%)\ntaken for dog (95%)",
+    ]
+    for image, index in zip(drawn["images"], (3, 4, 1), strict=True):
+        assert image.shape == (8, 8, 3)
+        assert (image == 51 * index).all()
+    assert Image.open(tmp_path / "w.png").width == 3 * 276
+
+
+def test_nothing_is_wrong(tmp_path):
+    samples = [{"pixel_values": torch.zeros(1, 8, 8)}] * 2
+    args = {"names": ["cat", "dog"], "mean": [0.5], "std": [0.5], "path": tmp_path / "w.png"}
+    assert worst_examples_picture(samples, LOGITS[[0, 1]], [0, 1], **args) == []
+    assert not (tmp_path / "w.png").exists()
+    with pytest.raises(ValueError, match="^logits: expected rows and labels for 2 samples, got 5 and 2"):
+        worst_examples_picture(samples, LOGITS, [0, 1], **args)

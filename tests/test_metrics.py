@@ -1,0 +1,117 @@
+"""Metrics against hand-computed values, intervals over seeds, and the table of results."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from modeling_a2mim.metrics import (
+    ClassificationMetrics,
+    Interval,
+    compute_metrics,
+    mean_and_interval,
+    paired_difference,
+    results_table,
+    summarise,
+)
+
+
+def predicted(logits, labels):
+    return compute_metrics(SimpleNamespace(predictions=np.array(logits), label_ids=np.array(labels)))
+
+
+def test_metrics_of_three_classes():
+    # Predicted 0 1 2 2 0 for 0 1 1 2 0: 4 of 5; recalls 1, 1/2 and 1; F1 of 1, 2/3 and 2/3.
+    logits = [[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [-3.0, -2.0, -1.0], [0.0, 0.0, 1.0], [5.0, 4.0, 4.5]]
+    values = predicted(logits, [0, 1, 1, 2, 0])
+    assert values == {
+        "accuracy": 4 / 5,
+        "balanced_accuracy": pytest.approx(5 / 6),
+        "macro_f1": pytest.approx(7 / 9),
+    }
+    assert all(type(value) is float for value in values.values())
+
+
+def test_classes_that_are_only_predicted():
+    # Class 0 is found in 1 of 2, class 1 never occurs: recall 1/2 of the one class, F1 2/3 of 0 and 0 of 1.
+    values = predicted([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [0, 0])
+    assert values == {"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)}
+
+
+def test_top5():
+    descending = np.arange(6.0, 0, -1)  # class 0 is the likeliest, class 5 the least likely one
+    assert "top5_accuracy" not in predicted(descending[None, :5], [0])
+    assert predicted(np.tile(descending, (6, 1)), range(6))["top5_accuracy"] == 5 / 6
+    assert predicted(np.tile(descending, (6, 1)), range(6))["accuracy"] == 1 / 6
+    # Of equal logits the first classes count, as with argmax.
+    assert predicted(np.zeros((6, 6)), range(6))["top5_accuracy"] == 5 / 6
+
+
+def test_the_metric_takes_batches():
+    metric = ClassificationMetrics(keep_in_memory=True)
+    metric.add_batch(predictions=[[0], [1]], references=[0, 0])
+    metric.add_batch(predictions=[[1]], references=[1])
+    assert metric.compute()["accuracy"] == 2 / 3
+
+
+def test_interval():
+    # Standard deviation 1 of 3 values; t of 2 degrees of freedom at 97.5% is 4.302653 (any table).
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert mean_and_interval([1.0, 2.0, 3.0], 0.9).half_width == pytest.approx(2.919986 / 3**0.5, rel=1e-6)
+    assert mean_and_interval([0.5]) == Interval(0.5, None)
+    assert mean_and_interval([0.5, 0.5]) == Interval(0.5, 0.0)
+    with pytest.raises(ValueError, match="^values: expected at least one"):
+        mean_and_interval([])
+    with pytest.raises(ValueError, match=r"^confidence: must be in \(0, 1\), got 95"):
+        mean_and_interval([1.0], 95)
+
+
+def test_the_interval_holds_as_often_as_it_says():
+    values = np.random.default_rng(0).normal(3.0, 2.0, (2000, 4))
+    inside = sum(abs(i.mean - 3.0) < i.half_width for i in map(mean_and_interval, values))
+    assert abs(inside / 2000 - 0.95) < 0.015  # 3 standard deviations of a share of 2000
+
+
+def test_paired_difference():
+    # Seeds move both by the same: the difference is 0.1 for each of them.
+    one, other = [0.5, 0.7, 0.9], [0.6, 0.8, 1.0]
+    difference = paired_difference(one, other)
+    assert difference.mean == pytest.approx(0.1)
+    assert difference.half_width == pytest.approx(0, abs=1e-12)
+    assert mean_and_interval(one).half_width > 0.4
+    with pytest.raises(ValueError, match="^other: expected 3 values, one for each of the other side, got 2"):
+        paired_difference(one, other[:2])
+
+
+def test_table_of_results():
+    rows = [
+        {"subset": f"{n} per class", "seed": seed, "layer": layer, "method": "k-NN", "accuracy": 0.5 + seed / 10}
+        for n in (1, 10)
+        for seed in (0, 1)
+        for layer in (2, None)
+        if (n, layer) != (10, 2)
+    ]
+    assert len(rows) == 6
+    first = {"labels": "1 per class", "method": "k-NN", "layer": "2", "accuracy": "0.550 ± 0.635", "seeds": "2"}
+    assert summarise(rows)[0] == first  # t of 1 degree of freedom at 97.5% is 12.7062, times 0.05
+    assert results_table(rows) == (
+        "| labels | method | layer | accuracy | seeds |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| 1 per class | k-NN | 2 | 0.550 ± 0.635 | 2 |\n"
+        "| 1 per class | k-NN | pooled | 0.550 ± 0.635 | 2 |\n"
+        "| 10 per class | k-NN | pooled | 0.550 ± 0.635 | 2 |"
+    )
+    with pytest.raises(ValueError, match="^rows: expected at least one result"):
+        results_table([])
+
+
+def test_table_of_what_has_no_layers():
+    rows = [{"subset": "a|b", "method": "fine-tuning", "accuracy": 0.25}]
+    assert results_table(rows).splitlines()[2] == "| a\\|b | fine-tuning | 0.250 | 1 |"
+    mixed = [*rows, {"subset": "a|b", "method": "k-NN", "layer": -1, "accuracy": 0.5}]
+    assert results_table(mixed).splitlines()[2:] == [
+        "| a\\|b | fine-tuning |  | 0.250 | 1 |",
+        "| a\\|b | k-NN | -1 | 0.500 | 1 |",
+    ]

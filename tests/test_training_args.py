@@ -1,0 +1,76 @@
+"""What follows from the arguments of training: batches and rates, optimisers, and what is refused."""
+
+import pytest
+
+from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
+
+
+def make(tmp_path, kind=A2MIMTrainingArguments, **kwargs):
+    return kind(output_dir=str(tmp_path), use_cpu=True, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("given", "accumulated", "rate", "said"),
+    [
+        ({}, 1, 0.8, "8 images in a step (1 x 8); learning rate 0.8 as given"),
+        ({"total_train_batch_size": 32}, 4, 0.8, "32 images in a step (4 x 8); learning rate 0.8 as given"),
+        (
+            {"total_train_batch_size": 32, "batch_scaling": "learning_rate"},
+            1,
+            0.2,
+            "8 images in a step (1 x 8) instead of 32; learning rate scaled from 0.8 to 0.2 (linear)",
+        ),
+        (
+            {"total_train_batch_size": 32, "batch_scaling": "learning_rate", "learning_rate_scaling": "sqrt"},
+            1,
+            0.4,
+            "8 images in a step (1 x 8) instead of 32; learning rate scaled from 0.8 to 0.4 (sqrt)",
+        ),
+        (  # no accumulation gives 20
+            {"total_train_batch_size": 20},
+            1,
+            0.32,
+            "8 images in a step (1 x 8) instead of 20; learning rate scaled from 0.8 to 0.32 (linear)",
+        ),
+        (  # an accumulation that was asked for stays
+            {"total_train_batch_size": 32, "gradient_accumulation_steps": 2},
+            2,
+            0.4,
+            "16 images in a step (2 x 8) instead of 32; learning rate scaled from 0.8 to 0.4 (linear)",
+        ),
+        (
+            {"total_train_batch_size": 512, "learning_rate": None, "base_learning_rate": 0.1},
+            64,
+            0.2,
+            "512 images in a step (64 x 8); learning rate 0.2, from 0.1 for 256",
+        ),
+    ],
+)
+def test_batch_and_rate(tmp_path, given, accumulated, rate, said):
+    args = make(tmp_path, **{"per_device_train_batch_size": 8, "learning_rate": 0.8, **given})
+    assert args.gradient_accumulation_steps == accumulated
+    assert args.learning_rate == pytest.approx(rate)
+    assert args.batch_note == said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optim": "lam"}, "^optim: 'lam' is no optimiser of transformers or timm; did you mean lamb"),
+        ({"lr_milestones": [0.5, 0]}, "^lr_milestones: must be positive"),
+        ({"total_train_batch_size": 0}, "^total_train_batch_size: must be at least 1"),
+        ({"layer_decay": 1.5}, r"^layer_decay: must be in \[0, 1\], got 1.5"),
+        ({"layer_decay": 0.0}, "^layer_decay: must be above 0"),
+        ({"mixup": -1.0}, "^mixup: must be in"),
+        ({"model_ema_decay": 2.0}, "^model_ema_decay: must be in"),
+        ({"bce_target_thresh": 0.2}, "^bce_target_thresh: is for --bce_loss"),
+    ],
+)
+def test_what_is_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, FineTuningArguments, **given)
+
+
+def test_names_of_transformers_come_first(tmp_path):
+    args = make(tmp_path, optim="sgd")
+    assert (args.optimizer_name, args.timm_optim) == ("sgd", None)
