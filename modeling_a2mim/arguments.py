@@ -21,7 +21,7 @@ from .checkpoints import check_output_dir, find_checkpoint
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
 from .decoding import MAX_PIXELS
-from .export import load_encoder, load_into_encoder, read_record
+from .export import load_encoder, load_into_encoder, read_record, resized_weights
 from .loading import find_column, find_validation_split, load_images
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .order import mix_counts
@@ -263,7 +263,7 @@ class ClassifierArguments(EncoderArguments):
         kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
         kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
         model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
-        load_into_encoder(model, weights)
+        load_into_encoder(model, resized_weights(weights, config, model.a2mim))
         return model, pretraining
 
 

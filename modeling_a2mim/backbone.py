@@ -1,6 +1,9 @@
 """A pre-trained encoder under the detectors and segmenters of transformers."""
 
 import torch
+from timm.layers import LayerNorm2d
+from torch import nn
+from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
@@ -12,7 +15,8 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
     """The encoder as a backbone for the detectors and segmenters of transformers (UperNet, Mask2Former, DETR, ...).
 
     Its stages are timm's `feature_info`, by the names of its modules; `config.out_indices` or `config.out_features`
-    choose some of them, the last one by default. `channels` are those of the chosen ones.
+    choose some of them, the last one by default. `channels` are those of the chosen ones. With
+    `config.feature_pyramid`, four maps of one resolution become maps of four (see `FeaturePyramid`).
 
     Raises:
         ValueError: naming the field of the configuration that the encoder cannot be built with.
@@ -28,8 +32,20 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
         super().__init__(config)
         self.a2mim = encoder
         self.num_features = [stage["num_chs"] for stage in stages]
+        self.pyramid = FeaturePyramid(self.channels) if getattr(config, "feature_pyramid", False) else None
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.ConvTranspose2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own
+            init.zeros_(module.bias)
+        elif isinstance(module, LayerNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
 
     def forward(
         self,
@@ -41,7 +57,7 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
         r"""
         Args:
             pixel_values: (batch, channels, height, width), normalised images.
-            output_hidden_states: return the maps of all stages, too.
+            output_hidden_states: return the maps of all stages, too, as the encoder gives them.
             output_attentions: cannot be had from timm's encoders.
 
         Returns:
@@ -63,7 +79,42 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
             pixel_values, indices=indices, output_fmt="NCHW", intermediates_only=True
         )
         maps = dict(zip(indices, maps, strict=True))
-        output = BackboneOutput(
-            feature_maps=tuple(maps[index] for index in chosen), hidden_states=tuple(maps.values()) if states else None
-        )
+        features = tuple(maps[index] for index in chosen)
+        if self.pyramid is not None:
+            features = self.pyramid(features)
+        output = BackboneOutput(feature_maps=features, hidden_states=tuple(maps.values()) if states else None)
         return output if return_dict else output.to_tuple()
+
+
+class FeaturePyramid(nn.Module):
+    """Four maps of an isotropic encoder, such as a ViT, at 4, 2, 1 and 1/2 times their resolution, by transposed
+    convolutions and pooling, as heads for hierarchical encoders want them (https://arxiv.org/abs/2106.08254).
+
+    Args:
+        channels: of the four maps, which they keep.
+
+    Raises:
+        ValueError: naming `out_indices`, if there are not four.
+    """
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        if len(channels) != 4:
+            raise ValueError(f"out_indices: a feature pyramid is made of four maps, not of {len(channels)}")
+        first, second, _, _ = channels
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(_twice(first), LayerNorm2d(first), nn.GELU(), _twice(first)),
+                _twice(second),
+                nn.Identity(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+        )
+
+    def forward(self, maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Maps (batch, channels, rows, columns), all of one resolution, to maps of four."""
+        return tuple(level(features) for level, features in zip(self.levels, maps, strict=True))
+
+
+def _twice(channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)

@@ -232,7 +232,7 @@ def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None)
 def settings(model: PreTrainedModel) -> dict:
     """What makes a model the one that a checkpoint can go on with: its class, and the fields of its configuration."""
     config = model.config.to_dict()
-    names = [name for name in (*A2MIMConfig.__annotations__, "id2label") if name in config]
+    names = [name for name in (*A2MIMConfig.__annotations__, "id2label", "backbone_config") if name in config]
     return {"model": type(model).__name__, **{name: config[name] for name in names}}
 
 

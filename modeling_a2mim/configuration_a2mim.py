@@ -66,6 +66,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             its gradient in the Fourier term, in [0, 1].
         frequency_batch_average (`bool`, defaults to `True`): average the residual over the batch before the Fourier
             transform (the release), or transform each image (the paper's equation; independent of the batch size).
+        feature_pyramid (`bool`, defaults to `False`): for `A2MIMBackbone`, whether four maps of an isotropic encoder
+            become maps of four resolutions.
         crop_pct (`float`, defaults to 0.95): share of a resized image that is seen in evaluation (timm's): images
             are resized so that their shorter side is the image size / crop_pct, and cropped in the middle.
         initializer_range (`float`, defaults to 0.02): standard deviation of token and decoder at the start.
@@ -98,6 +100,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     frequency_replacement: str = "mixed"
     frequency_unmasked_weight: float = 1e-3
     frequency_batch_average: bool = True
+    feature_pyramid: bool = False
     crop_pct: float = 0.95
     initializer_range: float = 0.02
 
@@ -297,7 +300,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             _require(value in choices, name, f"must be one of {', '.join(choices)}, got {value!r}")
-        for name in ("decoder_norm", "frequency_focal", "frequency_batch_average"):
+        for name in ("decoder_norm", "frequency_focal", "frequency_batch_average", "feature_pyramid"):
             value = getattr(self, name)
             _require(isinstance(value, bool), name, f"must be True or False, got {value!r}")
         site = self.mask_site

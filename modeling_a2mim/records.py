@@ -34,7 +34,7 @@ def versions() -> dict[str, str]:
 def evaluation_of(log: list[dict], images: int | None) -> dict | None:
     """The last evaluation in a log, with its step and how many images it was made on; `None` if there was none."""
     for entry in reversed(log):
-        if "eval_loss" in entry:
+        if any(name.startswith("eval_") for name in entry):
             metrics = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
             kept = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "_per_second"))}
             return {"step": entry["step"], "images": images, **kept}

@@ -125,6 +125,14 @@ class A2MIMTrainer(Trainer):
             loader, accelerator.device, 1, 0, put_on_device=True, non_blocking=accelerator.non_blocking
         )
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        # Trainer would leave images out of the evaluation as well.
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def set_initial_training_values(self, args, dataloader):
         values = list(super().set_initial_training_values(args, dataloader))
         if self._data is None or self._record is None:
@@ -216,7 +224,7 @@ class A2MIMTrainer(Trainer):
         args, scale = self.args, self.args.token_lr_scale
         if scale is None:
             scale = 1.0 if getattr(model.config, "mask_gamma_init", None) is None else 0.1
-        layers = [getattr(args, name, None) for name in ("layer_decay", "layer_decay_layers")]
+        layers = args.layer_decay, args.layer_decay_layers
         return parameter_groups(model, args.learning_rate, args.weight_decay, scale, *layers)
 
     # Checkpoints and results

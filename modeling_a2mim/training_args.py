@@ -66,6 +66,13 @@ class A2MIMTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay (not of norms, biases and tokens)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up, or below 1 their share."})
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Each layer learns so much more slowly than the one after it, e.g. 0.65."}
+    )
+    layer_decay_layers: int | None = field(
+        default=None,
+        metadata={"help": "Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."},
+    )
     max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: not at all."})
     token_lr_scale: float | None = field(
         default=None,
@@ -96,6 +103,8 @@ class A2MIMTrainingArguments(TrainingArguments):
                 "hub_strategy checkpoint: the Hub gets the weights of each checkpoint, as with every_save, and no "
                 "optimiser state; exact resuming needs the checkpoints in output_dir"
             )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: must be in (0, 1], got {self.layer_decay}")
         if self.reconstruction_steps < 0:
             raise ValueError(f"reconstruction_steps: must not be negative, got {self.reconstruction_steps}")
         if self.lr_milestones and min(self.lr_milestones) <= 0:
@@ -148,20 +157,13 @@ class A2MIMTrainingArguments(TrainingArguments):
 
 @dataclass
 class FineTuningArguments(A2MIMTrainingArguments):
-    """The same for fine-tuning: evaluates after every epoch; layer-wise decay, mixing, losses and averages of the
+    """The same for fine-tuning: evaluates after every epoch; mixing, losses and averages of the
     weights as in timm, by timm's names."""
 
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Learning rate for a total batch of 256 images."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    layer_decay: float | None = field(
-        default=None, metadata={"help": "Each layer learns so much more slowly than the one after it, e.g. 0.65."}
-    )
-    layer_decay_layers: int | None = field(
-        default=None,
-        metadata={"help": "Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."},
-    )
     mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0: none."})
     cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0: none. With mixup: in turn, at random."})
     mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
@@ -181,7 +183,6 @@ class FineTuningArguments(A2MIMTrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         for name, low, high in (
-            ("layer_decay", 0, 1),
             ("mixup", 0, math.inf),
             ("cutmix", 0, math.inf),
             ("mixup_prob", 0, 1),
@@ -192,7 +193,5 @@ class FineTuningArguments(A2MIMTrainingArguments):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: must be in [{low}, {high}], got {value}")
-        if self.layer_decay == 0:
-            raise ValueError("layer_decay: must be above 0; leave it out, or use --linear_probe")
         if self.bce_target_thresh is not None and not self.bce_loss:
             raise ValueError("bce_target_thresh: is for --bce_loss")

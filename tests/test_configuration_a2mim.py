@@ -29,6 +29,7 @@ OTHER = {
     "frequency_replacement": "target",
     "frequency_unmasked_weight": 0.125,
     "frequency_batch_average": False,
+    "feature_pyramid": True,
     "crop_pct": 0.875,
     "initializer_range": 0.01,
 }

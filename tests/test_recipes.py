@@ -7,6 +7,7 @@ import yaml
 
 import run_finetune
 import run_pretraining
+from benchmarks import shapes
 from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse
 from modeling_a2mim.finetuning import FineTuningTrainer
 from modeling_a2mim.recipes import FOLDER, as_flags, load_recipe, recipe_names
@@ -68,6 +69,44 @@ def test_two_steps_of_fine_tuning(tmp_path, name):
     ]
     metrics = run_finetune.main(["--recipe", name, *FAST, *small, *steps, "--output_dir", str(tmp_path / "out")])
     assert any(0 <= value <= 1 for key, value in metrics.items() if key.endswith("accuracy"))
+
+
+@pytest.fixture(scope="module")
+def canvases(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("canvases"), train=8, test=4, size=64)
+
+
+DENSE = {
+    "ade20k_upernet_r50": ["--architecture", "test_resnet", "--photometric_distortion", "False"],
+    "ade20k_upernet_vit": ["--architecture", "test_vit", "--photometric_distortion", "False"],
+    "coco_mask_rcnn_r50": ["--architecture", "test_resnet", "--shortest_edge", "64", "--longest_edge", "64"],
+}
+SMALL_HEADS = ["--head_channels", "8", "--auxiliary_channels", "8", "--do_reduce_labels", "False"]
+SMALL_DETECTOR = [
+    "--fpn_channels",
+    "8",
+    "--box_channels",
+    "16",
+    "--rois_per_image",
+    "8",
+    "--proposals_per_image",
+    "10",
+]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_two_steps_of_segmentation_and_detection(tmp_path, canvases, name):
+    steps = ["--max_steps", "2", "--total_train_batch_size", "4", "--per_device_train_batch_size", "2"]
+    heads = SMALL_DETECTOR if name.startswith("coco") else SMALL_HEADS
+    argv = ["--recipe", name, *FAST, *DENSE[name], "--image_size", "64", *heads, *steps, "--warmup_steps", "1"]
+    metrics = run_finetune.main([*argv, "--dataset_name", str(canvases), "--output_dir", str(tmp_path / "out")])
+    assert 0 <= metrics["eval_mask_map" if name.startswith("coco") else "eval_mean_iou"] <= 1
+    assert f"| recipe | {name} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_every_recipe_is_tried():
+    tried = {*recipes("run_pretraining.py"), *recipes("run_finetune.py", "image-classification"), *DENSE}
+    assert tried == set(recipe_names())
 
 
 # What is made of them, parameter by parameter and step by step.

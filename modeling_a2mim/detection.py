@@ -1,0 +1,324 @@
+"""Object detection and instance segmentation: annotated images -> augmented samples -> training -> average precision.
+
+`run` is what `run_finetune.py --task object-detection` and `--task instance-segmentation` call.
+"""
+
+import functools
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import datasets
+import torch
+from timm.layers import convert_sync_batchnorm
+from transformers import PreTrainedModel, set_seed
+
+from .arguments import helped
+from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column, stored_classes
+from .configuration_a2mim import A2MIMConfig
+from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
+from .detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+
+
+logger = logging.getLogger("a2mim")
+
+PICTURES = 4  # images in predictions.png
+
+USE = """
+import torch
+
+inputs = processor(images=image, return_tensors="pt")
+with torch.no_grad():
+    outputs = model.eval()(**inputs)
+found = model.post_process_object_detection(outputs, threshold=0.5, target_sizes=[(image.height, image.width)])[0]
+for score, label, box in zip(found["scores"], found["labels"], found["boxes"]):
+    print(model.config.id2label[label.item()], round(score.item(), 3), box.tolist())
+""".strip()
+MASKS = '\nprint(found["masks"].shape)  # (objects, height, width), True where each object is'
+LIMITS = (
+    "It finds things of the classes above, at the sizes that its training images show them; elsewhere test it first.",
+    "Scores are not calibrated: choose a threshold on images of your own.",
+)
+DETECTOR = DenseTask("object-detection", "an object detector", "map", "A2MIMForObjectDetection", USE, LIMITS, True)
+SEGMENTER = DenseTask(
+    "object-detection", "an instance segmenter", "mask_map", "A2MIMForObjectDetection", USE + MASKS, LIMITS, True
+)
+
+
+class DetectionTrainer(DenseTrainer):
+    """Trains an `A2MIMForObjectDetection`, logs the terms of its loss, and measures average precision; arguments as
+    `DenseTrainer`'s. The loss of an evaluation is not known: torchvision's heads give losses or detections."""
+
+    _judge: AveragePrecision
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._sums = Counter()  # since the last log: terms of the loss, dropped boxes, batches
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._sums[DROPPED] += inputs.pop(DROPPED)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        for name, value in outputs["losses"].items():
+            self._sums[name] += value.detach()
+        self._sums["batches"] += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._sums:
+            sums, self._sums = self._sums, Counter()
+            batches, dropped = sums.pop("batches"), sums.pop(DROPPED)
+            known = torch.stack([torch.as_tensor(value, device=self.accelerator.device) for value in sums.values()])
+            means = self.accelerator.gather(known[None]).mean(0) / batches
+            logs |= dict(zip(sums, means.tolist(), strict=True))
+            dropped = torch.tensor([dropped], device=self.accelerator.device)
+            logs[DROPPED] = int(self.accelerator.gather(dropped).sum())
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        names = [self._unwrapped().config.id2label[i] for i in range(self._unwrapped().num_labels)]
+        self._judge = AveragePrecision(names, self._unwrapped().config.predict_masks)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.is_world_process_zero():
+            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._judge.compute().items()})
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        truth = inputs[TRUTH]
+        inputs = self._prepare_inputs({name: inputs[name] for name in ("pixel_values", "pixel_mask")})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        found = self._unwrapped().post_process_object_detection(outputs, 0.0, [image["size"] for image in truth])
+        judged = [
+            self._judge.judged(image["objects"], image["size"], f) for image, f in zip(truth, found, strict=True)
+        ]
+        # Images that fill up the last batch of several processes are counted once.
+        self._judge.add(self.accelerator.gather_for_metrics(judged, use_gather_object=True))
+        return None, None, None
+
+
+@dataclass
+class DetectionModelArguments(DenseModelArguments):
+    """The encoder, and the detector on it."""
+
+    fpn_channels: int = helped(256, "Channels of the feature pyramid, and of the head that predicts masks.")
+    box_channels: int = helped(1024, "Width of the head that classifies boxes.")
+    head_norm: bool = helped(
+        False, "BatchNorm in pyramid and heads, and four convolutions before boxes are classified."
+    )
+    anchor_scale: float = helped(8.0, "Size of the anchors at each level, in its strides (8: 32 px at stride 4).")
+    proposals_per_image: int = helped(1000, "Regions that are looked at closely; twice as many while training.")
+    rois_per_image: int = helped(512, "How many of them the heads learn from, at most.")
+    detections_per_image: int = helped(100, "The most objects that are found in an image.")
+    batch_norm: str = helped(
+        "train",
+        "BatchNorm of the encoder and the heads: train; sync, over all devices; frozen, the encoder's as pre-trained.",
+        choices=["train", "sync", "frozen"],
+    )
+
+    def build(self, names: list[str], masks: bool, token: str | None = None) -> A2MIMForObjectDetection:
+        """A detector for classes of these names, with the encoder's pre-trained weights if it has any.
+
+        Raises:
+            ValueError: naming the argument that is wrong.
+        """
+        backbone = self.backbone(token)
+        own = {f.name for f in fields(DetectionModelArguments)} - {f.name for f in fields(DenseModelArguments)}
+        own = {name: getattr(self, name) for name in own & set(A2MIMDetectorConfig.__annotations__)}
+        kept = {name: getattr(backbone.config, name) for name in A2MIMConfig.__annotations__ if name != "model_type"}
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        config = A2MIMDetectorConfig(**{**kept, **own, **labels}, predict_masks=masks)
+        if self.out_indices is not None or backbone.pyramid is not None:
+            config.out_indices, config.feature_pyramid = backbone.config.out_indices, backbone.pyramid is not None
+        model = A2MIMForObjectDetection(config)
+        model.backbone.load_state_dict(backbone.state_dict())
+        if self.batch_norm == "frozen":
+            model.freeze_batch_norm()
+        return convert_sync_batchnorm(model) if self.batch_norm == "sync" else model
+
+
+@dataclass
+class DetectionArguments(DenseArguments):
+    """Where annotated images come from, and how they are augmented."""
+
+    objects_column_name: str | None = helped(
+        None, "Column of the objects (bbox, category, ...) of each image; found if not given."
+    )
+    bbox_format: str = helped(
+        "coco",
+        "How boxes are stored: coco (x y width height), pascal_voc (x0 y0 x1 y1), yolo (centre, shares of the image).",
+        choices=list(BOX_FORMATS),
+    )
+    id2label: str | None = helped(
+        None, "Names of the classes by what is stored for them, if the dataset has none: JSON, or a file of it."
+    )
+    shortest_edge: list[int] | None = helped(
+        None,
+        "Resize the shorter edge to this many pixels; from several, training draws, and evaluation takes the largest. "
+        "Default: images are fitted into --image_size.",
+        nargs="+",
+    )
+    longest_edge: int = helped(1333, "The most pixels that the longer edge may have, with --shortest_edge.")
+    horizontal_flip: float = helped(0.5, "Share of training images that are mirrored left to right.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.shortest_edge is not None and min(self.shortest_edge) < 1:
+            raise ValueError(f"shortest_edge: must be positive, got {self.shortest_edge}")
+        if self.shortest_edge is not None and max(self.shortest_edge) > self.longest_edge:
+            raise ValueError(f"longest_edge: {self.longest_edge} is less than --shortest_edge {self.shortest_edge}")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip: must be in [0, 1], got {self.horizontal_flip}")
+        self.shortest_edge = None if self.shortest_edge is None else sorted(self.shortest_edge)
+
+    def annotations(self, dataset, masks: bool, like: Annotations | None = None) -> tuple[str, Annotations]:
+        """The column of the objects of a dataset from `load`, and how to read it.
+
+        Args:
+            dataset: to read.
+            masks: whether its segmentations are needed.
+            like: those of the training data, whose classes are taken where the dataset names none.
+
+        Raises:
+            ValueError: naming the argument, if there are no objects or no names of classes.
+        """
+        column, names = find_objects_column(dataset.features, self.objects_column_name), self._names()
+        feature, prepared = dataset.features.get(column), isinstance(dataset, datasets.Dataset)
+        make = functools.partial(Annotations, feature, column, box_format=self.bbox_format, masks=masks)
+        try:
+            annotations = make(names)
+        except ValueError as error:
+            if not str(error).startswith("id2label") or not (like or prepared):
+                raise
+            annotations = make(like.id2label if like else stored_classes(dataset, column))
+        if prepared:
+            annotations.check(dataset)
+        return column, annotations
+
+    def _names(self) -> dict[str, str] | None:
+        if self.id2label is None:
+            return None
+        inline = self.id2label.lstrip().startswith("{")
+        if not inline and not Path(self.id2label).is_file():
+            raise ValueError(f"id2label: expected a JSON object or a file of one, there is no file {self.id2label}")
+        try:
+            names = json.loads(self.id2label if inline else Path(self.id2label).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"id2label: expected a JSON object: {error}") from error
+        if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
+            raise ValueError(f"id2label: expected a JSON object of names by number, got {str(names)[:80]}")
+        return names
+
+
+@dataclass
+class DetectionTrainingArguments(DenseTrainingArguments):
+    """The same for detection: small batches; the best checkpoint is the one of the highest average precision."""
+
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Images per device and step."})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Images per device for evaluation."})
+    base_learning_rate: float = field(
+        default=3.2e-3, metadata={"help": "Learning rate for a total batch of 256 images."}
+    )
+    metric_for_best_model: str | None = field(default="map", metadata={"help": "What the best checkpoint is best in."})
+    # The norm after an encoder's last map gets no gradient.
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "As in torch's DistributedDataParallel."}
+    )
+
+
+def run(
+    model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
+) -> dict[str, float]:
+    """Build, train, evaluate, save. Returns the metrics.
+
+    Args:
+        model_args, data_args, args: as parsed.
+        masks: instance segmentation (Mask R-CNN) instead of detection (Faster R-CNN).
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    train, validation = (data_args.load(train=which, token=args.hub_token) for which in (True, False))
+    column, annotations = data_args.annotations(train, masks)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    set_seed(args.seed)
+    model = model_args.build(annotations.names, masks, token=args.hub_token)
+    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
+    if sizes.canvas is None:
+        check_other_sizes(model)
+    make = functools.partial(DetectionTransform, model.config, resize=sizes, max_pixels=data_args.max_image_pixels)
+    train_samples = data_args.samples(
+        train, make(annotations, flip=data_args.horizontal_flip), seed, label_column=column
+    )
+    eval_samples, draw = None, None
+    if validation is None:
+        args.eval_strategy = "no"
+        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+    else:
+        eval_column, eval_annotations = data_args.annotations(validation, masks, like=annotations)
+        if eval_annotations.names != annotations.names:
+            raise ValueError(
+                f"validation_dir: its classes {eval_annotations.names} are not those trained on, {annotations.names}"
+            )
+        eval_samples = data_args.samples(validation, make(eval_annotations, train=False), seed, eval_column)
+        draw = functools.partial(draw_predictions, samples=eval_samples.first(PICTURES), canvas=sizes.canvas)
+    logger.info(
+        "%s: %s trainable parameters; %d classes; %s training images; learning rate %g",
+        model.config.architecture,
+        f"{model.num_parameters(only_trainable=True):,}",
+        len(annotations.names),
+        f"{len(train):,}",
+        args.learning_rate,
+    )
+    trainer = DetectionTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_samples,
+        eval_dataset=eval_samples,
+        data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
+        task=SEGMENTER if masks else DETECTOR,
+        processing_class=sizes.processor(model.config),
+        draw=draw,
+        provenance={
+            "task": model_args.task,
+            **data_args.provenance(),
+            "base_model": model_args.base_model(),
+            **({"tags": ["instance-segmentation"]} if masks else {}),
+        },
+    )
+    metrics = trainer.run()
+    if eval_samples is not None:
+        found = [
+            f"{kind} AP {metrics[name]:.4f}"
+            for kind, name in (("box", "eval_map"), ("mask", "eval_mask_map"))
+            if name in metrics
+        ]
+        logger.info("%s on %d images", ", ".join(found), len(eval_samples))
+    logger.info("detector is in %s", args.output_dir)
+    return metrics
+
+
+def check_other_sizes(model: PreTrainedModel):
+    """Raises ValueError, naming `shortest_edge`, if the encoder takes images of no other size than its own."""
+    config, divisor = model.config, int(max(model.strides))
+    size = [side + (-side % divisor) + divisor * step for step, side in enumerate(config.input_size, 1)]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().backbone(torch.zeros(1, config.num_channels, *size, device=model.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"shortest_edge: {config.architecture} takes only images of {config.input_size} px, which --image_size "
+            f"changes ({error}); timm has options for some: --model_args '{{\"dynamic_img_size\": true}}' (ViT), "
+            "'{\"strict_img_size\": false}' (Swin)"
+        ) from error
+    finally:
+        model.train(training)
+
+
+__all__ = ["DetectionArguments", "DetectionModelArguments", "DetectionTrainer", "DetectionTrainingArguments", "run"]
