@@ -1,6 +1,7 @@
-"""What pre-training is worth for semantic segmentation: the same small UperNet, from a pre-trained encoder and from
-random weights, for the same steps on the same few annotated images. The images are canvases of Fashion-MNIST items
-(`benchmarks/shapes.py`); the encoder is pre-trained on canvases without their annotations, through run_pretraining.py.
+"""What pre-training is worth for semantic segmentation: the same small UperNet on a ViT, from a pre-trained encoder
+and from random weights, for the same steps on the same annotated images. The images are canvases of Fashion-MNIST
+items (`benchmarks/shapes.py`); the encoder is pre-trained on the bundled items without their labels, as by
+`benchmarks/transfer.py`.
 
     python -m benchmarks.dense [--output benchmarks/results/dense.json]
 """
@@ -26,21 +27,22 @@ from modeling_a2mim import segmentation
 from modeling_a2mim.arguments import parse
 
 from . import shapes
+from .demo import SMALL
+from .transfer import commands
 
 
-ENCODER = ["--architecture", "convnext_atto", "--num_channels", "1"]
-ENCODER += ["--model_args", json.dumps({"dims": [32, 64, 128, 256], "depths": [1, 1, 2, 1], "patch_size": 2})]
+SIZE = 40  # of the canvases in pixels: one item each
+ENCODER = ["--architecture", "vit_tiny_patch16_224", "--num_channels", "1", "--model_args"]
+ENCODER += [json.dumps(SMALL["vit_tiny_patch16_224"]["model_args"])]
 QUIET = ["--use_cpu", "--save_strategy", "no", "--eval_strategy", "no", "--disable_tqdm", "True"]
 ARMS = ("random", "pre-trained")
-SIZE = 64
 
 
-def pretrain(data: Path, out: Path, passes: int):
-    """An encoder that saw crops of the training canvases, about as large as an item, but none of their annotations."""
-    settings = ["--crop_scale", "0.2", "0.4", "--mask_patch_size", "4", "--mask_site", "0", "--learning_rate", "4e-3"]
-    schedule = ["--num_train_epochs", str(passes), "--per_device_train_batch_size", "128"]
-    place = ["--dataset_name", str(data), "--output_dir", str(out)]
-    run_pretraining.main([*ENCODER, "--image_size", "32", *settings, *schedule, *QUIET, *place])
+def pretrain(out: Path):
+    """An encoder that saw the bundled training items, but none of their labels."""
+    _, (script, *argv) = next((o, c) for o, c in commands("ViT", out.parent) if o.name == "ViT-A2MIM")
+    assert script == "run_pretraining.py"
+    run_pretraining.main([*argv, "--output_dir", str(out)])
 
 
 def segment(source: list[str], data: Path, out: Path, args, seed: int) -> dict:
@@ -49,7 +51,7 @@ def segment(source: list[str], data: Path, out: Path, args, seed: int) -> dict:
     flags = ["--image_size", str(SIZE), "--dataset_name", str(data), "--max_train_samples", str(args.annotated)]
     flags += ["--max_eval_samples", str(args.evaluated), "--max_steps", str(args.steps), "--logging_steps", "25"]
     flags += ["--per_device_train_batch_size", str(args.batch_size), "--learning_rate", str(args.learning_rate)]
-    flags += ["--head_channels", "32", "--auxiliary_channels", "16", "--resize_scale", "0.9", "1.1"]
+    flags += ["--head_channels", "32", "--auxiliary_weight", "0", "--resize_scale", "0.9", "1.1"]
     kinds = segmentation.SegmentationModelArguments, segmentation.SegmentationArguments
     values = parse(
         *kinds,
@@ -66,23 +68,21 @@ def main():
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--output_dir", type=Path, default=Path("demo/dense"))
     parser.add_argument("--encoder", type=Path, help="an encoder that `pretrain` made earlier")
-    parser.add_argument("--canvases", type=int, default=4000, help="for pre-training")
-    parser.add_argument("--passes", type=int, default=16, help="of pre-training")
-    parser.add_argument("--annotated", type=int, default=48, help="training images with annotations")
+    parser.add_argument("--annotated", type=int, default=1000, help="training images with annotations")
     parser.add_argument("--evaluated", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     datasets.disable_progress_bars()
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
-    start, data = time.time(), shapes.write(args.output_dir / "data", args.canvases, size=SIZE)
+    start, data = time.time(), shapes.write(args.output_dir / "data", train=1000, size=SIZE, most=1)
     encoder = args.encoder or args.output_dir / "encoder"
     if args.encoder is None:
         shutil.rmtree(encoder, ignore_errors=True)
-        pretrain(data, encoder, args.passes)
+        pretrain(encoder)
     trained, found = time.time(), {arm: [] for arm in ARMS}
     for seed in range(args.seeds):
         for arm, source in zip(ARMS, (ENCODER, ["--model_name_or_path", str(encoder)]), strict=True):

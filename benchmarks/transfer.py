@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -195,7 +196,7 @@ def main():
     table = accuracies(folder)
     record = {
         "command": "python benchmarks/transfer.py",
-        "commands": [" ".join(argv) for kind in ENCODERS for _, argv in commands(kind, Path("transfer"))],
+        "commands": [shlex.join(argv) for kind in ENCODERS for _, argv in commands(kind, Path("transfer"))],
         "accuracy": table,
         "machine": f"{os.cpu_count()} cores",
         "versions": versions(),

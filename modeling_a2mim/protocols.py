@@ -183,8 +183,9 @@ def report(
             push_folder(folders[0], name, private=private, token=args.hub_token, pictures_of_data=pictures)
     logger.info("results are in %s", Path(args.output_dir, RESULTS))
     found: dict[str, list[float]] = {}
+    several = len({row.get("layer") for row in rows}) > 1
     for row in rows:
-        layer = "" if row.get("layer") is None else f", layer {row['layer']}"
+        layer = f", layer {row['layer']}" if several else ""
         found.setdefault(f"{row['method']}{layer}: accuracy", []).append(row["accuracy"])
     return {name: sum(values) / len(values) for name, values in found.items()}
 
