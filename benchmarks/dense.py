@@ -14,6 +14,8 @@ import platform
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -47,6 +49,9 @@ def pretrain(out: Path):
 
 def segment(source: list[str], data: Path, out: Path, args, seed: int) -> dict:
     """The metrics of one run of `run_finetune.py --task semantic-segmentation`."""
+    datasets.disable_progress_bars()
+    logging.disable(logging.INFO)
+    torch.set_num_threads(1)
     shutil.rmtree(out, ignore_errors=True)
     flags = ["--image_size", str(SIZE), "--dataset_name", str(data), "--max_train_samples", str(args.annotated)]
     flags += ["--max_eval_samples", str(args.evaluated), "--max_steps", str(args.steps), "--logging_steps", "25"]
@@ -75,18 +80,21 @@ def main():
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    datasets.disable_progress_bars()
-    logging.disable(logging.INFO)
-    torch.set_num_threads(1)
     start, data = time.time(), shapes.write(args.output_dir / "data", train=1000, size=SIZE, most=1)
     encoder = args.encoder or args.output_dir / "encoder"
     if args.encoder is None:
         shutil.rmtree(encoder, ignore_errors=True)
         pretrain(encoder)
     trained, found = time.time(), {arm: [] for arm in ARMS}
-    for seed in range(args.seeds):
-        for arm, source in zip(ARMS, (ENCODER, ["--model_name_or_path", str(encoder)]), strict=True):
-            metrics = segment(source, data, args.output_dir / arm, args, seed)
+    sources = dict(zip(ARMS, (ENCODER, ["--model_name_or_path", str(encoder)]), strict=True))
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # one run on each core
+        jobs = {
+            (seed, arm): pool.submit(segment, source, data, args.output_dir / f"{arm}-{seed}", args, seed)
+            for seed in range(args.seeds)
+            for arm, source in sources.items()
+        }
+        for (seed, arm), job in jobs.items():
+            metrics = job.result()
             kept = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "train_loss")
             found[arm].append({name.removeprefix("eval_"): round(metrics[name], 4) for name in kept})
             print(f"seed {seed}, {arm}: {found[arm][-1]}", flush=True)

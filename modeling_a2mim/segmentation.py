@@ -422,12 +422,11 @@ def run(
         args.eval_strategy = "no"
         logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
     logger.info(
-        "UperNet on %s: %s parameters; %d classes; %s training images; %s",
+        "UperNet on %s: %s parameters; %d classes; %s training images",
         model.backbone.config.architecture,
         f"{model.num_parameters():,}",
         len(names),
         f"{len(train):,}",
-        args.batch_note,
     )
     trainer = SegmentationTrainer(
         model=model,
