@@ -50,8 +50,8 @@ transfer: $(VENV)/installed  ## what pre-training is worth with few and many lab
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results
 
 dense: $(VENV)/installed  ## the same for segmentation and detection
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/dense.py --output benchmarks/results/dense.json
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/detection.py --output benchmarks/results/detection.json
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.dense --output benchmarks/results/dense.json
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.detection --output benchmarks/results/detection.json
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py

@@ -12,7 +12,8 @@ import logging
 from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.arguments import DataArguments, PreTrainingModelArguments, folder_or_id, parse, run_as_command
+from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
+from modeling_a2mim.data_arguments import DataArguments
 from modeling_a2mim.export import load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments

@@ -30,18 +30,10 @@ import torchvision
 import transformers
 from transformers import HfArgumentParser
 
+import run_pretraining
+from modeling_a2mim.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments, run
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import run_pretraining  # noqa: E402
-from benchmarks import shapes  # noqa: E402
-from modeling_a2mim.detection import (  # noqa: E402
-    DetectionArguments,
-    DetectionModelArguments,
-    DetectionTrainingArguments,
-    run,
-)
+from . import shapes
 
 
 SIZE = 64  # of the canvases in pixels
@@ -115,7 +107,7 @@ def compare(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("encoder", nargs="?", type=Path, help="an exported encoder; made if not given")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "detection.json")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/detection.json"))
     parser.add_argument("--output_dir", type=Path, help="where detectors and encoder stay; default: nowhere")
     parser.add_argument("--images", type=int, default=400, help="annotated canvases to train on")
     parser.add_argument("--steps", type=int, default=150)

@@ -24,19 +24,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from data.make_sample import LABEL_NAMES
 
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+
+CLASSES = tuple(LABEL_NAMES)
 BACKGROUND = "background"
 ITEM = 28  # pixels of an image of Fashion-MNIST
 THRESHOLD = 32  # grey values above belong to the item

@@ -55,11 +55,11 @@ def model_card(
         pipeline_tag=_pipeline_tag(model),
         classifier=classifier,
         num_features=core.encoder.num_features,
-        out_indices=_out_indices(core),
+        out_indices=four_stages(core),
         channels=config.num_channels,
         files=files,
-        facts=[(name, _cell(value)) for name, value in _facts(model, core, record)],
-        evaluation=_evaluation(record, classifier),
+        facts=[(name, table_cell(value)) for name, value in _facts(model, core, record)],
+        evaluation=evaluation_lines(record, classifier),
         limits=_limits(config, classifier),
     )
     return ModelCard(content)
@@ -113,16 +113,16 @@ def _pipeline_tag(model) -> str:
     return "image-classification" if isinstance(model, A2MIMForImageClassification) else "image-feature-extraction"
 
 
-def _cell(value) -> str:
+def table_cell(value) -> str:
     """Text that stays in its cell of a Markdown table."""
     return re.sub(r"\s+", " ", str(NOT_RECORDED if value is None else value)).replace("|", "\\|")
 
 
-def _size(values) -> str:
+def by_sides(values) -> str:
     return " x ".join(map(str, values))
 
 
-def _out_indices(core: A2MIMModel) -> list[int]:
+def four_stages(core: A2MIMModel) -> list[int]:
     """Four stages for a head: the last ones, or, if all have one resolution, evenly spread ones."""
     count = len(core.encoder.feature_info)
     if count <= 4 or not core.plan.isotropic:
@@ -132,7 +132,7 @@ def _out_indices(core: A2MIMModel) -> list[int]:
 
 def _summary(model, record: dict, files: Collection[str]) -> str:
     config = model.config
-    images = f"images of {_size(config.input_size)} px with {config.num_channels} channel(s)"
+    images = f"images of {by_sides(config.input_size)} px with {config.num_channels} channel(s)"
     method = f"masked image modelling ([A2MIM]({PAPER}))"
     if not isinstance(model, A2MIMForImageClassification):
         return f"{config.architecture} for {images}, pre-trained by {method}: an encoder, without a classifier."
@@ -145,7 +145,7 @@ def _summary(model, record: dict, files: Collection[str]) -> str:
 
 def _facts(model, core: A2MIMModel, record: dict) -> list[tuple[str, object]]:
     licence = ("licence of the weights", record.get("license") or "not stated")
-    return [*_model_facts(model, core), *_run_facts(record), licence]
+    return [*_model_facts(model, core), *run_facts(record), licence]
 
 
 def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
@@ -153,14 +153,14 @@ def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
     facts = [
         ("encoder", f"timm's `{config.architecture}`" + (f" with `{config.model_args}`" if config.model_args else "")),
         ("parameters", f"{sum(p.numel() for p in core.encoder.parameters()):,}"),
-        ("images", f"{_size(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"),
+        ("images", f"{by_sides(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"),
     ]
     if isinstance(model, A2MIMForPreTraining):
         loss = {"l1": "L1", "focal_l1": "focal L1"}[config.spatial_loss]
         if config.frequency_loss_weight:
             loss += f" + {config.frequency_loss_weight:g} x Fourier"
         rows, columns = config.mask_grid
-        cell = _size(pixels // count for pixels, count in zip(config.input_size, config.mask_grid, strict=True))
+        cell = by_sides(pixels // count for pixels, count in zip(config.input_size, config.mask_grid, strict=True))
         facts += [
             ("mask", f"{config.num_masked} of {rows * columns} cells of {cell} px, filled with: {config.mask_fill}"),
             ("mask token", f"{config.mask_token_mode} at `{core.site.module}`"),
@@ -169,7 +169,7 @@ def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
     return facts
 
 
-def _run_facts(record: dict) -> list[tuple[str, object]]:
+def run_facts(record: dict) -> list[tuple[str, object]]:
     if "steps" not in record:
         return [("training", record.get("origin"))]
     optimizer = f"{record['optimizer']}, betas {record['adam_betas']}, weight decay {record['weight_decay']:g}"
@@ -197,14 +197,14 @@ def _run_facts(record: dict) -> list[tuple[str, object]]:
     return [(name, value) for name, value in facts if value != ""]
 
 
-def _evaluation(record: dict, classifier: bool) -> list[str]:
+def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     lines, evaluation = [], record.get("evaluation")
     if evaluation:
         metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {value:.4f} |" for name, value in metrics.items()]
+        lines += [f"| {table_cell(name)} | {value:.4f} |" for name, value in metrics.items()]
         if record.get("evaluation_note"):
             lines += ["", record["evaluation_note"]]
     if record.get("measured"):
@@ -227,7 +227,7 @@ def _evaluation(record: dict, classifier: bool) -> list[str]:
 
 def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
     head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return head + ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
+    return head + ["| " + " | ".join(table_cell(row[name]) for name in columns) + " |" for row in rows]
 
 
 def _limits(config, classifier: bool) -> list[str]:

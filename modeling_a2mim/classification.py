@@ -10,10 +10,11 @@ from transformers import set_seed
 
 from .analysis.corruptions import corruption_picture
 from .analysis.errors import confusion_matrix_picture, worst_examples_picture
-from .arguments import ClassificationArguments, ClassifierArguments, folder_or_id
+from .arguments import ClassifierArguments, folder_or_id
 from .cards import CONFUSION, ERRORS
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
+from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
@@ -141,8 +142,7 @@ def fine_tune(
     if images.validation is not None:
         validation = evaluation_samples(model, data_args, images, seed)
     else:
-        args.eval_strategy = "no"
-        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+        args.without_evaluation()
     if rows is not None and args.should_save:
         keep_subset(args.output_dir, rows, data_args, images, seed)
     example = None if validation is None else validation.first(1)

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
 from .analysis.curves import loss_curve
-from .arguments import ClassifierArguments, DataArguments, EncoderArguments, folder_or_id, helped
+from .arguments import ClassifierArguments, EncoderArguments, folder_or_id
 from .backbone import A2MIMBackbone
 from .cards import (
     CURVE,
@@ -22,15 +22,16 @@ from .cards import (
     PLACEHOLDER,
     TAGS,
     TEMPLATE,
-    _cell,
-    _evaluation,
-    _out_indices,
-    _run_facts,
-    _size,
+    by_sides,
+    evaluation_lines,
+    four_stages,
+    run_facts,
+    table_cell,
 )
 from .configuration_a2mim import A2MIMConfig
+from .data_arguments import DataArguments, helped
 from .encoders import NoValues
-from .export import SCRATCH, _replace, load_encoder, load_into_encoder, resized_weights
+from .export import SCRATCH, load_encoder, load_into_encoder, replace_files, resized_weights
 from .hub import PREDICTIONS
 from .loading import find_validation_split
 from .modeling_a2mim import A2MIMModel
@@ -115,7 +116,7 @@ class DenseModelArguments(EncoderArguments):
         with torch.device("meta"), NoValues():
             probe = A2MIMModel(config)
         config.feature_pyramid = probe.plan.isotropic
-        config.out_indices = self.out_indices or _out_indices(probe)
+        config.out_indices = self.out_indices or four_stages(probe)
         backbone = A2MIMBackbone(config)
         if weights is not None:
             load_into_encoder(backbone, resized_weights(weights, before, backbone.a2mim))
@@ -199,13 +200,13 @@ class DenseTrainer(A2MIMTrainer):
             self._describe(scratch, folder)
             for weights in scratch.glob("*.safetensors"):  # which safetensors makes readable for the owner only
                 weights.chmod((scratch / "config.json").stat().st_mode)
-            _replace(folder, scratch)
+            replace_files(folder, scratch)
 
     def describe(self, folder: str):
         folder = Path(folder)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             self._describe(Path(scratch), folder)
-            _replace(folder, Path(scratch))
+            replace_files(folder, Path(scratch))
 
     def _describe(self, scratch: Path, folder: Path):
         """Write record, curve and card to `scratch`, for the model in there or, if there is none, in `folder`."""
@@ -268,7 +269,7 @@ def dense_card(
     if origin.endswith(" "):
         known = record.get("base_model")
         origin += f"`{known}`" if known else f"an encoder pre-trained by masked image modelling ([A2MIM]({PAPER}))"
-    images = f"{_size(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"
+    images = f"{by_sides(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"
     args = f" with `{config.model_args}`" if config.model_args else ""
     facts = [
         ("encoder", f"timm's `{config.architecture}`{args}"),
@@ -277,7 +278,7 @@ def dense_card(
             f"{model.num_parameters():,}, {sum(p.numel() for p in core.encoder.parameters()):,} of the encoder",
         ),
         ("images", images),
-        *_run_facts(record),
+        *run_facts(record),
         ("licence of the weights", record.get("license") or "not stated"),
     ]
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -290,8 +291,8 @@ def dense_card(
         plain=plain,
         channels=config.num_channels,
         files=files,
-        facts=[(name, _cell(value)) for name, value in facts],
-        evaluation=_evaluation(record, True),
+        facts=[(name, table_cell(value)) for name, value in facts],
+        evaluation=evaluation_lines(record, True),
         limits=task.limits,
     )
     return ModelCard(content)

@@ -15,9 +15,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
-from .arguments import helped
 from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column, stored_classes
 from .configuration_a2mim import A2MIMConfig
+from .data_arguments import helped
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
 from .detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
@@ -257,8 +257,7 @@ def run(
     )
     eval_samples, draw = None, None
     if validation is None:
-        args.eval_strategy = "no"
-        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+        args.without_evaluation()
     else:
         eval_column, eval_annotations = data_args.annotations(validation, masks, like=annotations)
         if eval_annotations.names != annotations.names:
@@ -268,12 +267,11 @@ def run(
         eval_samples = data_args.samples(validation, make(eval_annotations, train=False), seed, eval_column)
         draw = functools.partial(draw_predictions, samples=eval_samples.first(PICTURES), canvas=sizes.canvas)
     logger.info(
-        "%s: %s trainable parameters; %d classes; %s training images; learning rate %g",
+        "%s: %s trainable parameters; %d classes; %s training images",
         model.config.architecture,
         f"{model.num_parameters(only_trainable=True):,}",
         len(annotations.names),
         f"{len(train):,}",
-        args.learning_rate,
     )
     trainer = DetectionTrainer(
         model=model,

@@ -110,7 +110,7 @@ def export_model(
         _describe(model, scratch, folder, record, repo_id)
         for weights_file in scratch.rglob("*.safetensors"):  # which safetensors makes readable for the owner only
             weights_file.chmod((scratch / "config.json").stat().st_mode)
-        _replace(folder, scratch)
+        replace_files(folder, scratch)
     return folder
 
 
@@ -119,7 +119,7 @@ def describe_folder(model, folder: str | os.PathLike, record: dict | None = None
     folder = Path(folder)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
         _describe(model, Path(scratch), folder, record, repo_id)
-        _replace(folder, Path(scratch))
+        replace_files(folder, Path(scratch))
 
 
 def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: str | None):
@@ -135,7 +135,7 @@ def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: 
     model_card(model, record, repo_id, files).save(scratch / "README.md")
 
 
-def _replace(folder: Path, scratch: Path):
+def replace_files(folder: Path, scratch: Path):
     """Move everything to its place, and remove what an earlier export left and this one does not replace."""
     new = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     for name in new:

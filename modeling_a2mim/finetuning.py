@@ -54,7 +54,6 @@ class FineTuningTrainer(A2MIMTrainer):
         self._mixed = step, count
         with seeded(self.args.seed, step, count, self.args.process_index):
             even = len(labels) // 2 * 2  # timm mixes images in pairs; the odd one stays as it is
-            pixel_values, labels = self._prepare_inputs({"x": pixel_values, "y": labels}).values()
             mixed, soft = self.mixup(pixel_values[:even].contiguous(), labels[:even]) if even else ([], [])
             if even == len(labels):
                 return mixed, soft

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from .arguments import ClassificationArguments, ClassifierArguments
+from .arguments import ClassifierArguments
 from .checkpoints import check_output_dir, has_checkpoint
 from .classification import (
     LabelledImages,
@@ -19,6 +19,7 @@ from .classification import (
     judge_classifier,
     keep_subset,
 )
+from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
 from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
@@ -171,9 +172,13 @@ def report(
         Path(args.output_dir, RESULTS).write_text(json.dumps(record, indent=1) + "\n")
         Path(args.output_dir, TABLE).write_text(f"{table}\n\nAccuracy {measured_on}.\n")
         folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
-        for folder in folders:
-            if (folder / "README.md").is_file():
-                add_measured(folder, model_args.build(images.names, token=args.hub_token)[0], summary, measured_on)
+        folders = [
+            folder for folder in folders if (folder / "README.md").is_file()
+        ]  # probes of inner layers have none
+        if folders:
+            model, _ = model_args.build(images.names, token=args.hub_token)  # all have the same card
+            for folder in folders:
+                add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:
             folder = Path(model_args.model_name_or_path)
             add_measured(folder, load_pretraining_model(str(folder)), summary, measured_on)

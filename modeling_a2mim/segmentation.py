@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from .analysis.reconstruction import to_picture
-from .arguments import helped, hub_id
+from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, to_pixels, upright
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
 from .loading import find_column
@@ -419,8 +419,7 @@ def run(
     train_samples.first(1)  # what is wrong with the maps is told now
     shown = [] if eval_samples is None else eval_samples.first(SHOWN)
     if validation is None:
-        args.eval_strategy = "no"
-        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+        args.without_evaluation()
     logger.info(
         "UperNet on %s: %s parameters; %d classes; %s training images",
         model.backbone.config.architecture,

@@ -189,9 +189,8 @@ class DatasetSource(RowSource):
         return source
 
     def take(self, count):
-        taken = DatasetSource(
-            self.dataset.take(min(count, len(self))), self.name, self.storage_options, retries=self.retries
-        )
+        rows = self.dataset.take(min(count, len(self)))
+        taken = DatasetSource(rows, self.name, self.storage_options, retries=self.retries)
         return taken.select(*self.columns) if self.columns else taken
 
     def read(self, rows):

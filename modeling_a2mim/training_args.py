@@ -122,6 +122,11 @@ class A2MIMTrainingArguments(TrainingArguments):
         """Images in an optimiser step, over all devices."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
+    def without_evaluation(self):
+        """Say that there is nothing to evaluate on, and do not try."""
+        self.eval_strategy = "no"
+        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+
     def _find_timm_optim(self) -> str | None:
         """The name of an optimiser of timm, which TrainingArguments would refuse."""
         name = str(getattr(self.optim, "value", self.optim))

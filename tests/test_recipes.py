@@ -8,7 +8,8 @@ import yaml
 import run_finetune
 import run_pretraining
 from benchmarks import shapes
-from modeling_a2mim.arguments import ClassificationArguments, ClassifierArguments, parse
+from modeling_a2mim.arguments import ClassifierArguments, parse
+from modeling_a2mim.data_arguments import ClassificationArguments
 from modeling_a2mim.finetuning import FineTuningTrainer
 from modeling_a2mim.recipes import FOLDER, as_flags, load_recipe, recipe_names
 from modeling_a2mim.training_args import FineTuningArguments
