@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import torch
+from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
@@ -84,8 +85,9 @@ class DetectionTrainer(DenseTrainer):
         names = [self._unwrapped().config.id2label[i] for i in range(self._unwrapped().num_labels)]
         self._judge = AveragePrecision(names, self._unwrapped().config.predict_masks)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self.is_world_process_zero():
-            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._judge.compute().items()})
+        # Each process is asked which checkpoint is best, one computes it.
+        found = broadcast_object_list([self._judge.compute() if self.is_world_process_zero() else None])[0]
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -27,6 +27,7 @@ from modeling_a2mim.modeling_detection import A2MIMDetectorConfig, A2MIMForObjec
 from modeling_a2mim.transforms import seeded
 
 from .families import family_config
+from .processes import in_two_processes
 
 
 SMALL = ["--fpn_channels", "16", "--box_channels", "32", "--rois_per_image", "8", "--proposals_per_image", "10"]
@@ -137,7 +138,7 @@ def test_batches_are_padded(rows):
 
 def parsed(*flags):
     parser = HfArgumentParser((DetectionModelArguments, DetectionArguments, DetectionTrainingArguments))
-    return parser.parse_args_into_dataclasses([*map(str, flags), *SMALL])
+    return parser.parse_args_into_dataclasses([*SMALL, *map(str, flags)])
 
 
 def start(source, folder, out, masks, *flags):
@@ -228,6 +229,42 @@ def test_many_sizes_and_frozen_norms(folder, tmp_path):
         "shortest_edge": 64,
         "longest_edge": 96,
     }
+
+
+def test_resume_is_exact(folder, tmp_path):
+    """Of a stream; the regions that a step learns from are drawn, too."""
+    source = ["--architecture", "test_resnet", "--num_channels", 1, "--image_size", 64]
+    common = ["--save_strategy", "steps", "--save_steps", 3, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+    common += ["--do_eval", "False", "--streaming"]
+    logs = {}
+    for name, stops in {"whole": [6], "parts": [3, 6]}.items():
+        for stop in stops:
+            again = ["--resume_from_checkpoint", "last"] if stop != stops[0] else []
+            start(source, folder, tmp_path / name, True, *common, "--max_steps", stop, *again)
+        log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        logs[name] = [{k: v for k, v in line.items() if k.startswith("loss")} for line in log if "loss" in line]
+    assert len(logs["whole"]) == 6
+    assert logs["parts"] == logs["whole"]
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
+
+
+def two(rank, folder, out):
+    torch.set_num_threads(1)
+    common = ["--per_device_train_batch_size", 1, "--eval_strategy", "steps", "--eval_steps", 1, "--eval_on_start"]
+    common += ["--per_device_eval_batch_size", 2, "--save_strategy", "best", "--max_steps", 1]
+    source = ["--architecture", "test_convnext", "--num_channels", 1, "--image_size", 64, "--anchor_scale", 4]
+    many = ["--proposals_per_image", 60, "--detections_per_image", 100]  # by chance, some are right
+    start(source, folder, out, False, *common, *many)
+
+
+def test_two_processes_measure_what_one_does(folder, tmp_path):
+    """Five images, of which the second process gets one twice; both processes choose the best checkpoint."""
+    in_two_processes(two, str(folder), str(tmp_path / "two"))
+    two(0, folder, tmp_path / "one")
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    found = [[{k: v for k, v in line.items() if "_ma" in k} for line in log if "eval_map" in line] for log in logs]
+    assert found[0] == found[1]
+    assert [line["eval_map"] > 0 for line in found[0]] == [True, True]  # before and after a step at a rate of 0
 
 
 def test_pictures_without_detections(rows):
