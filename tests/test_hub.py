@@ -13,10 +13,11 @@ import timm
 import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
-from transformers import AutoBackbone, AutoModel
+from transformers import AutoBackbone, AutoModel, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
 
 import run_finetune
 import run_pretraining
+from benchmarks import shapes
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main
 from modeling_a2mim.hub import check_files, push_folder, uploaded_files
@@ -123,6 +124,29 @@ def test_both_scripts_push(hub, tmp_path):
     assert hub.received_paths("org/more") == ENCODER
     for secret in (hub.token, planted, str(tmp_path)):
         assert secret.encode() not in hub.received()
+    assert hub.unknown == []
+
+
+@pytest.mark.parametrize("task", ["semantic-segmentation", "instance-segmentation"])
+def test_dense_tasks_push(hub, tmp_path, exported, task):
+    """From an encoder of the Hub, and what is pushed is loaded from there."""
+    push_folder(exported, "org/encoder")
+    data = shapes.write(tmp_path / "shapes", train=4, test=2, channels=3)
+    small = ["--task", task, "--max_steps", "2", "--use_cpu", "--save_steps", "1", "--logging_steps", "1"]
+    small += {"s": ["--head_channels", "16"], "i": ["--fpn_channels", "16", "--box_channels", "32"]}[task[0]]
+    source = ["--model_name_or_path", "org/encoder", "--image_size", "64", "--dataset_name", str(data)]
+    push = ["--push_to_hub", "--hub_token", hub.token, "--hub_model_id", "org/dense", "--disable_tqdm", "True"]
+    push += ["--per_device_train_batch_size", "2"]
+    run_finetune.main([*small, *source, *push, "--output_dir", str(tmp_path / "out")])
+    files = ["README.md", "config.json", "loss_curve.png", "model.safetensors", "predictions.png"]
+    files += ["preprocessor_config.json", "training.json"]
+    assert sorted(set(hub.files("org/dense")) - {".gitattributes"}) == files
+    card = ModelCard(hub.files("org/dense")["README.md"].decode())
+    assert card.data.base_model == "org/encoder"
+    assert 'from_pretrained("org/dense")' in card.text
+    auto = AutoModelForSemanticSegmentation if task[0] == "s" else AutoModelForObjectDetection
+    model = auto.from_pretrained("org/dense")
+    assert list(model.config.id2label.values())[-10:] == list(shapes.CLASSES)
     assert hub.unknown == []
 
 
