@@ -49,9 +49,8 @@ stream: $(VENV)/installed  ## how fast, how random, and how flat in memory image
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results
 
-dense: $(VENV)/installed  ## the same for segmentation and detection
+dense: $(VENV)/installed  ## the same for segmentation and detection (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.dense --output benchmarks/results/dense.json
-	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.detection --output benchmarks/results/detection.json
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py

@@ -31,6 +31,7 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
         config.set_stages([stage["module"] for stage in stages])
         super().__init__(config)
         self.a2mim = encoder
+        self.encoder_is_frozen = False
         self.num_features = [stage["num_chs"] for stage in stages]
         self.pyramid = FeaturePyramid(self.channels) if getattr(config, "feature_pyramid", False) else None
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
@@ -46,6 +47,18 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+    def freeze_encoder(self):
+        """Only what follows trains (pyramid, heads); the encoder keeps its weights and its running statistics."""
+        self.encoder_is_frozen = True
+        self.a2mim.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.a2mim.eval()
+        return self
 
     def forward(
         self,

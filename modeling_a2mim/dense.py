@@ -80,6 +80,7 @@ class DenseModelArguments(EncoderArguments):
         None, "Which of timm's feature maps the head sees; default: the last four, or evenly spread ones.", nargs="+"
     )
     drop_path: float | None = helped(None, "Rate of stochastic depth in the encoder.")
+    freeze_encoder: bool = helped(False, "Train what is on the encoder, not the encoder.")
 
     base_model = ClassifierArguments.base_model
 
@@ -120,7 +121,7 @@ class DenseModelArguments(EncoderArguments):
         backbone = A2MIMBackbone(config)
         if weights is not None:
             load_into_encoder(backbone, resized_weights(weights, before, backbone.a2mim))
-        return backbone
+        return backbone.freeze_encoder() if self.freeze_encoder else backbone
 
 
 @dataclass

@@ -139,6 +139,8 @@ class DetectionModelArguments(DenseModelArguments):
             config.out_indices, config.feature_pyramid = backbone.config.out_indices, backbone.pyramid is not None
         model = A2MIMForObjectDetection(config)
         model.backbone.load_state_dict(backbone.state_dict())
+        if self.freeze_encoder:
+            model.backbone.freeze_encoder()
         if self.batch_norm == "frozen":
             model.freeze_batch_norm()
         return convert_sync_batchnorm(model) if self.batch_norm == "sync" else model

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision.ops import masks_to_boxes
 from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
@@ -265,6 +266,18 @@ def test_two_processes_measure_what_one_does(folder, tmp_path):
     found = [[{k: v for k, v in line.items() if "_ma" in k} for line in log if "eval_map" in line] for log in logs]
     assert found[0] == found[1]
     assert [line["eval_map"] > 0 for line in found[0]] == [True, True]  # before and after a step at a rate of 0
+
+
+def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
+    """With its running statistics; pyramid and heads are trained."""
+    source = ["--architecture", "test_resnet", "--num_channels", 1, "--image_size", 64, "--freeze_encoder"]
+    after = []
+    for steps in (1, 3):
+        start(source, folder, tmp_path, False, "--max_steps", steps, "--learning_rate", 0.01, "--warmup_steps", 0)
+        after.append(load_file(tmp_path / "model.safetensors"))
+    frozen = {name for name in after[0] if name.startswith("backbone.a2mim.")}
+    assert {name for name, tensor in after[0].items() if not tensor.equal(after[1][name])} == set(after[0]) - frozen
+    assert any("running_mean" in name for name in frozen)
 
 
 def test_pictures_without_detections(rows):

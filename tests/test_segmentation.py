@@ -458,6 +458,19 @@ def test_weights_are_the_pretrained_ones(encoder, tmp_path):
     assert all(torch.equal(found[name], kept[name]) for name in kept)
 
 
+def test_a_frozen_encoder_is_not_trained():
+    """Neither its weights nor its running statistics move, also not in a model that is in training mode."""
+    model = small(freeze_encoder=True)
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images, labels = torch.randn(2, 3, SIZE, SIZE), torch.zeros(2, SIZE, SIZE, dtype=torch.long)
+    model(pixel_values=images, labels=labels).loss.backward()
+    moved = {name for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+    assert moved  # statistics of the head
+    moved |= {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert not [name for name in moved if name.startswith("backbone.")]
+
+
 def test_resume_is_exact(data, tmp_path):
     common = [
         "--architecture",

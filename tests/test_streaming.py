@@ -1,5 +1,6 @@
 """Streams under the trainer: interrupted anywhere, on two processes, with broken images; and in the scripts."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -43,17 +44,23 @@ def stream(folder, **kwargs):
 
 @pytest.fixture(scope="module")
 def uninterrupted(parquet, tmp_path_factory):
-    """Runs of 3 and of 11 passes."""
-    runs = {}
-    for epochs in (3, 11):
+    """Runs of so many passes, made once."""
+
+    @functools.cache
+    def run(epochs):
         folder = tmp_path_factory.mktemp("whole")
-        runs[epochs] = make_trainer(folder, dataset=stream(parquet), num_train_epochs=epochs, save_steps=100)
-        runs[epochs].train()
-    return runs
+        trainer = make_trainer(folder, dataset=stream(parquet), num_train_epochs=epochs, save_steps=100)
+        trainer.train()
+        return trainer
+
+    return run
+
+
+LONG = pytest.param(11, 29, 4, marks=pytest.mark.slow)
 
 
 # Saved at 2 (inside the first pass), 6 (the end of the second), 28 (in the tenth).
-@pytest.mark.parametrize(("epochs", "stop", "workers"), [(3, 3, 0), (3, 7, 1), (11, 29, 4)])
+@pytest.mark.parametrize(("epochs", "stop", "workers"), [(3, 3, 0), (3, 7, 1), LONG])
 def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, tmp_path, epochs, stop, workers):
     def make(**kwargs):
         fixed = {"dataset": stream(parquet), "num_train_epochs": epochs, "save_steps": 2 if epochs == 3 else 28}
@@ -64,7 +71,7 @@ def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, t
     resumed = make(ignore_data_skip=stop == 3)  # which is for data that has to be read again to go on
     torch.manual_seed(99)
     resumed.train(resume_from_checkpoint="last")
-    whole = uninterrupted[epochs]
+    whole = uninterrupted(epochs)
     expected = weights(whole)
     assert resumed.state.global_step == 3 * epochs
     assert resumed.state.epoch == epochs

@@ -175,7 +175,10 @@ def test_learning_rate_follows_the_batch(tmp_path):
         A2MIMTrainingArguments(**common, reconstruction_steps=-1)
 
 
-@pytest.mark.parametrize("options", [{"bf16": True}, {"torch_compile": True, "torch_compile_backend": "eager"}])
+COMPILED = pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, COMPILED])
 def test_precision_and_compilation(tmp_path, options):
     trainer = make_trainer(tmp_path, max_steps=2, **options)
     trainer.train()
