@@ -127,7 +127,9 @@ def test_both_scripts_push(hub, tmp_path):
     assert hub.unknown == []
 
 
-@pytest.mark.parametrize("task", ["semantic-segmentation", "instance-segmentation"])
+@pytest.mark.parametrize(
+    "task", [pytest.param("semantic-segmentation", marks=pytest.mark.slow), "instance-segmentation"]
+)
 def test_dense_tasks_push(hub, tmp_path, exported, task):
     """From an encoder of the Hub, and what is pushed is loaded from there."""
     push_folder(exported, "org/encoder")

@@ -471,6 +471,7 @@ def test_a_frozen_encoder_is_not_trained():
     assert not [name for name in moved if name.startswith("backbone.")]
 
 
+@pytest.mark.slow
 def test_resume_is_exact(data, tmp_path):
     common = [
         "--architecture",
