@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 
 from .analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, to_picture, with_mask_ratio
 from .analysis.subjects import Subject, load_subject
@@ -32,13 +33,14 @@ def reconstruct_file(subject: Subject, file: str, mask_ratio: float, seed: int) 
         ValueError: if the file is no image, or the mask ratio hides all or nothing.
     """
     transform = PreTrainTransform(with_mask_ratio(subject.model.config, mask_ratio), train=False)
-    with seeded(int(seed)):
+    with seeded(seed):
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
     images = reconstruct(subject.model, pixels, mask)
     pictures = [to_picture(images[name][0]) for name in COLUMNS]
     scale = max(1, SHOWN // min(pictures[0].size))
-    pictures = [picture.resize([side * scale for side in picture.size], 0) for picture in pictures]
+    size = [side * scale for side in pictures[0].size]
+    pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
     return pictures, reconstruction_quality(images, mask)[0]
 
 

@@ -8,12 +8,11 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from torch.nn import functional
 
+from .analysis.figures import new_figure
 from .decoding import MAX_PIXELS, BrokenImage, open_image
 
 
@@ -185,8 +184,7 @@ def predictions_picture(
     seen = sorted({int(value) for maps in (truths, predictions) for one in maps for value in one.unique()})
     shown = [value for value in seen if value < len(names)]
     height, width = truths[0].shape
-    figure = Figure(figsize=(7.5, min(7.5 * 0.25 * height / width, 4) * len(images) + 0.3), dpi=120)
-    FigureCanvasAgg(figure)  # without pyplot, which would pick a display
+    figure = new_figure(7.5, min(7.5 * 0.25 * height / width, 4) * len(images) + 0.3, layout=None)
     grid = figure.subplots(len(images), 3, squeeze=False)
     for row, values in zip(grid, zip(images, truths, predictions, strict=True), strict=True):
         image, *maps = values

@@ -129,7 +129,7 @@ def address(folder):
 def page(address):
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.skip("no chromium here")
+        pytest.skip("no chromium here")  # a browser is no package of PyPI; all but the page itself is tested above
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])

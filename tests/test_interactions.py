@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modeling_a2mim import A2MIMForImageClassification
-from modeling_a2mim.analysis.contexts import neighbours
+from modeling_a2mim.analysis.contexts import all_contexts, contexts_of, draw_permutations, neighbours, with_pairs
 from modeling_a2mim.analysis.interactions import (
     _Values,
     interaction_strength,
@@ -126,7 +126,6 @@ def test_estimates_are_unbiased(sampling):
     generator = np.random.default_rng(0)
     value = generator.normal(size=2**9)  # of any subset of 9 cells
     pairs, order, draws = neighbours((3, 3)), 3, 4000
-    from modeling_a2mim.analysis.contexts import all_contexts, contexts_of, draw_permutations, with_pairs
 
     def means(contexts):
         number = with_pairs(contexts, pairs) @ (1 << np.arange(9))

@@ -46,9 +46,7 @@ def test_the_four_images():
         assert torch.equal(images[name][0][:, ~inside], images["original"][0][:, ~inside])
     assert torch.equal(images["pasted"][0][:, inside], images["reconstruction"][0][:, inside])
     assert torch.equal(images["pasted"][1], images["reconstruction"][1])
-    seen = pixels[0][:, ~inside].mean(1)  # the mean colour of what is not masked, or of all: one colour in any case
     assert images["masked"][0][:, inside].std(1).max() < 1e-6
-    assert seen.shape == (3,)
     assert min(image.min() for image in images.values()) >= 0
     assert max(image.max() for image in images.values()) <= 1
 

@@ -16,8 +16,8 @@ from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2M
 from modeling_a2mim.analysis.subjects import (
     Images,
     Subject,
+    atomic_write,
     command,
-    complete,
     load_subject,
     load_subjects,
     run_command,
@@ -182,10 +182,10 @@ def test_classes_of_labels(dataset):
 def test_files_are_complete_or_as_they_were(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(TypeError), complete(path) as aside:
+    with pytest.raises(TypeError), atomic_write(path) as aside:
         aside.write_bytes(b"half") and aside.write_text(None)
     assert path.read_text() == "before"
-    with complete(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("after")
     assert path.read_text() == "after"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

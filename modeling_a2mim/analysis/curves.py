@@ -2,8 +2,7 @@
 
 import os
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from .figures import new_figure
 
 
 # What is drawn, and how strongly.
@@ -15,8 +14,7 @@ def loss_curve(log: list[dict], path: str | os.PathLike):
 
     Terms are drawn as they were logged, before weights; the axis of values is logarithmic where all are positive.
     """
-    figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")  # without pyplot, which would pick a display
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 3.5)
     axes = figure.add_subplot()
     values = []
     for name, alpha in CURVES.items():

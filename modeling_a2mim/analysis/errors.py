@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from .figures import short_names
+from .figures import new_figure, short_names
 from .reconstruction import to_picture
 
 
@@ -47,10 +45,7 @@ def confusion_matrix_picture(
 
     numbered, named, short = count <= MOST_NUMBERED, count <= MOST_NAMED, short_names(names)
     side = (3 + (0.5 if numbered else 0.13) * count) if named else 11.0  # inches
-    figure = Figure(
-        figsize=(side + (1 if numbered else 5), side), dpi=120, layout="constrained"
-    )  # no pyplot: curves.py
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + (1 if numbered else 5), side)
     axes = figure.add_subplot(facecolor="lightgrey")
     norm = PowerNorm(1.0 if numbered else 0.5, 0, 100)
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
@@ -130,9 +125,8 @@ def worst_examples_picture(
         return worst
     columns = min(4, len(worst))
     rows = math.ceil(len(worst) / columns)
-    figure = Figure(figsize=(2.3 * columns, 2.7 * rows), dpi=120, layout="constrained")
+    figure = new_figure(2.3 * columns, 2.7 * rows)
     figure.get_layout_engine().set(h_pad=0.1)
-    FigureCanvasAgg(figure)
     short = short_names(names)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()

@@ -32,8 +32,9 @@ def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
     return [name.replace("$", r"\$") for name in short]  # matplotlib reads what is between two as a formula
 
 
-def new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")  # without pyplot, which picks a display
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """A figure of so many inches that no window shows."""
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout)  # without pyplot, which picks a display
     FigureCanvasAgg(figure)
     return figure
 

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..encoders import block_layouts
+from ..encoders import MOST_PREFIX_TOKENS, block_layouts
 from ..masking import Layout
 from ..records import versions
 from .figures import fourier_figure
@@ -26,7 +26,6 @@ from .subjects import DTYPES, Images, command, load_subjects, run_command, write
 logger = logging.getLogger("a2mim")
 
 LEAST = 1e-6  # added to amplitudes before the logarithm, as in the authors' code
-MOST_PREFIX_TOKENS = 16  # before those of the map
 
 
 @dataclass

@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ..records import versions
 from .contexts import SAMPLINGS
 from .figures import interaction_figure
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
-from .subjects import DTYPES, LABELS, Images, command, complete, load_subjects, run_command, safe_name, write_json
+from .subjects import DTYPES, LABELS, Images, atomic_write, command, load_subjects, run_command, safe_name, write_json
 
 
 logger = logging.getLogger("a2mim")
@@ -56,8 +57,8 @@ def interaction_strength(
 
     Cells outside a subset S of the grid are filled, and v(S) is what the model then says of the image's class. For a
     pair (i, j) and a context S of m other cells dv(i, j, S) = v(S+i+j) - v(S+i) - v(S+j) + v(S); I_ij(m) is its mean
-    over contexts, I(m) the mean of |I_ij(m)| over images and pairs, and J(m) = I(m) / mean over orders of I(m)
-    (equations 1 to 3 of the paper). With few contexts |I_ij(m)| holds noise as well, which does not cancel: compare
+    over contexts, I(m) the mean of |I_ij(m)| over images and pairs, and J(m) = I(m) / mean over orders of I(m).
+    With few contexts |I_ij(m)| holds noise as well, which does not cancel: compare
     what was measured with the same number.
 
     Args:
@@ -71,9 +72,9 @@ def interaction_strength(
         contexts: of each pair in each order; `None` for all there are (small grids).
         value: "log_odds", log(p / (1 - p)); "log_prob", log p; or "logit".
         fill: of cells that are not shown: "zero" of the normalised image, or the "mean" colour of each image.
-        sampling: "shared": contexts that pairs share (`contexts.contexts_of`), which saves a quarter of the passes;
-            "windows": also pairs that share cells (`contexts.draw_pairs`), which saves more, but images have to be
-            more; "independent": neither, as in the release. All have the same expectation.
+        sampling: "shared": contexts that pairs share (`contexts.contexts_of`), which saves a quarter to a half of the
+            passes; "windows": also pairs that share cells (`contexts.draw_pairs`), which saves more, but images have
+            to be more; "independent": neither, as in the release. All have the same expectation.
         seed: of pairs and contexts, which follow from it and the image's number alone, whatever the model.
         batch_size: masked images in a forward pass.
         dtype: run under autocast with this type; differences are taken in float64 in any case.
@@ -245,6 +246,7 @@ class _Measurement:
         low, high = self.result().strength_interval().T
         return float((high - low).max())
 
+    @cached_property
     def _identity(self) -> str:
         """Settings and weights, as text."""
         digest = hashlib.sha256()
@@ -260,7 +262,7 @@ class _Measurement:
             identity = json.loads(str(known["identity"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"resume: {self.file} is no file of a measurement: {error}") from error
-        own = json.loads(self._identity())
+        own = json.loads(self._identity)
         other = [name for name in own if own[name] != identity.get(name)]
         if other:
             raise ValueError(f"resume: {self.file} was measured with other {', '.join(other)}; name another file")
@@ -269,8 +271,8 @@ class _Measurement:
     def _write(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.stack([one[name] for one in self.found]) for name in self.found[0]}
-        with complete(self.file) as aside, open(aside, "wb") as file:
-            np.savez(file, identity=self._identity(), **arrays)
+        with atomic_write(self.file) as aside, open(aside, "wb") as file:
+            np.savez(file, identity=self._identity, **arrays)
 
 
 def _interactions(values: np.ndarray) -> np.ndarray:
@@ -279,7 +281,8 @@ def _interactions(values: np.ndarray) -> np.ndarray:
 
 
 def _digest(image: torch.Tensor, label: int | None) -> str:
-    return hashlib.sha256(image.contiguous().float().numpy().tobytes() + str(label).encode()).hexdigest()
+    pixels = image.detach().float().contiguous().cpu().numpy()
+    return hashlib.sha256(pixels.tobytes() + str(label).encode()).hexdigest()
 
 
 def main(argv: list[str] | None = None):

@@ -18,7 +18,7 @@ from ..modeling_a2mim import A2MIMForPreTraining
 from ..records import versions
 from ..transforms import PreTrainTransform
 from .figures import spectrum_figure
-from .subjects import DTYPES, Images, command, complete, load_subjects, run_command, safe_name, write_json
+from .subjects import DTYPES, Images, atomic_write, command, load_subjects, run_command, safe_name, write_json
 
 
 logger = logging.getLogger("a2mim")
@@ -190,13 +190,13 @@ def compare(args: argparse.Namespace):
         if args.mask_ratio is not None:
             subject.transform = PreTrainTransform(with_mask_ratio(subject.model.config, args.mask_ratio), train=False)
     args.out.mkdir(parents=True, exist_ok=True)
-    record, spectra = {}, {}
+    record, spectra, dtype = {}, {}, DTYPES[args.dtype]
     for subject in subjects:
         found, quality, samples = {name: [] for name in COLUMNS}, [], images.samples(subject)
         with tqdm(total=len(images), desc=subject.name, unit=" images") as bar:
             while batch := list(islice(samples, args.batch_size)):
                 pixels, masks = (torch.stack([s[key] for s in batch]) for key in ("pixel_values", "bool_masked_pos"))
-                with torch.autocast(args.device, DTYPES[args.dtype], enabled=DTYPES[args.dtype] is not None):
+                with torch.autocast(subject.model.device.type, dtype, enabled=dtype is not None):
                     part = reconstruct(subject.model, pixels, masks)
                 quality += reconstruction_quality(part, masks)
                 for name, value in part.items():
@@ -205,7 +205,7 @@ def compare(args: argparse.Namespace):
         found = {name: torch.cat(parts) for name, parts in found.items()}
         title = f"{subject.name}, mask ratio {subject.transform.config.mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
-        with complete(args.out / f"{safe_name(subject.name)}.png") as aside:
+        with atomic_write(args.out / f"{safe_name(subject.name)}.png") as aside:
             panel(shown, quality[:MOST_SHOWN], title).save(aside, "PNG")
         spectra[subject.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])

@@ -124,7 +124,7 @@ class InteractionStrength:
 
     def difference_interval(self, other: "InteractionStrength", confidence: float = 0.95) -> np.ndarray:
         """(orders, 2), the interval of J(m) - other's J(m) over the same images: what makes images differ for both
-        alike cancels, so it tells models apart that their own intervals do not.
+        alike cancels.
 
         Raises:
             ValueError: naming `other`, if it is of other settings or another number of images.

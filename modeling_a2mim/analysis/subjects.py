@@ -229,7 +229,7 @@ def safe_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def complete(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place to write a file to, which then takes the place of `path`: complete, or it stays as it was."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -240,7 +240,7 @@ def complete(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, record: dict):
-    with complete(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
