@@ -123,8 +123,8 @@ def test_it_learns_an_image():
     model = detector(detections_per_image=20, score_threshold=0.05)
     image = torch.zeros(1, 3, 64, 64)
     image[0, 0, 5:30, 5:30], image[0, 2, 20:60, 30:50] = 2.0, 2.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(120):  # of eight seeds, all find both: overlap of boxes 0.80 and more, of masks 0.84 and more
         optimizer.zero_grad()
         model(image, labels=labels()[:1]).loss.backward()
         optimizer.step()
@@ -132,7 +132,7 @@ def test_it_learns_an_image():
         output = model.eval()(image)
     (found,) = model.post_process_object_detection(output, 0.5, [(64, 64)])
     truth = labels()[0]
-    order = found["labels"][:2].argsort()  # of the two that it is surest of
+    order = found["labels"].argsort()  # two, and no third
     assert found["labels"][order].tolist() == [0, 2]
     assert box_iou(found["boxes"][order], truth["boxes"]).diagonal().min() > 0.6
     masks, known = found["masks"][order], truth["masks"].bool()
