@@ -86,6 +86,7 @@ SETTINGS = {
 def pretrain(out: Path, canvases: int, passes: int):
     """An encoder that saw so many canvases so many times, and no annotations. They are others than the annotated ones,
     composed of the same items."""
+    shutil.rmtree(out, ignore_errors=True)
     data = out.parent / "unlabelled"
     (data / "data").mkdir(parents=True, exist_ok=True)
     rows = shapes.compose("train", canvases, SIZE, seed=1, most=1).select_columns("image")
