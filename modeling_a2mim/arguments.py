@@ -141,6 +141,9 @@ class PreTrainingModelArguments(EncoderArguments):
     mask_site: str | None = helped(None, "Where the mask token enters: a timm module, or an index into feature_info.")
     mask_token_mode: str | None = helped(None, "add (A2MIM) or replace (SimMIM).")
     mask_gamma_init: str | None = helped(None, "First value of gamma, or none.")
+    decoder: str | None = helped(
+        None, "linear (the paper's), or multiscale: reads every stage, learns from fewer steps; hierarchical encoders."
+    )
     decoder_kernel_size: int | None = helped(None, "Size of the convolution that predicts the pixels. Default 1.")
     decoder_norm: bool | None = helped(None, "Decode after the norm of the encoder's head, where it has one.")
     spatial_loss: str | None = helped(None, "l1 or focal_l1.")

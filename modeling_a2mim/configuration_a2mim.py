@@ -13,6 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 CHOICES = {
     "mask_fill": ("mean", "zero", "none"),
     "mask_token_mode": ("add", "replace"),
+    "decoder": ("linear", "multiscale"),
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
 }
@@ -53,6 +54,9 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         mask_token_mode (`str`, defaults to `"add"`): `"add"` (A2MIM) or `"replace"` (SimMIM).
         mask_gamma_init (`float`, *optional*, defaults to 1e-6): initial value of gamma, the learned scale of each
             channel of the masked features before the token is added. `None`: there is no gamma.
+        decoder (`str`, defaults to `"linear"`): what predicts the pixels: `"linear"`, one convolution of the last
+            feature map (the paper's), or `"multiscale"`, which reads every stage of 4 px a cell and more and learns
+            from fewer steps; for hierarchical encoders.
         decoder_kernel_size (`int`, defaults to 1): size of the convolution that predicts the pixels; odd.
         decoder_norm (`bool`, defaults to `True`): give the decoder the feature map after the norm of the encoder's
             head, where the head has one (ConvNeXt and its kin normalise after pooling).
@@ -92,6 +96,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_site: int | str | None = None
     mask_token_mode: str = "add"
     mask_gamma_init: float | None = 1e-6
+    decoder: str = "linear"
     decoder_kernel_size: int = 1
     decoder_norm: bool = True
     spatial_loss: str = "focal_l1"

@@ -17,6 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
 
 from .alignment import choose_site
 from .configuration_a2mim import A2MIMConfig
+from .decoders import init_decoder, make_decoder
 from .encoders import (
     classifier_parameters,
     plan_encoder,
@@ -76,9 +77,8 @@ class A2MIMPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
             if module.gamma is not None:
                 init.constant_(module.gamma, module.gamma_init)
-        elif isinstance(self, A2MIMForPreTraining) and module is self.decoder:
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
+        elif isinstance(self, A2MIMForPreTraining) and any(module is part for part in self.decoder.modules()):
+            init_decoder(self.decoder, module, self.config.initializer_range)
         elif isinstance(module, A2MIMModel):
             module.restore_encoder()
 
@@ -273,18 +273,16 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
 
 class A2MIMForPreTraining(A2MIMPreTrainedModel):
-    """Masked image modelling: encode a masked image, decode it with one (1x1) convolution, compare with the image."""
+    """Masked image modelling: encode a masked image, decode it (`config.decoder`), compare with the image.
+
+    Raises:
+        ValueError: naming the field of the configuration that does not work with the encoder.
+    """
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
         self.a2mim = A2MIMModel(config, use_mask_token=True)
-        plan = self.a2mim.plan
-        self.decoder = nn.Conv2d(
-            plan.map_layout.channels,
-            plan.stride**2 * config.num_channels,
-            config.decoder_kernel_size,
-            padding=config.decoder_kernel_size // 2,
-        )
+        self.decoder, self.stride = make_decoder(config, self.a2mim.plan, list(self.a2mim.encoder.feature_info))
         self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
         self.post_init()
 
@@ -320,14 +318,16 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
             count = config.masked_cells(grid)
             bool_masked_pos = random_mask(len(pixel_values), grid, count, device=pixel_values.device)
         mask = as_grid(bool_masked_pos, len(pixel_values), grid)
-        last, hidden_states = self.a2mim.encode(pixel_values, mask, states, decoded=True)
-        features = self.a2mim.feature_map(last, size)
+        stages = getattr(self.decoder, "indices", None)
+        last, maps = self.a2mim.encode(pixel_values, mask, states or stages is not None, decoded=True)
+        features, hidden_states = self.a2mim.feature_map(last, size), maps if states else None
 
         reconstruction = None
         if num_masked is not None and self._decodes_cell_by_cell(features, mask, grid, size):
             spatial, frequency = self._losses_of_masked_cells(features, pixel_values, mask, num_masked)
         else:
-            reconstruction = self.decode(features, size)
+            decoded = features if stages is None else [*(maps[index] for index in stages), features]
+            reconstruction = self.decode(decoded, size)
             spatial = spatial_loss(reconstruction, pixel_values, mask, config.spatial_loss)
             frequency = self._frequency_loss(reconstruction, pixel_values, mask)
         loss = spatial if frequency is None else spatial + config.frequency_loss_weight * frequency
@@ -353,6 +353,8 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         """Whether each cell of the feature map is decoded on its own, to pixels that are masked all or none, and the
         Fourier term sees no more of the images than their weighted mean."""
         config, cells = self.config, tuple(features.shape[-2:])
+        if config.decoder != "linear":
+            return False
         whole = all(c * self.a2mim.plan.stride == s and c % g == 0 for c, s, g in zip(cells, size, grid, strict=True))
         linear = not config.frequency_loss_weight or (config.frequency_focal and config.frequency_batch_average)
         return whole and linear and config.decoder_kernel_size == 1 and tuple(mask.shape[1:]) == grid
@@ -396,9 +398,10 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         frequency = frequency_loss_of_means(means, pixel_values, weights, config.frequency_replacement)
         return spatial, frequency
 
-    def decode(self, feature_map: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(batch, channels, rows, columns) of features to (batch, image channels, height, width)."""
-        image = F.pixel_shuffle(self.decoder(feature_map), self.a2mim.plan.stride)
+    def decode(self, features: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        """The last feature map (batch, channels, rows, columns), or those that a multiscale decoder reads, to images
+        (batch, image channels, height, width)."""
+        image = F.pixel_shuffle(self.decoder(features), self.stride)
         if image.shape[-2] >= size[0] and image.shape[-1] >= size[1]:
             return image[..., : size[0], : size[1]]
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False)

@@ -21,6 +21,7 @@ OTHER = {
     "mask_site": "layer2",
     "mask_token_mode": "replace",
     "mask_gamma_init": None,
+    "decoder": "multiscale",
     "decoder_kernel_size": 3,
     "decoder_norm": False,
     "spatial_loss": "l1",
