@@ -14,9 +14,8 @@ FINEST_STRIDE = 4  # pixels per cell of the finest map that is read
 WIDTH = 64  # channels that every map is brought to
 
 
-def make_decoder(config: A2MIMConfig, plan: EncoderPlan, stages: list[dict]) -> tuple[nn.Module, int]:
-    """The decoder that `config.decoder` names, and the pixels per cell of what it gives; `stages` is the encoder's
-    `feature_info`.
+def make_decoder(config: A2MIMConfig, plan: EncoderPlan, encoder: nn.Module) -> tuple[nn.Module, int]:
+    """The decoder that `config.decoder` names, and the pixels per cell of what it gives.
 
     Raises:
         ValueError: naming `decoder`, if the encoder has not the maps that it needs.
@@ -24,6 +23,9 @@ def make_decoder(config: A2MIMConfig, plan: EncoderPlan, stages: list[dict]) -> 
     kernel = {"kernel_size": config.decoder_kernel_size, "padding": config.decoder_kernel_size // 2}
     if config.decoder == "linear":
         return nn.Conv2d(plan.map_layout.channels, plan.stride**2 * config.num_channels, **kernel), plan.stride
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ValueError(f"decoder: multiscale needs timm's forward_intermediates; {config.architecture} has none")
+    stages = list(encoder.feature_info)
     # Of stages with one stride the last; the last map of all is the one that `forward_features` gives.
     indices = {stage["reduction"]: i for i, stage in enumerate(stages) if stage["reduction"] >= FINEST_STRIDE}
     indices = [index for stride, index in sorted(indices.items()) if stride < plan.stride]

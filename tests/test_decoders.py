@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.models.resnet import ResNet
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.decoders import MultiscaleDecoder
@@ -31,6 +32,13 @@ def test_isotropic_encoders_are_refused():
         ValueError, match="^decoder: multiscale reads maps of several .*; test_vit has 16 px; use linear"
     ):
         A2MIMForPreTraining(family_config("vit", decoder="multiscale"))
+
+
+def test_encoders_whose_maps_timm_does_not_give(monkeypatch):
+    monkeypatch.delattr(ResNet, "forward_intermediates")
+    with pytest.raises(ValueError, match="^decoder: multiscale needs timm's forward_intermediates; test_resnet has"):
+        A2MIMForPreTraining(family_config("resnet", decoder="multiscale"))
+    A2MIMForPreTraining(family_config("resnet"))
 
 
 def test_unknown_decoder():
