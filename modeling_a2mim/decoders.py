@@ -72,7 +72,18 @@ class MultiscaleDecoder(nn.Module):
 
 
 def _fusion() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.GELU())
+    return nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), _Norm(WIDTH), nn.GELU())
+
+
+class _Norm(nn.BatchNorm2d):
+    """Takes single values as well, which have no variance: the last batch of a pass may be one image, and the deepest
+    map of a small one is one cell."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training and features.numel() == features.shape[1]:
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(features, *statistics, self.weight, self.bias, eps=self.eps)
+        return super().forward(features)
 
 
 def init_decoder(decoder: nn.Module, module: nn.Module, std: float):
