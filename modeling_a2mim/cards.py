@@ -164,9 +164,21 @@ def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
         facts += [
             ("mask", f"{config.num_masked} of {rows * columns} cells of {cell} px, filled with: {config.mask_fill}"),
             ("mask token", f"{config.mask_token_mode} at `{core.site.module}`"),
+            ("decoder", _decoder(model)),
             ("loss", loss),
         ]
     return facts
+
+
+def _decoder(model: A2MIMForPreTraining) -> str:
+    config, size = model.config, by_sides([model.config.decoder_kernel_size] * 2).replace(" ", "")
+    parameters = f"{sum(p.numel() for p in model.decoder.parameters()):,} parameters"
+    if config.decoder == "linear":
+        return f"one {size} convolution of the last feature map, {parameters}"
+    stages = model.a2mim.encoder.feature_info
+    strides = [stages[index]["reduction"] for index in model.decoder.indices]
+    read = f"the feature maps of {', '.join(map(str, strides))} and {model.a2mim.plan.stride} px a cell"
+    return f"multiscale, of {read}, predicts with a {size} convolution, {parameters}"
 
 
 def run_facts(record: dict) -> list[tuple[str, object]]:

@@ -163,6 +163,15 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
     assert metrics["train_loss"] > 0
 
 
+def test_pretraining_with_the_multiscale_decoder(tmp_path):
+    pretrain(tmp_path / "first", "--decoder", "multiscale", "--max_train_samples", 16)
+    pretrain(tmp_path / "out", "--model_name_or_path", tmp_path / "first", "--max_train_samples", 16, small=[])
+    for folder in ("first", "out"):
+        config = json.loads((tmp_path / folder / "pretraining" / "config.json").read_text())
+        assert config["decoder"] == "multiscale"
+        assert (tmp_path / folder / "reconstruction.png").is_file()
+
+
 @pytest.mark.parametrize("mode", ["pretrained", "scratch", "probe"])
 def test_fine_tuning(pretrained, tmp_path, mode):
     source = ["--model_name_or_path", pretrained] if mode != "scratch" else SMALL[:4]
