@@ -160,6 +160,7 @@ class DataArguments:
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
         if isinstance(dataset, datasets.Dataset):
             dataset = DatasetSource(dataset, retries=self.read_retries)
+            dataset.folders = [folder for folder in (self.validation_dir, *self.sources) if folder]
         return ImageSamples(
             dataset, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
         )
