@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from .decoding import MODES
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
 
@@ -57,6 +58,7 @@ def model_card(
         num_features=core.encoder.num_features,
         out_indices=four_stages(core),
         channels=config.num_channels,
+        mode=MODES.get(config.num_channels),
         files=files,
         facts=[(name, table_cell(value)) for name, value in _facts(model, core, record)],
         evaluation=evaluation_lines(record, classifier),
@@ -245,7 +247,7 @@ def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
 def _limits(config, classifier: bool) -> list[str]:
     height, width = config.input_size
     images = (
-        f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor makes them so."
+        f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor resizes them."
     )
     bias = "What its training images lack, or show too often, shows in it; nobody tested it for that."
     if classifier:
