@@ -12,11 +12,12 @@ import transformers
 from transformers import HfArgumentParser
 
 from .cards import PRETRAINING_CONFIG
-from .checkpoints import check_output_dir, find_checkpoint
+from .checkpoints import find_checkpoint
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
 from .export import load_encoder, load_into_encoder, read_record, resized_weights
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from .outputs import check_output_dir
 from .recipes import as_flags, load_recipe
 from .sources import ReadError
 
@@ -62,7 +63,10 @@ def parse(
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
     logger.info("%s", args.batch_note)
-    check_output_dir(args.output_dir, args.resume_from_checkpoint)
+    trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
+    if trains or Path(args.output_dir).is_file():
+        source = model_args.model_name_or_path
+        check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, source)
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
         find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     return model_args, data_args, args

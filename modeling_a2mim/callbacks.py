@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from .analysis.reconstruction import reconstruction_picture, to_picture
 from .cards import EXAMPLE, PICTURE
 from .data import TrainingData
+from .outputs import RECONSTRUCTIONS, clear_output_dir
 
 
 class PassCallback(TrainerCallback):
@@ -21,6 +22,15 @@ class PassCallback(TrainerCallback):
         self.next += 1
 
 
+class OverwriteCallback(TrainerCallback):
+    """Deletes what another run left in `output_dir`, if `overwrite_output_dir` says so; not before training begins, by
+    when most mistakes have been found."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.overwrite_output_dir and args.should_save and state.global_step == 0:
+            clear_output_dir(args.output_dir)
+
+
 class ReconstructionCallback(TrainerCallback):
     """Writes pictures of the reconstructions of the same images while training goes on, and one at the end."""
 
@@ -30,7 +40,7 @@ class ReconstructionCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if args.reconstruction_steps and state.global_step % args.reconstruction_steps == 0:
             name = f"step-{state.global_step:07d}.png"
-            self._write(args, state, model, Path(args.output_dir) / "reconstructions" / name)
+            self._write(args, state, model, Path(args.output_dir) / RECONSTRUCTIONS / name)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self._write(args, state, model, Path(args.output_dir) / PICTURE)

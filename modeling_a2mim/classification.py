@@ -145,6 +145,8 @@ def fine_tune(
         args.without_evaluation()
     if rows is not None and args.should_save:
         keep_subset(args.output_dir, rows, data_args, images, seed)
+    elif args.overwrite_output_dir and args.should_save:
+        Path(args.output_dir, SUBSET).unlink(missing_ok=True)  # of the earlier run
     example = None if validation is None else validation.first(1)
     return ClassificationTrainer(
         model=model,

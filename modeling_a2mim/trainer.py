@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from .callbacks import ExampleCallback, PassCallback, ReconstructionCallback
+from .callbacks import ExampleCallback, OverwriteCallback, PassCallback, ReconstructionCallback
 from .checkpoints import (
     ASIDE,
     check_settings,
@@ -73,6 +73,7 @@ class A2MIMTrainer(Trainer):
         if self.args.hub_license is not None:
             self.provenance["license"] = self.args.hub_license
         self._terms: dict[str, list] = {}
+        self.add_callback(OverwriteCallback)
         if isinstance(self.model, A2MIMForPreTraining):
             # Evaluation needs to know that a loss can be had from pixels alone, and to keep nothing but the loss.
             self.label_names = ["pixel_values"]

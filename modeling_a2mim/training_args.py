@@ -26,6 +26,10 @@ class A2MIMTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."},
     )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Replace what another run left in output_dir: it is deleted when training begins."},
+    )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
     learning_rate: float | None = field(

@@ -18,8 +18,9 @@ from transformers import TrainerState
 
 from benchmarks import torture
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, checkpoints
-from modeling_a2mim.checkpoints import ASIDE, RECORD, check_output_dir, find_checkpoint, read_record, verify
+from modeling_a2mim.checkpoints import ASIDE, RECORD, find_checkpoint, read_record, verify
 from modeling_a2mim.export import export_model, load_pretraining_model
+from modeling_a2mim.outputs import check_output_dir
 from modeling_a2mim.trainer import A2MIMTrainer
 
 from .processes import in_two_processes
@@ -284,8 +285,9 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
         assert find_checkpoint(value, str(folder)) == newest
     check_output_dir(str(tmp_path / "new"), None)
     check_output_dir(str(saved), "last")
-    with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run"):
-        check_output_dir(str(saved), None)
+    for no in (None, "false"):
+        with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run; continue it"):
+            check_output_dir(str(saved), no)
     (Path(newest) / RECORD).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-5 cannot be used: has no checkpoint\.json: .* Trainer"):
         find_checkpoint(newest, "")

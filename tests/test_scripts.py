@@ -1,7 +1,9 @@
 """The two scripts: bad input gets a clear error and loses nothing, and a small run goes through from end to end."""
 
+import functools
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -104,12 +106,69 @@ def test_resume_from_an_empty_folder(tmp_path):
 
 
 def test_output_folder_of_another_run(tmp_path, pretrained):
-    before = sorted(pretrained.rglob("*"))
-    with pytest.raises(
-        ValueError, match="^output_dir: .* holds checkpoints of another run; continue it with --resume"
-    ):
-        pretrain(pretrained)
-    assert sorted(pretrained.rglob("*")) == before
+    """Which its `checkpoint-2` alone makes it, and its model alone."""
+    files = ("model.safetensors", "training.json")
+    results = r"results \(model.safetensors, training.json\) of another run; "
+    for kept, what in [
+        (("checkpoint-2", *files), f"checkpoints and {results}continue it with --resume_from_checkpoint last, name"),
+        (("checkpoint-2",), "checkpoints of another run; continue it with --resume_from_checkpoint last, name"),
+        (files, f"{results}name another folder, or replace it with --overwrite_output_dir$"),
+    ]:
+        out = tmp_path / "-".join(kept)
+        shutil.copytree(pretrained, out)
+        for path in [path for path in out.iterdir() if path.name not in kept]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        for train in (pretrain, finetune):
+            with pytest.raises(ValueError, match=f"^output_dir: .* holds {what}"):
+                train(out)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_overwriting_leaves_nothing_of_the_other_run(tmp_path, caplog):
+    out = tmp_path / "out"
+    pretrain(out, "--max_train_samples", 16, "--reconstruction_steps", 2, "--save_steps", 1, "--max_steps", 3)
+    (out / "notes.txt").write_text("mine")
+    few = ["--max_train_samples", 16, "--max_steps", 1, "--reconstruction_steps", 1]
+    with pytest.raises(ValueError, match=r"^overwrite_output_dir: .* give either --overwrite_output_dir or --resume"):
+        pretrain(out, *few, "--overwrite_output_dir", "--resume_from_checkpoint", "last")
+    assert (out / "checkpoint-3").is_dir()
+    caplog.clear()
+    pretrain(out, *few, "--overwrite_output_dir")
+    (said,) = [message for message in caplog.messages if message.startswith("overwriting ")]
+    assert "deleted: checkpoint-1, checkpoint-2, checkpoint-3, README.md, config.json, model.safetensors" in said
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [path.name for path in (out / "reconstructions").iterdir()] == ["step-0000001.png"]
+    assert json.loads((out / "training.json").read_text())["steps"] == 1
+    resumed = pretrain(
+        out, *few, "--max_steps", 2, "--resume_from_checkpoint", "last"
+    )  # its own checkpoint, of step 1
+    assert resumed["train_loss"] > 0
+    assert json.loads((out / "training.json").read_text())["steps"] == 2
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, pretrained):
+    out = shutil.copytree(pretrained, tmp_path / "out")
+    for source in (out, out / "pretraining", out / "checkpoint-2"):
+        for train in (functools.partial(pretrain, small=[]), finetune):
+            with pytest.raises(ValueError, match="^overwrite_output_dir: would delete .*, from which this run starts"):
+                train(out, "--overwrite_output_dir", "--model_name_or_path", source)
+    assert (out / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
+
+
+def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
+    out = shutil.copytree(pretrained, tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+    finetune(out, "--model_name_or_path", out, "--knn", "--labels_per_class", 2)
+    finetune(tmp_path / "classifier", "--model_name_or_path", out, "--labels_per_class", 1)
+    metrics = finetune(tmp_path / "classifier", "--model_name_or_path", tmp_path / "classifier", "--eval_only")
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert (out / "model.safetensors").read_bytes() == before
+    # An encoder's folder does not become a classifier's with the encoder's pre-training beside it.
+    finetune(out, *SMALL[:4], "--labels_per_class", 1, "--overwrite_output_dir")
+    assert not (out / "pretraining").exists()
+    assert not (out / "results.json").exists()
 
 
 @pytest.mark.parametrize(
