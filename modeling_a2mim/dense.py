@@ -213,7 +213,7 @@ class DenseTrainer(A2MIMTrainer):
         """Write record, curve and card to `scratch`, for the model in there or, if there is none, in `folder`."""
         record = self.record()
         (scratch / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
-        if len(record["log"]) > 1:
+        if record["log"]:
             loss_curve(record["log"], scratch / CURVE)
         files = {path.name for place in (scratch, folder) for path in place.iterdir()}
         config = next(place / "config.json" for place in (scratch, folder) if (place / "config.json").is_file())

@@ -127,7 +127,7 @@ def describe_folder(model, folder: str | os.PathLike, record: dict | None = None
 def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: str | None):
     if record is not None:
         (scratch / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
-        if len(record.get("log", ())) > 1:
+        if record.get("log"):
             loss_curve(record["log"], scratch / CURVE)
     for name, text in eval_results(record).items():
         (scratch / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)

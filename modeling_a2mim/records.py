@@ -15,7 +15,8 @@ from .checkpoints import PACKAGES
 
 
 RECORD_FILE = "training.json"
-NOT_LOGGED = ("epoch", "total_flos")
+PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
+NOT_LOGGED = ("epoch", "total_flos", *PACE)
 
 
 def hardware(device: torch.device, processes: int) -> str:
