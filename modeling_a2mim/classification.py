@@ -160,7 +160,7 @@ def fine_tune(
         provenance={
             "task": model_args.task,
             **data_args.provenance(),
-            "base_model": model_args.base_model(),
+            **model_args.origin(args.hub_token),
             "example": images.names[int(example[0]["labels"])] if example else None,
         },
     )

@@ -82,7 +82,7 @@ class DenseModelArguments(EncoderArguments):
     drop_path: float | None = helped(None, "Rate of stochastic depth in the encoder.")
     freeze_encoder: bool = helped(False, "Train what is on the encoder, not the encoder.")
 
-    base_model = ClassifierArguments.base_model
+    base_model, origin = ClassifierArguments.base_model, ClassifierArguments.origin
 
     @property
     def task(self) -> str:

@@ -32,7 +32,7 @@ from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
 from .hub import push_folder
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
-from .records import RECORD_FILE
+from .records import RECORD_FILE, earlier_runs
 
 
 PRETRAINING_FOLDER = "pretraining"
@@ -310,6 +310,17 @@ def read_record(folder: str) -> dict:
     """`training.json` of an exported folder, empty if it has none."""
     path = Path(folder, RECORD_FILE)
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
+    """The runs (`records.earlier_runs`) behind the model of an exported folder or Hub repository; none without a
+    `training.json` that can be had. `hub_kwargs`: `revision`, `token`."""
+    try:
+        path = None if folder_or_repo is None else _find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
+        record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of the network, or of JSON
+        return []
+    return earlier_runs(record) if isinstance(record, dict) and record else []
 
 
 def main(argv: list[str] | None = None):

@@ -15,6 +15,10 @@ from transformers import AutoModelForImageClassification
 
 import run_finetune
 import run_pretraining
+from modeling_a2mim.arguments import PreTrainingModelArguments, parse
+from modeling_a2mim.data_arguments import DataArguments
+from modeling_a2mim.hub import check_files, uploaded_files
+from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -218,8 +222,62 @@ def test_pretraining_on_a_folder_of_images(images, tmp_path):
 
 
 def test_pretraining_continues_from_an_export(pretrained, tmp_path):
-    metrics = pretrain(tmp_path / "out", "--model_name_or_path", pretrained, "--max_train_samples", 16, small=[])
-    assert metrics["train_loss"] > 0
+    """And says so: the passes of a run are not those of its model."""
+    folders = [pretrained, tmp_path / "second", tmp_path / "third"]
+    for source, out, steps in ((folders[0], folders[1], 3), (folders[1], folders[2], 4)):
+        metrics = pretrain(
+            out, "--model_name_or_path", source, "--max_train_samples", 16, "--max_steps", steps, small=[]
+        )
+        assert metrics["train_loss"] > 0
+    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    assert "earlier" not in records[0]
+    common = {"task": "masked image modelling", "data": "the bundled sample of Fashion-MNIST", "total_batch_size": 8}
+    runs = [
+        {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": 1.5e-4 * 8 / 256},
+        {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": 1.5e-4 * 8 / 256},
+    ]
+    assert records[1]["earlier"] == runs[:1]
+    assert records[2]["earlier"] == runs
+    card = (folders[2] / "README.md").read_text()
+    assert "| masked image modelling, in all | 9 steps, 4.0 passes |" in card
+    files = uploaded_files(folders[2])
+    check_files(folders[2], files)
+    assert str(tmp_path) not in card + json.dumps(records)
+    finetune(tmp_path / "tuned", "--model_name_or_path", folders[1], "--labels_per_class", 1)
+    assert json.loads((tmp_path / "tuned" / "training.json").read_text())["earlier"] == runs
+    (folders[1] / "training.json").write_text("[]")  # of another program
+    few = ["--max_train_samples", 16, "--overwrite_output_dir"]
+    pretrain(folders[2], "--model_name_or_path", folders[1], *few, small=[])
+    assert json.loads((folders[2] / "training.json").read_text())["earlier"] == [{}]
+    assert "| earlier run | not recorded |" in (folders[2] / "README.md").read_text()
+
+
+def test_a_run_of_one_step_has_a_curve(tmp_path):
+    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1)
+    picture = np.asarray(Image.open(tmp_path / "out" / "loss_curve.png").convert("RGB")).astype(int)
+    blue = (np.abs(picture - (31, 119, 180)) < 10).all(-1)  # matplotlib's first colour
+    assert blue.sum() > 60  # the marker in the legend and the one that is drawn
+    assert "![Loss by step](loss_curve.png)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_arguments_that_were_given(tmp_path, caplog):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("arguments: {learning_rate: 0.5, weight_decay: 0.05, mask_ratio: 0.7}")
+    secret = "hf_plantedSecret0123456789"
+    argv = ["--recipe", recipe, "--image_size", 64, "--hub_token", secret, "--weight_decay", 0.05, "--mask_ratio", 0.5]
+    argv += ["--run_name", f"a {secret}", "--num_channels", 1, "--save_strategy", "steps", "--use_cpu"]
+    argv += ["--output_dir", tmp_path / "out", "--max_steps", 1, "--train_dir", "https://me:pw@host/x"]
+    with caplog.at_level("INFO"):
+        parse(
+            PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments, [*map(str, argv)], "run_pretraining.py"
+        )
+    (line,) = [message for message in caplog.messages if message.startswith("arguments: ")]
+    assert line == (
+        "arguments: image_size=64, num_channels=1, mask_ratio=0.5, train_dir=https://***@host/x, "
+        f"output_dir={tmp_path / 'out'}, max_steps=1, learning_rate=0.5, run_name='a ***', use_cpu=True, "
+        f"recipe={recipe}"
+    )
+    assert secret not in line
 
 
 @pytest.mark.parametrize("mode", ["pretrained", "scratch", "probe"])
