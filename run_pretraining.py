@@ -14,7 +14,7 @@ from transformers import set_seed
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
-from modeling_a2mim.export import load_pretraining_model
+from modeling_a2mim.export import earlier_of, load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 from modeling_a2mim.transforms import PreTrainTransform
@@ -36,10 +36,13 @@ def main(argv: list[str] | None = None) -> dict:
     validation = data_args.load(train=False, token=args.hub_token)
 
     set_seed(args.seed)
+    provenance = {"task": "masked image modelling", **data_args.provenance()}
     if config is None:
         source = folder_or_id(model_args.model_name_or_path)
         model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
         config = model.config
+        earlier = earlier_of(source, revision=model_args.model_revision, token=args.hub_token)
+        provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:
         model = A2MIMForPreTraining(config)
     crop = PreTrainTransform(
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict:
         train_dataset=train_samples,
         eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
         picture_samples=shown,
-        provenance={"task": "masked image modelling", **data_args.provenance()},
+        provenance=provenance,
     )
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim.checkpoints import ASIDE, PACKAGES, verify  # noqa: E402
 from modeling_a2mim.loading import load_images  # noqa: E402
+from modeling_a2mim.records import PACE  # noqa: E402
 
 
 STARTING, TRAINING, SAVING = "starting", "training", "saving"
@@ -150,7 +151,7 @@ def killed_run(command: list[str], folder: Path, kinds: list[str], save_steps: i
 
 def logged(output_dir: Path) -> list[dict]:
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
+    return [{k: v for k, v in entry.items() if k not in PACE} for entry in history if "loss" in entry]
 
 
 def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) -> dict:

@@ -107,6 +107,8 @@ def run_all(kind: str, folder: Path):
         if (out / done).is_file():
             continue
         start = time.time()
+        if "--seeds" in argv and "--knn" not in argv:
+            argv += ["--resume_from_checkpoint", "last"]  # the seeds that are done are left as they are
         scripts[script](argv)
         logging.getLogger("a2mim").info("%s: %.0f s", out.name, time.time() - start)
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import logging
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,16 +14,18 @@ import transformers
 from transformers import HfArgumentParser
 
 from .cards import PRETRAINING_CONFIG
-from .checkpoints import check_output_dir, find_checkpoint
+from .checkpoints import find_checkpoint
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
-from .export import load_encoder, load_into_encoder, read_record, resized_weights
+from .export import earlier_of, load_encoder, load_into_encoder, read_record, resized_weights
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from .outputs import check_output_dir
 from .recipes import as_flags, load_recipe
 from .sources import ReadError
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
+SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 
 logger = logging.getLogger("a2mim")
@@ -61,11 +65,30 @@ def parse(
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
+    logger.info("arguments: %s", given_arguments(parser, argv))
     logger.info("%s", args.batch_note)
-    check_output_dir(args.output_dir, args.resume_from_checkpoint)
+    trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
+    if trains or Path(args.output_dir).is_file():
+        source = model_args.model_name_or_path
+        check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, source)
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
         find_checkpoint(args.resume_from_checkpoint, args.output_dir)
     return model_args, data_args, args
+
+
+def given_arguments(parser: HfArgumentParser, argv: list[str]) -> str:
+    """What a command line gives that is not the default, as `name=value, ...`; tokens of the Hub are left out. What
+    follows from other arguments is not given."""
+    nothing, shown = object(), []
+    names = dict.fromkeys(action.dest for action in parser._actions)
+    values = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, nothing)))[0])
+    for name in names:
+        value = values[name]
+        if value is nothing or value == parser.get_default(name) or name.endswith("_token"):
+            continue
+        text = shlex.join(str(getattr(v, "value", v)) for v in (value if isinstance(value, list) else [value]))
+        shown.append(f"{name}={SECRET.sub('***', text)}")
+    return ", ".join(shown) or "none that is not the default"
 
 
 def peek(argv: list[str] | None) -> argparse.Namespace:
@@ -224,6 +247,11 @@ class ClassifierArguments(EncoderArguments):
         if source is None or not Path(source).is_dir():
             return source
         return read_record(source).get("repo_id")
+
+    def origin(self, token: str | None = None) -> dict:
+        """Where the encoder comes from, as a record has it: `base_model`, and `earlier` if its runs are known."""
+        earlier = earlier_of(self.model_name_or_path, revision=self.model_revision, token=token)
+        return {"base_model": self.base_model(), **({"earlier": earlier} if earlier else {})}
 
     @property
     def task(self) -> str:

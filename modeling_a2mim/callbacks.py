@@ -1,13 +1,20 @@
-"""What happens beside the steps of training: passes begin, pictures are written."""
+"""What happens beside the steps of training: passes begin, logs and pictures are written, time is taken."""
 
+import contextlib
+import datetime
+import json
+import math
+import os
 from pathlib import Path
+from time import perf_counter
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .analysis.reconstruction import reconstruction_picture, to_picture
 from .cards import EXAMPLE, PICTURE
 from .data import TrainingData
+from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 
 
 class PassCallback(TrainerCallback):
@@ -21,6 +28,95 @@ class PassCallback(TrainerCallback):
         self.next += 1
 
 
+class OverwriteCallback(TrainerCallback):
+    """Deletes what another run left in `output_dir`, if `overwrite_output_dir` says so; not before training begins, by
+    when most mistakes have been found."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.overwrite_output_dir and args.should_save and state.global_step == 0:
+            clear_output_dir(args.output_dir)
+
+
+class MetricsCallback(TrainerCallback):
+    """Writes what is logged, from the beginning of training on, to `output_dir/metrics.jsonl`, a JSON object in each
+    line. A run that resumes has there what it had logged up to its checkpoint, and goes on below."""
+
+    path: Path | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.path = Path(args.output_dir, METRICS)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            new = self.path.with_name(f"{METRICS}.new")
+            new.write_text("".join(map(json_line, state.log_history)))
+            os.replace(new, self.path)
+
+    def on_log(self, args, state, control, **kwargs):
+        if self.path is not None:
+            with open(self.path, "a") as file:
+                file.write(json_line(state.log_history[-1]))
+
+
+def json_line(entry: dict) -> str:
+    """A dict of a log as a line of JSON, which has no NaN and no infinity: they become null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+    return json.dumps(finite, sort_keys=True) + "\n"  # as a checkpoint has them
+
+
+class PaceCallback(TrainerCallback):
+    """Takes the time of a run, from step `first_step` on, for its logs.
+
+    Attributes:
+        images: that this process has trained on since the last log.
+        waited: seconds that it has waited for them.
+    """
+
+    def __init__(self, first_step: int = 0):
+        self.begun = self.last = perf_counter()
+        self.first_step, self.images, self.waited = first_step, 0, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.__init__(state.global_step)
+
+    @contextlib.contextmanager
+    def waiting(self):
+        start = perf_counter()
+        yield
+        self.waited += perf_counter() - start
+
+    def figures(self, state, accelerator) -> dict[str, float]:
+        """Since the last call, over all processes, each of which must call it: `images_per_second`, and `data_wait`,
+        the share (0 to 1) of the time in which images were waited for by the process that waited longest, as all wait
+        for it; evaluating and saving count as time. And `time_left` in seconds, if steps stay as fast as they were on
+        average."""
+        now = perf_counter()
+        seconds = max(now - self.last, 1e-9)
+        counts = torch.tensor([[self.images, self.waited]], device=accelerator.device)
+        images, waited = accelerator.gather(counts).unbind(1)
+        done = max(1, state.global_step - self.first_step)
+        self.last, self.images, self.waited = now, 0, 0.0
+        return {
+            "images_per_second": round(images.sum().item() / seconds, 2),
+            "data_wait": round(min(1.0, waited.max().item() / seconds), 4),
+            "time_left": round((state.max_steps - state.global_step) * (now - self.begun) / done, 1),
+        }
+
+
+class _Readable:
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "time_left" in logs:
+            logs = {**logs, "time_left": str(datetime.timedelta(seconds=round(logs["time_left"])))}
+        super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+class ReadableProgress(_Readable, ProgressCallback):
+    """transformers' bar, with `time_left` as `0:12:34`."""
+
+
+class ReadablePrinter(_Readable, PrinterCallback):
+    """What prints the logs instead (`--disable_tqdm`), with `time_left` as `0:12:34`."""
+
+
 class ReconstructionCallback(TrainerCallback):
     """Writes pictures of the reconstructions of the same images while training goes on, and one at the end."""
 
@@ -30,7 +126,7 @@ class ReconstructionCallback(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if args.reconstruction_steps and state.global_step % args.reconstruction_steps == 0:
             name = f"step-{state.global_step:07d}.png"
-            self._write(args, state, model, Path(args.output_dir) / "reconstructions" / name)
+            self._write(args, state, model, Path(args.output_dir) / RECONSTRUCTIONS / name)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self._write(args, state, model, Path(args.output_dir) / PICTURE)

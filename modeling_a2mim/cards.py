@@ -191,6 +191,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     seeds = f"{record['seed']}, of the data {record['data_seed']}"
     facts = [
         ("task", record.get("task")),
+        *_earlier_facts(record),
         ("data", record.get("data")),
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
         ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
@@ -209,6 +210,36 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     if record["log"]:
         facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
     return [(name, value) for name, value in facts if value != ""]
+
+
+def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
+    """A row for each run before this one, and the sums of the tasks that were trained for more than once."""
+    earlier = record.get("earlier") or []
+    rows = [(f"earlier run {i}" if len(earlier) > 1 else "earlier run", _run(run)) for i, run in enumerate(earlier, 1)]
+    runs = [*earlier, record]
+    least = "" if all("steps" in run for run in runs) else "at least "
+    for task in dict.fromkeys(run.get("task") for run in runs if "steps" in run):
+        same = [run for run in runs if run.get("task") == task and "steps" in run]
+        if len(same) > 1:
+            steps, passes = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
+            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(passes, 2):,} passes"))
+    return rows
+
+
+def _run(run: dict) -> str | None:
+    if "steps" not in run:
+        return run.get("origin")
+    form = {
+        "task": "{}",
+        "steps": "{:,} steps",
+        "epochs": "{:,} passes",
+        "images": "{:,} images in a pass",
+        "data": "data: {}",
+        "total_batch_size": "batch {:,}",
+        "learning_rate": "learning rate {:g}",
+        "recipe": "recipe {}",
+    }
+    return ", ".join(text.format(run[name]) for name, text in form.items() if name in run)
 
 
 def evaluation_lines(record: dict, classifier: bool) -> list[str]:

@@ -98,7 +98,7 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.Pa
     if limit is None or limit <= 0:
         return
     kept = {Path(folder).resolve() for folder in keep}
-    folders = sorted(_checkpoints(run_dir), key=_age)
+    folders = sorted(checkpoints_in(run_dir), key=_age)
     free = [folder for folder in folders if folder.resolve() not in kept]
     for folder in free[: max(0, len(folders) - max(limit, len(kept)))]:
         gone = Path(run_dir) / ASIDE / f"{folder.name}.old"
@@ -168,6 +168,11 @@ def verify(folder: str | os.PathLike, checksums: bool = True) -> list[str]:
     return problems
 
 
+def resumes(value: str | bool | None) -> bool:
+    """Whether `resume_from_checkpoint` says to resume."""
+    return value not in (None, False, "") and str(value).lower() != "false"
+
+
 def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = False) -> str | None:
     """The checkpoint to resume from: `value` itself, or the newest complete one in it; with `True` or `"last"` the
     newest complete one in `output_dir`. `None` if `value` says not to resume.
@@ -179,7 +184,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     Raises:
         ValueError: if there is none; what is wrong with each that is not complete, or cannot be resumed from.
     """
-    if value is None or value is False or str(value).lower() == "false":
+    if not resumes(value):
         return None
     latest = value is True or str(value).lower() in ("true", "last")
     folder = Path(output_dir if latest else value)
@@ -206,27 +211,6 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if broken:
         raise ValueError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; {'; '.join(broken)}")
     raise ValueError(f"resume_from_checkpoint: {folder} holds no {PREFIX_CHECKPOINT_DIR}-N")
-
-
-def has_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether there is any `checkpoint-N` in a folder, complete or not."""
-    return bool(_checkpoints(folder))
-
-
-def check_output_dir(output_dir: str, resume_from_checkpoint: str | bool | None):
-    """Refuse to start a new run over the checkpoints of another.
-
-    Raises:
-        ValueError: if `output_dir` holds checkpoints and the run does not resume.
-    """
-    folder = Path(output_dir)
-    if folder.is_file():
-        raise ValueError(f"output_dir: {folder} is a file")
-    if not resume_from_checkpoint and _checkpoints(folder):
-        raise ValueError(
-            f"output_dir: {folder} holds checkpoints of another run; continue it with --resume_from_checkpoint last, "
-            "or name another folder"
-        )
 
 
 def settings(model: PreTrainedModel) -> dict:
@@ -265,7 +249,7 @@ def _completed(theirs: dict, ours: dict) -> dict:
 
 def _finish_renaming(run_dir: Path):
     """Do what `_put_in_place` was killed in."""
-    for folder in _checkpoints(run_dir / ASIDE):
+    for folder in checkpoints_in(run_dir / ASIDE):
         target = run_dir / folder.name
         if verify(target) and not verify(folder):
             _put_in_place(folder, target)
@@ -283,17 +267,18 @@ def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder is, or was meant to be, a checkpoint itself."""
     named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.resolve().name)
     marked = any((folder / name).exists() for name in (RECORD, "trainer_state.json"))
-    return bool(named) or (marked and not _checkpoints(folder))
+    return bool(named) or (marked and not checkpoints_in(folder))
 
 
-def _checkpoints(folder: str | os.PathLike) -> list[Path]:
+def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
+    """Every `checkpoint-N` in a folder, complete or not."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
     paths = Path(folder).iterdir() if Path(folder).is_dir() else []
     return [path for path in paths if pattern.fullmatch(path.name) and path.is_dir()]
 
 
 def _newest_first(*folders: Path) -> list[Path]:
-    return sorted((path for folder in folders for path in _checkpoints(folder)), key=_number, reverse=True)
+    return sorted((path for folder in folders for path in checkpoints_in(folder)), key=_number, reverse=True)
 
 
 def _number(checkpoint: Path) -> int:

@@ -146,6 +146,8 @@ def fine_tune(
         args.without_evaluation()
     if rows is not None and args.should_save:
         keep_subset(args.output_dir, rows, data_args, images, seed)
+    elif args.overwrite_output_dir and args.should_save:
+        Path(args.output_dir, SUBSET).unlink(missing_ok=True)  # of the earlier run
     example = None if validation is None else validation.first(1)
     return ClassificationTrainer(
         model=model,
@@ -159,7 +161,7 @@ def fine_tune(
         provenance={
             "task": model_args.task,
             **data_args.provenance(),
-            "base_model": model_args.base_model(),
+            **model_args.origin(args.hub_token),
             "example": images.names[int(example[0]["labels"])] if example else None,
         },
     )

@@ -83,7 +83,7 @@ class DenseModelArguments(EncoderArguments):
     drop_path: float | None = helped(None, "Rate of stochastic depth in the encoder.")
     freeze_encoder: bool = helped(False, "Train what is on the encoder, not the encoder.")
 
-    base_model = ClassifierArguments.base_model
+    base_model, origin = ClassifierArguments.base_model, ClassifierArguments.origin
 
     @property
     def task(self) -> str:
@@ -216,7 +216,7 @@ class DenseTrainer(A2MIMTrainer):
         """Write record, curve and card to `scratch`, for the model in there or, if there is none, in `folder`."""
         record = self.record()
         (scratch / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
-        if len(record["log"]) > 1:
+        if record["log"]:
             loss_curve(record["log"], scratch / CURVE)
         files = {path.name for place in (scratch, folder) for path in place.iterdir()}
         config = next(place / "config.json" for place in (scratch, folder) if (place / "config.json").is_file())

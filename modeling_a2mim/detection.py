@@ -292,7 +292,7 @@ def run(
         provenance={
             "task": model_args.task,
             **data_args.provenance(),
-            "base_model": model_args.base_model(),
+            **model_args.origin(args.hub_token),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },
     )

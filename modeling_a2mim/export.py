@@ -32,7 +32,7 @@ from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
 from .hub import SHOWING_DATA, push_folder
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
-from .records import RECORD_FILE
+from .records import RECORD_FILE, earlier_runs
 
 
 PRETRAINING_FOLDER = "pretraining"
@@ -128,7 +128,7 @@ def describe_folder(model, folder: str | os.PathLike, record: dict | None = None
 def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: str | None):
     if record is not None:
         (scratch / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n")
-        if len(record.get("log", ())) > 1:
+        if record.get("log"):
             loss_curve(record["log"], scratch / CURVE)
     for name, text in eval_results(record).items():
         (scratch / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
@@ -311,6 +311,17 @@ def read_record(folder: str) -> dict:
     """`training.json` of an exported folder, empty if it has none."""
     path = Path(folder, RECORD_FILE)
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
+    """The runs (`records.earlier_runs`) behind the model of an exported folder or Hub repository; none without a
+    `training.json` that can be had. `hub_kwargs`: `revision`, `token`."""
+    try:
+        path = None if folder_or_repo is None else _find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
+        record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of the network, or of JSON
+        return []
+    return earlier_runs(record) if isinstance(record, dict) and record else []
 
 
 def main(argv: list[str] | None = None):

@@ -9,7 +9,7 @@ import torch
 from transformers import set_seed
 
 from .arguments import ClassifierArguments
-from .checkpoints import check_output_dir, has_checkpoint
+from .checkpoints import checkpoints_in
 from .classification import (
     LabelledImages,
     choose_rows,
@@ -24,6 +24,7 @@ from .evaluation import evaluate_frozen
 from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
 from .metrics import results_table, summarise
+from .outputs import check_output_dir, clear_output_dir
 from .records import hardware, versions
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
@@ -124,8 +125,11 @@ def fine_tune_often(
     """Fine-tune with each seed in a folder of its own, those that a resumed run finds done left out: rows of
     `metrics.summarise`."""
     rows = []
-    for seed in data_args.seeds:
-        check_output_dir(str(seed_folder(args, data_args, seed)), args.resume_from_checkpoint)
+    folders = [seed_folder(args, data_args, seed) for seed in data_args.seeds]
+    options = args.resume_from_checkpoint, args.overwrite_output_dir, model_args.model_name_or_path
+    check_output_dir(args.output_dir, *options, finished=[RESULTS])
+    for folder in folders:
+        check_output_dir(folder, *options)
     for seed in data_args.seeds:
         own = copy.copy(args)
         own.seed, own.output_dir, own.push_to_hub = seed, str(seed_folder(args, data_args, seed)), False
@@ -133,9 +137,14 @@ def fine_tune_often(
         if args.resume_from_checkpoint and done.is_file():
             metrics = json.loads(done.read_text())
         else:
-            if not has_checkpoint(own.output_dir):
+            if not checkpoints_in(own.output_dir):
                 own.resume_from_checkpoint = None
-            metrics = fine_tune(model_args, data_args, own, images).run()
+            trainer = fine_tune(model_args, data_args, own, images)
+            if args.overwrite_output_dir and args.should_save and not rows:
+                # All at once: resumed later, the set would take what the earlier one has done for its own.
+                for folder in (args.output_dir, *folders):
+                    clear_output_dir(folder)
+            metrics = trainer.run()
         figures = {name: value for name, value in metrics.items() if name.startswith("eval_")}
         figures["accuracy"] = metrics["eval_accuracy"]
         method = model_args.task

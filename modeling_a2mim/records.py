@@ -15,7 +15,12 @@ from .checkpoints import PACKAGES
 
 
 RECORD_FILE = "training.json"
-NOT_LOGGED = ("epoch", "total_flos")
+PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
+NOT_LOGGED = ("epoch", "total_flos", *PACE)
+
+# What is kept of an earlier run; `origin` is what is said of a converted model instead.
+KEPT = dict.fromkeys(("task", "origin", "data", "recipe"), str)
+KEPT |= dict.fromkeys(("steps", "epochs", "images", "total_batch_size", "learning_rate"), (int, float))
 
 
 def hardware(device: torch.device, processes: int) -> str:
@@ -48,6 +53,15 @@ def regularisation(args) -> dict:
     return {name: value for name, value in values.items() if value}
 
 
+def earlier_runs(record: dict) -> list[dict]:
+    """The `earlier` of a run that starts from a model with this record: in short, the runs that the model has behind
+    it, the oldest first, its own last; `{}` for one that is not known."""
+    known = record.get("earlier")
+    # Of a file that others may have written.
+    runs = [*(run for run in (known if isinstance(known, list) else ()) if isinstance(run, dict)), record]
+    return [{k: run[k] for k, kind in KEPT.items() if isinstance(run.get(k), kind)} for run in runs]
+
+
 def _length(dataset) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
@@ -58,8 +72,8 @@ def describe_run(trainer, provenance: dict) -> dict:
     Args:
         trainer: an `A2MIMTrainer`.
         provenance: what the trainer cannot know: `task`, `datasets` and `base_model` (ids on the Hub), `data` (in
-            words), `evaluated_on` (an id on the Hub), `evaluation_note`, `license`, `tags`, and `example` (what
-            example.png shows).
+            words), `evaluated_on` (an id on the Hub), `evaluation_note`, `license`, `tags`, `example` (what
+            example.png shows), and `earlier` (see `earlier_runs`).
     """
     args, state = trainer.args, trainer.state
     training = [entry for entry in state.log_history if "loss" in entry]

@@ -11,12 +11,21 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, default_data_collator
+from transformers import PrinterCallback, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from .callbacks import ExampleCallback, PassCallback, ReconstructionCallback
+from .callbacks import (
+    ExampleCallback,
+    MetricsCallback,
+    OverwriteCallback,
+    PaceCallback,
+    PassCallback,
+    ReadablePrinter,
+    ReadableProgress,
+    ReconstructionCallback,
+)
 from .checkpoints import (
     ASIDE,
     check_settings,
@@ -73,6 +82,12 @@ class A2MIMTrainer(Trainer):
         if self.args.hub_license is not None:
             self.provenance["license"] = self.args.hub_license
         self._terms: dict[str, list] = {}
+        self._pace = PaceCallback()
+        for callback in (OverwriteCallback, MetricsCallback, self._pace):
+            self.add_callback(callback)
+        for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
+            if self.pop_callback(usual):
+                self.add_callback(readable)
         if isinstance(self.model, A2MIMForPreTraining):
             # Evaluation needs to know that a loss can be had from pixels alone, and to keep nothing but the loss.
             self.label_names = ["pixel_values"]
@@ -148,14 +163,22 @@ class A2MIMTrainer(Trainer):
         return tuple(values)
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
+        self.args.choose_logging_steps(max_steps)
         passes, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )
+        if not self.args.logging_steps_given:
+            self.state.logging_steps = self.args.logging_steps  # not those of a checkpoint of a shorter run
         if self._data is not None and checkpoint is not None:
             passes, batches = self._data.batches.resumed[0], self._data.batches.skipped
         return passes, batches
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        with self._pace.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
+        self._pace.images += len(inputs["pixel_values"])
         report = inputs.pop(REPORT, None)
         if report is not None and isinstance(self.train_dataset.transform, PreTrainTransform):
             # Into the same memory every step: on a CPU, new memory costs as much as the arithmetic.
@@ -200,6 +223,8 @@ class A2MIMTrainer(Trainer):
                 total, count = self._terms.pop(f"{prefix}{name}", (None, 0))
                 if count:
                     logs[f"{prefix}{name}"] = self.accelerator.gather((total / count).view(1)).mean().item()
+        if "loss" in logs:
+            logs |= self._pace.figures(self.state, self.accelerator)
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None):

@@ -15,6 +15,7 @@ from .recipes import recipe_names
 
 logger = logging.getLogger("a2mim")
 
+LOGGING_STEPS, LEAST_LOGS = 50, 20
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
@@ -25,6 +26,10 @@ class A2MIMTrainingArguments(TrainingArguments):
     recipe: str | None = field(
         default=None,
         metadata={"help": f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Replace what another run left in output_dir: it is deleted when training begins."},
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
@@ -78,7 +83,12 @@ class A2MIMTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."},
     )
-    logging_steps: float = field(default=50, metadata={"help": "Log every so many steps, or below 1 their share."})
+    logging_steps: float | None = field(
+        default=None,
+        metadata={
+            "help": "Log every so many steps, or below 1 their share; default: 50, for a run below 1,000 steps less."
+        },
+    )
     reconstruction_steps: int = field(
         default=500,
         metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
@@ -95,6 +105,9 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.timm_optim = self._find_timm_optim()
+        self.logging_steps_given = self.logging_steps is not None
+        if not self.logging_steps_given:
+            self.logging_steps = LOGGING_STEPS
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
             raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")
@@ -121,6 +134,11 @@ class A2MIMTrainingArguments(TrainingArguments):
     def step_batch_size(self) -> int:
         """Images in an optimiser step, over all devices."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def choose_logging_steps(self, max_steps: int):
+        """Set `logging_steps`, unless they were given, for a run of so many steps: 50, or fewer for 20 logs."""
+        if not self.logging_steps_given:
+            self.logging_steps = min(LOGGING_STEPS, max(1, max_steps // LEAST_LOGS))
 
     def without_evaluation(self):
         """Say that there is nothing to evaluate on, and do not try."""

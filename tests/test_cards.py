@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, cards
 from modeling_a2mim.cards import PLACEHOLDER, eval_results, model_card
+from modeling_a2mim.records import earlier_runs
 
 from .families import family_config
 
@@ -149,6 +150,30 @@ def test_of_a_multiscale_decoder():
     count = f"{sum(p.numel() for p in model.decoder.parameters()):,}"
     told = "the feature maps of 4, 8, 16 and 32 px a cell, predicts with a 3x3 convolution"
     assert parts(model_card(model))["facts"]["decoder"] == f"multiscale, of {told}, {count} parameters"
+
+
+def test_of_a_run_that_goes_on_from_others(encoder, classifier):
+    first = {**RECORD, "task": "masked image modelling", "steps": 1000, "epochs": 2.25, "recipe": "paper"}
+    second = {**RECORD, "task": "masked image modelling", "earlier": earlier_runs(first)}
+    own = {**RECORD, "task": "masked image modelling", "steps": 10, "epochs": 1.0, "earlier": earlier_runs(second)}
+    facts = parts(model_card(encoder, own))["facts"]
+    settings = "1,234 images in a pass, data: org/birds, batch 256, learning rate 0.001"
+    assert facts["earlier run 1"] == (f"masked image modelling, 1,000 steps, 2.25 passes, {settings}, recipe paper")
+    assert facts["earlier run 2"] == f"masked image modelling, 5,678 steps, 9.5 passes, {settings}"
+    assert facts["masked image modelling, in all"] == "6,688 steps, 12.75 passes"
+    assert facts["steps"] == "10, 1.0 passes"
+    facts = parts(model_card(classifier, {**RECORD, "earlier": earlier_runs(first)}))["facts"]
+    assert facts["earlier run"].startswith("masked image modelling, 1,000 steps")
+    assert not [name for name in facts if name.endswith("in all")]
+    facts = parts(model_card(encoder, {**second, "earlier": [{}, *earlier_runs(first)]}))["facts"]
+    assert facts["earlier run 1"] == "not recorded"
+    assert facts["masked image modelling, in all"] == "at least 6,678 steps, 11.75 passes"
+
+
+def test_what_is_kept_of_records_of_others():
+    foreign = {"steps": "many", "task": ["x"], "origin": "converted", "earlier": [3, {"steps": 5, "note": "n"}]}
+    assert earlier_runs(foreign) == [{"steps": 5}, {"origin": "converted"}]
+    assert earlier_runs({"earlier": "none"}) == [{}]
 
 
 def test_of_a_classifier(classifier):

@@ -21,16 +21,10 @@ from transformers import TrainerState
 
 from benchmarks import torture
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, checkpoints
-from modeling_a2mim.checkpoints import (
-    ASIDE,
-    RECORD,
-    check_output_dir,
-    check_settings,
-    find_checkpoint,
-    read_record,
-    verify,
-)
+from modeling_a2mim.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
 from modeling_a2mim.export import export_model, load_pretraining_model
+from modeling_a2mim.outputs import METRICS, check_output_dir
+from modeling_a2mim.records import PACE
 from modeling_a2mim.trainer import A2MIMTrainer
 
 from .processes import in_two_processes
@@ -80,7 +74,7 @@ def saved(whole, tmp_path):
 def test_a_checkpoint_and_its_record(whole):
     folder = Path(whole.args.output_dir)
     assert names(folder) == [f"checkpoint-{step}" for step in range(1, STEPS + 1)]
-    for checkpoint in folder.iterdir():
+    for checkpoint in folder.glob("checkpoint-*"):
         assert sorted(path.name for path in checkpoint.iterdir()) == sorted([*FILES, RECORD])
         assert verify(checkpoint) == []
         record = read_record(checkpoint)
@@ -295,8 +289,9 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
         assert find_checkpoint(value, str(folder)) == newest
     check_output_dir(str(tmp_path / "new"), None)
     check_output_dir(str(saved), "last")
-    with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run"):
-        check_output_dir(str(saved), None)
+    for no in (None, "false"):
+        with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run; continue it"):
+            check_output_dir(str(saved), no)
     (Path(newest) / RECORD).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-5 cannot be used: has no checkpoint\.json: .* Trainer"):
         find_checkpoint(newest, "")
@@ -309,6 +304,24 @@ def test_weights_alone_are_nothing_to_go_on_from(tmp_path):
     for value in ("last", str(tmp_path / "checkpoint-2")):
         with pytest.raises(ValueError, match=r"it holds the model alone \(--save_only_model\)"):
             train(tmp_path, resume=value)
+
+
+def test_the_log_goes_on_from_the_checkpoint(whole, tmp_path):
+    """Lines of later steps, and one that was cut by a kill, are gone; the others are those of an undisturbed run."""
+
+    def lines(folder):
+        found = [json.loads(line) for line in (Path(folder) / METRICS).read_text().splitlines()]
+        return [{k: v for k, v in line.items() if not k.endswith(("runtime", "_second", *PACE))} for line in found]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=[Crash(4)], save_steps=2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    before = (tmp_path / METRICS).read_text()
+    (tmp_path / METRICS).write_text(f'{before}{{"loss": 1.2')
+    train(tmp_path, resume="last", save_steps=2)
+    assert lines(tmp_path)[:5] == lines(whole.args.output_dir)[:5]
+    assert (tmp_path / METRICS).read_text().startswith("\n".join(before.splitlines()[:2]))
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 5]  # the last one sums up
 
 
 # Of another model

@@ -54,6 +54,35 @@ def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_set_of_seeds_is_not_overwritten(tmp_path, monkeypatch):
+    argv = [*SCRATCH, "--labels_per_class", 1]
+    finetune(tmp_path, *argv, "--seeds", 0, 1)
+    before = (tmp_path / "seed-0" / "model.safetensors").read_bytes()
+    for seeds, what in [((1, 2), r"results.json"), ((2,), r"results.json")]:
+        with pytest.raises(
+            ValueError, match=rf"^output_dir: .* holds results \({what}\) of another run; name another"
+        ):
+            finetune(tmp_path, *argv, "--seeds", *seeds)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"^output_dir: .*seed-1 holds checkpoints and results \(model"):
+        finetune(tmp_path, *argv, "--seeds", 2, 1)
+    assert (tmp_path / "seed-0" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "seed-2").exists()
+
+    # Stopped in the first seed, a set that overwrites has nothing left that could be taken for its own.
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modeling_a2mim.classification.ClassificationTrainer.run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path, *argv, "--seeds", 0, 1, "--overwrite_output_dir")
+    left = {path.name for seed in (0, 1) for path in (tmp_path / f"seed-{seed}").iterdir()}
+    assert left <= {"subset.json", "runs"}
+    finetune(tmp_path, *argv, "--seeds", 0, 1, "--learning_rate", 0.1, "--resume_from_checkpoint", "last")
+    assert (tmp_path / "seed-0" / "model.safetensors").read_bytes() != before
+
+
 def test_k_nearest_neighbours_of_several_layers(pretrained, tmp_path):
     argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", 0, -1, "--add_to_card"]
     finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)

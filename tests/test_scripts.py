@@ -1,7 +1,9 @@
 """The two scripts: bad input gets a clear error and loses nothing, and a small run goes through from end to end."""
 
+import functools
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from transformers import AutoModelForImageClassification
 
 import run_finetune
 import run_pretraining
+from modeling_a2mim.arguments import PreTrainingModelArguments, parse
+from modeling_a2mim.data_arguments import DataArguments
+from modeling_a2mim.hub import check_files, uploaded_files
+from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -104,12 +110,69 @@ def test_resume_from_an_empty_folder(tmp_path):
 
 
 def test_output_folder_of_another_run(tmp_path, pretrained):
-    before = sorted(pretrained.rglob("*"))
-    with pytest.raises(
-        ValueError, match="^output_dir: .* holds checkpoints of another run; continue it with --resume"
-    ):
-        pretrain(pretrained)
-    assert sorted(pretrained.rglob("*")) == before
+    """Which its `checkpoint-2` alone makes it, and its model alone."""
+    files = ("model.safetensors", "training.json")
+    results = r"results \(model.safetensors, training.json\) of another run; "
+    for kept, what in [
+        (("checkpoint-2", *files), f"checkpoints and {results}continue it with --resume_from_checkpoint last, name"),
+        (("checkpoint-2",), "checkpoints of another run; continue it with --resume_from_checkpoint last, name"),
+        (files, f"{results}name another folder, or replace it with --overwrite_output_dir$"),
+    ]:
+        out = tmp_path / "-".join(kept)
+        shutil.copytree(pretrained, out)
+        for path in [path for path in out.iterdir() if path.name not in kept]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        for train in (pretrain, finetune):
+            with pytest.raises(ValueError, match=f"^output_dir: .* holds {what}"):
+                train(out)
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_overwriting_leaves_nothing_of_the_other_run(tmp_path, caplog):
+    out = tmp_path / "out"
+    pretrain(out, "--max_train_samples", 16, "--reconstruction_steps", 2, "--save_steps", 1, "--max_steps", 3)
+    (out / "notes.txt").write_text("mine")
+    few = ["--max_train_samples", 16, "--max_steps", 1, "--reconstruction_steps", 1]
+    with pytest.raises(ValueError, match=r"^overwrite_output_dir: .* give either --overwrite_output_dir or --resume"):
+        pretrain(out, *few, "--overwrite_output_dir", "--resume_from_checkpoint", "last")
+    assert (out / "checkpoint-3").is_dir()
+    caplog.clear()
+    pretrain(out, *few, "--overwrite_output_dir")
+    (said,) = [message for message in caplog.messages if message.startswith("overwriting ")]
+    assert "deleted: checkpoint-1, checkpoint-2, checkpoint-3, README.md, config.json, model.safetensors" in said
+    assert (out / "notes.txt").read_text() == "mine"
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [path.name for path in (out / "reconstructions").iterdir()] == ["step-0000001.png"]
+    assert json.loads((out / "training.json").read_text())["steps"] == 1
+    resumed = pretrain(
+        out, *few, "--max_steps", 2, "--resume_from_checkpoint", "last"
+    )  # its own checkpoint, of step 1
+    assert resumed["train_loss"] > 0
+    assert json.loads((out / "training.json").read_text())["steps"] == 2
+
+
+def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, pretrained):
+    out = shutil.copytree(pretrained, tmp_path / "out")
+    for source in (out, out / "pretraining", out / "checkpoint-2"):
+        for train in (functools.partial(pretrain, small=[]), finetune):
+            with pytest.raises(ValueError, match="^overwrite_output_dir: would delete .*, from which this run starts"):
+                train(out, "--overwrite_output_dir", "--model_name_or_path", source)
+    assert (out / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
+
+
+def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
+    out = shutil.copytree(pretrained, tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+    finetune(out, "--model_name_or_path", out, "--knn", "--labels_per_class", 2)
+    finetune(tmp_path / "classifier", "--model_name_or_path", out, "--labels_per_class", 1)
+    metrics = finetune(tmp_path / "classifier", "--model_name_or_path", tmp_path / "classifier", "--eval_only")
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert (out / "model.safetensors").read_bytes() == before
+    # An encoder's folder does not become a classifier's with the encoder's pre-training beside it.
+    finetune(out, *SMALL[:4], "--labels_per_class", 1, "--overwrite_output_dir")
+    assert not (out / "pretraining").exists()
+    assert not (out / "results.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -174,8 +237,62 @@ def test_augmentation_goes_into_the_card(images, pretrained, tmp_path):
 
 
 def test_pretraining_continues_from_an_export(pretrained, tmp_path):
-    metrics = pretrain(tmp_path / "out", "--model_name_or_path", pretrained, "--max_train_samples", 16, small=[])
-    assert metrics["train_loss"] > 0
+    """And says so: the passes of a run are not those of its model."""
+    folders = [pretrained, tmp_path / "second", tmp_path / "third"]
+    for source, out, steps in ((folders[0], folders[1], 3), (folders[1], folders[2], 4)):
+        metrics = pretrain(
+            out, "--model_name_or_path", source, "--max_train_samples", 16, "--max_steps", steps, small=[]
+        )
+        assert metrics["train_loss"] > 0
+    records = [json.loads((folder / "training.json").read_text()) for folder in folders]
+    assert "earlier" not in records[0]
+    common = {"task": "masked image modelling", "data": "the bundled sample of Fashion-MNIST", "total_batch_size": 8}
+    runs = [
+        {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": 1.5e-4 * 8 / 256},
+        {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": 1.5e-4 * 8 / 256},
+    ]
+    assert records[1]["earlier"] == runs[:1]
+    assert records[2]["earlier"] == runs
+    card = (folders[2] / "README.md").read_text()
+    assert "| masked image modelling, in all | 9 steps, 4.0 passes |" in card
+    files = uploaded_files(folders[2])
+    check_files(folders[2], files)
+    assert str(tmp_path) not in card + json.dumps(records)
+    finetune(tmp_path / "tuned", "--model_name_or_path", folders[1], "--labels_per_class", 1)
+    assert json.loads((tmp_path / "tuned" / "training.json").read_text())["earlier"] == runs
+    (folders[1] / "training.json").write_text("[]")  # of another program
+    few = ["--max_train_samples", 16, "--overwrite_output_dir"]
+    pretrain(folders[2], "--model_name_or_path", folders[1], *few, small=[])
+    assert json.loads((folders[2] / "training.json").read_text())["earlier"] == [{}]
+    assert "| earlier run | not recorded |" in (folders[2] / "README.md").read_text()
+
+
+def test_a_run_of_one_step_has_a_curve(tmp_path):
+    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1)
+    picture = np.asarray(Image.open(tmp_path / "out" / "loss_curve.png").convert("RGB")).astype(int)
+    blue = (np.abs(picture - (31, 119, 180)) < 10).all(-1)  # matplotlib's first colour
+    assert blue.sum() > 60  # the marker in the legend and the one that is drawn
+    assert "![Loss by step](loss_curve.png)" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_arguments_that_were_given(tmp_path, caplog):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("arguments: {learning_rate: 0.5, weight_decay: 0.05, mask_ratio: 0.7}")
+    secret = "hf_plantedSecret0123456789"
+    argv = ["--recipe", recipe, "--image_size", 64, "--hub_token", secret, "--weight_decay", 0.05, "--mask_ratio", 0.5]
+    argv += ["--run_name", f"a {secret}", "--num_channels", 1, "--save_strategy", "steps", "--use_cpu"]
+    argv += ["--output_dir", tmp_path / "out", "--max_steps", 1, "--train_dir", "https://me:pw@host/x"]
+    with caplog.at_level("INFO"):
+        parse(
+            PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments, [*map(str, argv)], "run_pretraining.py"
+        )
+    (line,) = [message for message in caplog.messages if message.startswith("arguments: ")]
+    assert line == (
+        "arguments: image_size=64, num_channels=1, mask_ratio=0.5, train_dir=https://***@host/x, "
+        f"output_dir={tmp_path / 'out'}, max_steps=1, learning_rate=0.5, run_name='a ***', use_cpu=True, "
+        f"recipe={recipe}"
+    )
+    assert secret not in line
 
 
 def test_pretraining_with_the_multiscale_decoder(tmp_path):

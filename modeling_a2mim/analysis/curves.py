@@ -20,7 +20,8 @@ def loss_curve(log: list[dict], path: str | os.PathLike):
     for name, alpha in CURVES.items():
         points = [(entry["step"], entry[name]) for entry in log if name in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), alpha=alpha)
+            marker = "o" if len(points) == 1 else None  # a line of one point is not seen
+            axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), alpha=alpha, marker=marker)
             values += [value for _, value in points]
     if values and min(values) > 0:
         axes.set_yscale("log")

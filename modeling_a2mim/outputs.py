@@ -1,0 +1,90 @@
+"""The folder of a run: what another run left in it is not overwritten, or deleted when that is asked for."""
+
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from .cards import ERRORS
+from .checkpoints import checkpoints_in, resumes
+from .export import EVAL_RESULTS_FOLDER, PRETRAINING_FOLDER
+from .hub import NEEDED, PICTURES, PROCESSOR
+from .records import RECORD_FILE
+
+
+METRICS = "metrics.jsonl"
+RECONSTRUCTIONS = "reconstructions"
+FINISHED = ("model.safetensors", RECORD_FILE)  # one of which every export has, whatever the task
+# What runs write, beside checkpoints. Not: `runs`, where each run has a folder of its own; `subset.json`, which is
+# written before training begins.
+WRITTEN = (
+    *(*NEEDED, *PICTURES, PROCESSOR, RECORD_FILE, PRETRAINING_FOLDER, EVAL_RESULTS_FOLDER),
+    *(METRICS, RECONSTRUCTIONS, ERRORS, "results.json", "results.md"),
+    *(f"corruptions.{kind}" for kind in ("json", "md", "png")),
+    *("trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"),
+)
+
+logger = logging.getLogger("a2mim")
+
+
+def check_output_dir(
+    output_dir: str | os.PathLike,
+    resume_from_checkpoint: str | bool | None,
+    overwrite: bool = False,
+    source: str | None = None,
+    finished: Collection[str] = FINISHED,
+):
+    """Refuse to train into the folder of another run, unless this run resumes or is to overwrite it.
+
+    Args:
+        overwrite: `--overwrite_output_dir`.
+        source: what the run starts from, an id on the Hub or a folder, which it must not delete.
+        finished: the files that only a finished run leaves.
+
+    Raises:
+        ValueError: if `output_dir` is a file or holds a finished model or checkpoints, or if what is to be
+            overwritten is needed.
+    """
+    folder = Path(output_dir)
+    if folder.is_file():
+        raise ValueError(f"output_dir: {folder} is a file")
+    if overwrite:
+        if resumes(resume_from_checkpoint):
+            raise ValueError(
+                "overwrite_output_dir: a run that resumes goes on with what is in its folder; give either "
+                "--overwrite_output_dir or --resume_from_checkpoint"
+            )
+        start = Path(source).resolve() if source is not None and Path(source).is_dir() else None
+        if start and (start == folder.resolve() or any(start.is_relative_to(p.resolve()) for p in _left(folder))):
+            raise ValueError(
+                f"overwrite_output_dir: would delete {source}, from which this run starts (--model_name_or_path); "
+                "name another --output_dir"
+            )
+    elif not resumes(resume_from_checkpoint):
+        models = [name for name in finished if (folder / name).exists()]
+        checkpoints = checkpoints_in(folder)
+        what = [*(["checkpoints"] if checkpoints else []), *([f"results ({', '.join(models)})"] if models else [])]
+        if what:
+            go_on = "continue it with --resume_from_checkpoint last, " if checkpoints else ""
+            raise ValueError(
+                f"output_dir: {folder} holds {' and '.join(what)} of another run; {go_on}name another folder, or "
+                "replace it with --overwrite_output_dir"
+            )
+
+
+def clear_output_dir(output_dir: str | os.PathLike):
+    """Delete what an earlier run wrote to a folder, its checkpoints among it; files that no run writes stay."""
+    left = _left(Path(output_dir))
+    if left:
+        names = ", ".join(path.name for path in left)
+        logger.info("overwriting %s: %d files and folders of an earlier run deleted: %s", output_dir, len(left), names)
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _left(folder: Path) -> list[Path]:
+    return sorted(checkpoints_in(folder)) + [folder / name for name in WRITTEN if (folder / name).exists()]
