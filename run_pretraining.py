@@ -12,6 +12,7 @@ import logging
 from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
+from modeling_a2mim.advice import before_training
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
@@ -32,11 +33,12 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = (PreTrainingModelArguments, PreTrainingDataArguments, A2MIMTrainingArguments)
     model_args, data_args, args = parse(*arguments, argv, "run_pretraining.py")
     config = None if model_args.model_name_or_path else model_args.config()
-    train = data_args.load(train=True, token=args.hub_token)
-    validation = data_args.load(train=False, token=args.hub_token)
+    train, evaluation, evaluated = data_args.load_both(args.hub_token)
 
     set_seed(args.seed)
     provenance = {"task": "masked image modelling", **data_args.provenance()}
+    if evaluated is not None:
+        provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
     if config is None:
         source = folder_or_id(model_args.model_name_or_path)
         model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
@@ -51,7 +53,8 @@ def main(argv: list[str] | None = None) -> dict:
     whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
     seed = args.seed if args.data_seed is None else args.data_seed
     train_samples = data_args.samples(train, crop, seed)
-    shown = data_args.samples(train if validation is None else validation, whole, seed).first(8)
+    eval_samples = data_args.samples(evaluation, whole, seed)
+    shown, names = eval_samples.spread(8)
     site = model.a2mim.site
     logger.info(
         "%s images; %s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
@@ -68,10 +71,13 @@ def main(argv: list[str] | None = None) -> dict:
         model=model,
         args=args,
         train_dataset=train_samples,
-        eval_dataset=None if validation is None else data_args.samples(validation, whole, seed),
+        eval_dataset=eval_samples,
         picture_samples=shown,
+        picture_names=names,
         provenance=provenance,
     )
+    for warning in before_training(config, site.layout.grid, len(train_samples), trainer.args):
+        logger.warning("%s", warning)
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)
     return metrics

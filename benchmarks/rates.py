@@ -54,18 +54,21 @@ def plan() -> list[dict]:
                 run = {"set": name, "encoder": encoder, "decoder": decoder, "batch_size": batch}
                 runs.append(run | {"steps": steps, "learning_rate": round(rate, 9)})
 
-    small, fewer = ("convnext 0.4M", "vit 0.5M"), RATES[:4]
-    add(SETS, small, (16, 64))
-    add(SETS, ("resnet18",), (16,), rates=fewer)
-    add(("solar_cells",), ("vit_tiny",), (16,), rates=fewer)
-    add(("solar_cells",), small, (256,))
-    add(SETS, ("convnext 0.4M",), (16, 64), decoders=("multiscale",))
-    add(("solar_cells",), ("resnet18",), (64,), rates=fewer)
-    add(("solar_cells",), ("resnet18",), (16, 64), rates=fewer, decoders=("multiscale",))
-    add(("fashion_mnist",), ("vit_tiny",), (16,), rates=fewer)
-    add(("solar_cells",), ("vit_tiny",), (64,), rates=fewer)
-    add(("solar_cells",), ("resnet10t", "vit 11M"), (16,), rates=fewer)
-    add(("fashion_mnist",), small, (256,))
+    solar, fashion = SETS[:1], SETS[1:]
+    small, large, fewer = ("convnext 0.4M", "vit 0.5M"), ("resnet18", "vit_tiny"), RATES[:4]
+    add(solar, small, (16,))
+    add(solar, large, (16,), steps=200, rates=fewer)
+    add(solar, small, (64,))
+    add(solar, ("convnext 0.4M", "resnet18"), (16,), steps=200, rates=fewer, decoders=("multiscale",))
+    add(fashion, small, (16,), rates=fewer)
+    add(solar, small, (256,), steps=200, rates=RATES[1:])
+    add(fashion, large, (16,), steps=200, rates=fewer)
+    add(fashion, small, (64,), rates=fewer)
+    add(solar, ("resnet18",), (64,), steps=200, rates=fewer)
+    add(solar, ("convnext 0.4M",), (64,), steps=200, rates=fewer, decoders=("multiscale",))
+    add(solar, ("resnet10t", "vit 11M"), (16,), steps=200, rates=fewer)
+    add(solar, ("vit_tiny",), (64,), steps=200, rates=fewer)
+    add(fashion, ("convnext 0.4M",), (64,), steps=200, rates=fewer, decoders=("multiscale",))
     return runs
 
 

@@ -159,7 +159,9 @@ class PreTrainingModelArguments(EncoderArguments):
     )
     model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
     mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
-    mask_patch_size: list[int] | None = helped(None, "Size of one masked cell in pixels. Default 32.", nargs="+")
+    mask_patch_size: list[int] | None = helped(
+        None, "Size of one masked cell in pixels. Default: 32, or less to have 6 x 6 cells.", nargs="+"
+    )
     mask_fill: str | None = helped(None, "What masked pixels become: mean, zero or none.")
     mask_site: str | None = helped(None, "Where the mask token enters: a timm module, or an index into feature_info.")
     mask_token_mode: str | None = helped(None, "add (A2MIM) or replace (SimMIM).")

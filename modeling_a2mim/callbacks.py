@@ -120,8 +120,8 @@ class ReadablePrinter(_Readable, PrinterCallback):
 class ReconstructionCallback(TrainerCallback):
     """Writes pictures of the reconstructions of the same images while training goes on, and one at the end."""
 
-    def __init__(self, batch: dict[str, torch.Tensor]):
-        self.batch = batch
+    def __init__(self, batch: dict[str, torch.Tensor], names: list[str] | None = None):
+        self.batch, self.names = batch, names
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if args.reconstruction_steps and state.global_step % args.reconstruction_steps == 0:
@@ -132,7 +132,7 @@ class ReconstructionCallback(TrainerCallback):
         self._write(args, state, model, Path(args.output_dir) / PICTURE)
 
     def _write(self, args, state, model, path: Path):
-        picture = reconstruction_picture(model, **self.batch)  # on every process, for sharded models
+        picture = reconstruction_picture(model, **self.batch, names=self.names)  # on every process, for sharded models
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)

@@ -29,6 +29,9 @@ RESERVED_MODEL_ARGS = {
     ),
     "features_only": "output_hidden_states",
 }
+# Of the default size of the mask's cells.
+LARGEST_CELL = 32  # pixels
+FEWEST_CELLS, MOST_CELLS = 6, 48  # in a row
 
 
 class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -45,7 +48,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         image_mean, image_std (`list[float]`, *optional*): one value per channel, for pixels in [0, 1]. ImageNet's
             for 3 channels and 0.5 for any other number when not given.
         mask_ratio (`float`, defaults to 0.6): share of the cells that are masked, in (0, 1), rounded up to whole ones.
-        mask_patch_size (`int` or `(height, width)`, defaults to 32): the size of one cell in pixels.
+        mask_patch_size (`int` or `(height, width)`, *optional*): the size of one cell in pixels. When not given it
+            follows the image: 32 px (the paper's at 224 px), or less where that leaves fewer than 6 x 6 cells.
         mask_fill (`str`, defaults to `"mean"`): what masked pixels become: `"mean"` (each image's own mean of each
             channel), `"zero"` or `"none"` (they stay as they are, as in SimMIM).
         mask_site (`int` or `str`, *optional*): whose output the mask token enters: a module name of the timm model, or
@@ -91,7 +95,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
     mask_ratio: float = 0.6
-    mask_patch_size: int | list[int] | tuple[int, int] = 32
+    mask_patch_size: int | list[int] | tuple[int, int] | None = None
     mask_fill: str = "mean"
     mask_site: int | str | None = None
     mask_token_mode: str = "add"
@@ -196,9 +200,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             own = timm.get_pretrained_cfg(architecture)
             if own is None or "image_size" in kwargs or not str(error).startswith("image_size: "):
                 raise
-            kwargs["image_size"] = size = list(own.input_size[1:])
-            cells = [min((d for d in range(1, s) if s % d == 0), key=lambda d: abs(d - 32)) for s in size]
-            kwargs.setdefault("mask_patch_size", cells)
+            kwargs["image_size"] = list(own.input_size[1:])
             isotropic = plan().isotropic
         return cls.vit(architecture, **kwargs) if isotropic else cls.resnet(architecture, **kwargs)
 
@@ -345,6 +347,9 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_mask(self):
         for name in ("image_size", "mask_patch_size"):
+            if name == "mask_patch_size" and self.mask_patch_size is None:
+                cells = [default_cell(size) for size in self.input_size]
+                self.mask_patch_size = cells[0] if isinstance(self.image_size, int) else cells
             value = getattr(self, name)
             sizes = (value, value) if _is_int(value) else value
             ok = isinstance(sizes, (list, tuple)) and len(sizes) == 2 and all(_is_int(s) and s > 0 for s in sizes)
@@ -355,6 +360,24 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             hint = f"; sizes that do: {', '.join(map(str, divisors))}" if divisors else ""
             _require(size % cell == 0, "mask_patch_size", f"{cell} does not divide the image_size {size}{hint}")
         self.masked_cells(self.mask_grid)
+
+
+def default_cell(size: int) -> int:
+    """The side of a cell of the mask for images of this side, both in pixels: the largest up to 32 that divides it
+    into 6 cells or more.
+
+    Raises:
+        ValueError: naming `mask_patch_size`, if that would be tiny cells, more than 48 in a row.
+    """
+    cell = max((d for d in range(1, min(LARGEST_CELL, size // FEWEST_CELLS) + 1) if size % d == 0), default=0)
+    fits = cell and size // cell <= MOST_CELLS
+    _require(
+        bool(fits),
+        "mask_patch_size",
+        f"no usual size of a cell divides the image_size {size}; give --mask_patch_size, or an image_size that is a "
+        "multiple of 16",
+    )
+    return cell
 
 
 def _pair(size) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 and its row alone, never on global state, workers, processes or what came before; which sample comes when is `order`'s.
 """
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch.utils import data as torch_data
 
 from .decoding import BrokenImage
+from .held_out import spread_rows
 from .order import Layout, MixedOrder, PassOrder, RepeatedOrder, StreamBatches, record
 from .sources import DatasetSource, MixedSource, RowSource
 from .transforms import PreTrainTransform, generators_kept, seed_generators
@@ -70,6 +72,15 @@ class ImageSamples(torch_data.Dataset):
     def first(self, count: int) -> list[dict[str, torch.Tensor]]:
         """The samples of the first rows."""
         return self.__getitems__(list(range(min(count, len(self)))))
+
+    def spread(self, count: int) -> tuple[list[dict[str, torch.Tensor]], list[str]]:
+        """Samples from all over the data, broken images left out, and what to call each."""
+        samples, names = [], []
+        for row in spread_rows(count, self.source.units).tolist():
+            with contextlib.suppress(BrokenImage):
+                samples.append(self[row])
+                names.append(self.name(row))
+        return samples, names
 
     def order(self, total_batch: int, layouts: list[dict] | None = None) -> PassOrder | MixedOrder:
         """In which order to train on the samples. `layouts` are those of a run that goes on; see `Layout`."""

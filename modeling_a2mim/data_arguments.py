@@ -12,11 +12,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from .data import ImageSamples
 from .decoding import MAX_PIXELS
+from .held_out import hold_out, sample_of
 from .loading import find_column, find_validation_split, load_images
 from .order import mix_counts
 from .sources import DatasetSource, MixedSource, RowSource
 
 
+EVALUATED = 256  # images that pre-training is evaluated on, where none are named
 BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
 
 
@@ -156,20 +158,31 @@ class DataArguments:
     def samples(self, dataset, transform, seed: int, label_column: str | None = None) -> ImageSamples:
         """A dataset and a transform as what the trainer reads."""
         column = None
-        if not isinstance(dataset, MixedSource):
+        if getattr(dataset, "columns", None) is None:  # those of a mix are chosen already
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
-        if isinstance(dataset, datasets.Dataset):
-            dataset = DatasetSource(dataset, retries=self.read_retries)
-            dataset.folders = [folder for folder in (self.validation_dir, *self.sources) if folder]
+        source = self.source(dataset)
         return ImageSamples(
-            dataset, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
+            source, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
         )
+
+    def source(self, dataset: datasets.Dataset | RowSource) -> RowSource:
+        """What `load` gave, as rows that can be read by their number."""
+        if not isinstance(dataset, datasets.Dataset):
+            return dataset
+        source = DatasetSource(dataset, retries=self.read_retries)
+        source.folders = [folder for folder in (self.validation_dir, *self.sources) if folder]
+        return source
 
 
 @dataclass
 class PreTrainingDataArguments(DataArguments):
-    """Where images come from, and how they are augmented."""
+    """Where images come from, which of them are held out, and how they are augmented."""
 
+    holdout: int | None = helped(
+        None,
+        "Leave so many images, from all over the training data, out of training, and evaluate on them. Without it "
+        "and without images for evaluation, the model is evaluated on some of the training images.",
+    )
     hflip: float = helped(0.5, "Share of images that are mirrored left to right.")
     vflip: float = helped(0.0, "Share of images that are mirrored top to bottom.")
     rotate90: bool = helped(False, "Turn images by 0, 90, 180 or 270 degrees.")
@@ -180,11 +193,28 @@ class PreTrainingDataArguments(DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.holdout is not None and self.holdout < 1:
+            raise ValueError(f"holdout: must be at least 1, got {self.holdout}")
+        if self.holdout is not None and (self.validation_dir or self.validation_split):
+            raise ValueError("holdout: give either it or images for evaluation (--validation_dir, --validation_split)")
         for name in ("hflip", "vflip", "grayscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.color_jitter < math.inf:
             raise ValueError(f"color_jitter: must be a finite number of at least 0, got {self.color_jitter}")
+
+    def load_both(self, token: str | None = None) -> tuple:
+        """What to train on, what to evaluate on (there always is something), and what the latter is, in words for the
+        card: `None` for a split that the user named. Raises as `load`."""
+        train, evaluation = self.load(train=True, token=token), self.load(train=False, token=token)
+        if evaluation is not None:
+            return train, evaluation, None
+        train = self.source(train)
+        if self.holdout is not None:
+            train, evaluation = hold_out(train, self.holdout)
+            return train, evaluation, f"{len(evaluation):,} images held out of training"
+        evaluation = sample_of(train, EVALUATED)
+        return train, evaluation, f"{len(evaluation):,} of the training images"
 
     def augmentation(self) -> dict:
         """The augmentation beside crops, as keyword arguments of PreTrainTransform."""

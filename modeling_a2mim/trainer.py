@@ -13,9 +13,11 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, HubStrategy
 from transformers.utils import PushInProgress
 
+from .advice import what_to_change
+from .analysis.baselines import masked_errors, summarise_errors
 from .callbacks import (
     ExampleCallback,
     MetricsCallback,
@@ -51,6 +53,10 @@ logger = logging.getLogger("a2mim")
 LOSS_TERMS = ("spatial_loss", "frequency_loss")
 
 
+def _reconstruction_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return summarise_errors(torch.as_tensor(prediction.predictions))
+
+
 class A2MIMTrainer(Trainer):
     """Pre-train an `A2MIMForPreTraining` or fine-tune an `A2MIMForImageClassification`; arguments as `Trainer`'s, and
 
@@ -58,6 +64,7 @@ class A2MIMTrainer(Trainer):
         picture_samples: samples (dicts with pixel_values and bool_masked_pos) whose reconstructions are shown in
             `output_dir/reconstructions/step-N.png` every `args.reconstruction_steps`, and at the end in
             `output_dir/reconstruction.png`. For a classifier: one sample, shown in `output_dir/example.png`.
+        picture_names: what to call them there.
         pretraining_model: for a classifier, the model it was made from, exported beside it.
         provenance: what the model card says of data and origin (`records.describe_run`).
     """
@@ -66,6 +73,7 @@ class A2MIMTrainer(Trainer):
         self,
         *args,
         picture_samples=None,
+        picture_names: list[str] | None = None,
         pretraining_model: A2MIMForPreTraining | None = None,
         provenance: dict | None = None,
         **kwargs,
@@ -88,13 +96,17 @@ class A2MIMTrainer(Trainer):
         for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
             if self.pop_callback(usual):
                 self.add_callback(readable)
-        if isinstance(self.model, A2MIMForPreTraining):
-            # Evaluation needs to know that a loss can be had from pixels alone, and to keep nothing but the loss.
-            self.label_names = ["pixel_values"]
-            self.args.prediction_loss_only = True
+        self.reconstructs = isinstance(self._unwrapped(), A2MIMForPreTraining)
+        if self.reconstructs:
+            self.can_return_loss = True  # from pixels alone
+            self.compute_metrics = self.compute_metrics or _reconstruction_metrics
         if picture_samples:
-            made = ReconstructionCallback if isinstance(self.model, A2MIMForPreTraining) else ExampleCallback
-            self.add_callback(made(default_data_collator(picture_samples)))
+            batch = default_data_collator(picture_samples)
+            self.add_callback(
+                ReconstructionCallback(batch, picture_names) if self.reconstructs else ExampleCallback(batch)
+            )
+        if self.train_dataset is not None and hasattr(self.train_dataset, "__len__"):
+            self.args.choose_length(len(self.train_dataset))
 
     push_in_progress: PushInProgress | None = None
 
@@ -199,6 +211,18 @@ class A2MIMTrainer(Trainer):
 
     # Loss and optimiser
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Of a pre-training model, as predictions, the errors of each image (`baselines.masked_errors`) beside the
+        loss; reconstructions of a whole data set would be too much to keep."""
+        if not self.reconstructs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        images, mask = inputs["pixel_values"], outputs["bool_masked_pos"]
+        errors = masked_errors(outputs["reconstruction"], images, mask, self._unwrapped().config)
+        return loss.mean().detach(), errors, errors  # Trainer computes metrics only where there are labels
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         transform = getattr(self.train_dataset, "transform", None)
         if model.training and isinstance(transform, PreTrainTransform):  # whose masks all have as many cells
@@ -267,12 +291,37 @@ class A2MIMTrainer(Trainer):
             evaluation = self.evaluate()
             self.save_metrics("eval", evaluation)
             metrics |= evaluation
+            self._compare(evaluation)
             metrics |= self.conclude()
         if self.args.push_to_hub:
             self.push_to_hub()
         elif self.args.should_save:
             self.describe(self.args.output_dir)  # with the evaluation
         return metrics
+
+    def _compare(self, metrics: dict[str, float]):
+        """Say how far from trivial the reconstructions are."""
+        if "eval_mean_fill_psnr" not in metrics:
+            return
+        found, mean, blur = (metrics[f"eval_{name}_psnr"] for name in ("masked", "mean_fill", "blur"))
+        logger.info(
+            "masked pixels of %s: PSNR %.1f dB; of their images' mean colour %.1f dB, of a blur of the visible pixels "
+            "%.1f dB",
+            self.provenance.get("evaluation_data") or "the evaluation images",
+            found,
+            mean,
+            blur,
+        )
+        if found <= mean:
+            logger.warning(
+                "the model reconstructs masked pixels no better (%.1f dB) than the mean colour of each image does "
+                "(%.1f dB): it has not learned to. It had %d steps at a learning rate of up to %g; %s",
+                found,
+                mean,
+                self.state.global_step,
+                self.args.learning_rate,
+                what_to_change(self.args, len(self.train_dataset), self.state.global_step),
+            )
 
     def conclude(self) -> dict[str, float]:
         """What else is measured and drawn after the last evaluation, before the card is written; further metrics."""

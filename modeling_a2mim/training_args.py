@@ -16,6 +16,9 @@ from .recipes import recipe_names
 logger = logging.getLogger("a2mim")
 
 LOGGING_STEPS, LEAST_LOGS = 50, 20
+# Rates and lengths that learn, by measurement: benchmarks/results/rates.md.
+PRETRAINING_RATE, PRETRAINING_BATCH = 2e-3, 64
+AUTO_STEPS, AUTO_EPOCHS = 2000, (3, 400)
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
@@ -33,12 +36,19 @@ class A2MIMTrainingArguments(TrainingArguments):
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
+    num_train_epochs: str = field(
+        default="auto",
+        metadata={"help": "Passes over the data; auto: as many as give enough steps to learn from, see the log."},
+    )
     learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate; if not given, base_learning_rate * total batch size / 256."},
+        metadata={"help": "Learning rate; if not given, one that learns with the total batch size, see the log."},
     )
-    base_learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "Learning rate for a total batch of 256 images (the paper's for CNNs)."}
+    base_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate for a total batch of 256 images, scaled linearly with it (the paper's rule)."
+        },
     )
     total_train_batch_size: int | None = field(
         default=None,
@@ -105,6 +115,8 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.timm_optim = self._find_timm_optim()
+        self.length_given = str(self.num_train_epochs) != "auto"
+        self.num_train_epochs = self._read_epochs()
         self.logging_steps_given = self.logging_steps is not None
         if not self.logging_steps_given:
             self.logging_steps = LOGGING_STEPS
@@ -134,6 +146,40 @@ class A2MIMTrainingArguments(TrainingArguments):
     def step_batch_size(self) -> int:
         """Images in an optimiser step, over all devices."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def usual_learning_rate(self) -> float:
+        """The rate at which encoders learn with this batch, measured (benchmarks/results/rates.md)."""
+        return PRETRAINING_RATE * min(1.0, self.step_batch_size / PRETRAINING_BATCH) ** 0.5
+
+    def usual_epochs(self, images: int) -> int:
+        """How many passes over so many images are enough to learn from: `AUTO_STEPS` steps, but at least 3 and at
+        most 400 passes."""
+        least, most = AUTO_EPOCHS
+        return min(most, max(least, math.ceil(AUTO_STEPS / math.ceil(images / self.step_batch_size))))
+
+    def choose_length(self, images: int):
+        """Set `num_train_epochs`, where it is to be chosen, for so many images, and say why."""
+        if self.length_given or self.max_steps > 0:
+            return
+        self.num_train_epochs = float(self.usual_epochs(images))
+        logger.info(
+            "num_train_epochs auto: %d passes over %s images in steps of %d, %s steps (%s steps teach an encoder to "
+            "reconstruct; at least %d and at most %d passes)",
+            self.num_train_epochs,
+            f"{images:,}",
+            self.step_batch_size,
+            f"{round(self.num_train_epochs) * math.ceil(images / self.step_batch_size):,}",
+            f"{AUTO_STEPS:,}",
+            *AUTO_EPOCHS,
+        )
+
+    def _read_epochs(self) -> float:
+        if not self.length_given:
+            return 3.0  # until the number of images is known
+        try:
+            return float(self.num_train_epochs)
+        except ValueError:
+            raise ValueError(f"num_train_epochs: expected a number or auto, got {self.num_train_epochs!r}") from None
 
     def choose_logging_steps(self, max_steps: int):
         """Set `logging_steps`, unless they were given, for a run of so many steps: 50, or fewer for 20 logs."""
@@ -165,9 +211,12 @@ class A2MIMTrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = wanted // at_once
         total = self.step_batch_size
         note = f"{total} images in a step ({self.gradient_accumulation_steps} x {at_once})"
-        if self.learning_rate is None:
+        if self.learning_rate is None and self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * total / 256
             return f"{note}; learning rate {self.learning_rate:g}, from {self.base_learning_rate:g} for 256"
+        if self.learning_rate is None:
+            self.learning_rate = self.usual_learning_rate()
+            return f"{note}; learning rate {self.learning_rate:g}, the usual one for so many"
         if wanted in (None, total):
             return f"{note}; learning rate {self.learning_rate:g} as given"
         given, ratio = self.learning_rate, total / wanted

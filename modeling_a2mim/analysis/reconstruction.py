@@ -74,19 +74,22 @@ def reconstruction_quality(images: dict[str, torch.Tensor], bool_masked_pos: tor
 
     Returns:
         For each image `psnr` (dB) and `ssim` (at most 1) of the pasted image, by scikit-image, with the Gaussian
-        window of Wang et al., 2004; and `masked_psnr` (dB) of its masked pixels alone, which does not rise because
-        fewer are masked. A perfect image has a PSNR of infinity; images of sides below 11 px have an SSIM of NaN.
+        window of Wang et al., 2004; `masked_psnr` (dB) of its masked pixels alone, which does not rise because fewer
+        are masked; and `mean_fill_psnr`, the same of the mean colour of the image. A perfect image has a PSNR of
+        infinity; images of sides below 11 px have an SSIM of NaN.
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     originals, pasted = (images[name].double().numpy() for name in ("original", "pasted"))
     masks = pixel_mask(bool_masked_pos.cpu(), originals.shape[-2:]).expand(images["original"].shape).numpy()
+    fills = fill_masked(images["original"].double(), bool_masked_pos.cpu()).numpy()
     found = []
-    for original, guess, mask in zip(originals, pasted, masks, strict=True):
+    for original, guess, fill, mask in zip(originals, pasted, fills, masks, strict=True):
         with np.errstate(divide="ignore"):  # of no error
             quality = {
                 "psnr": peak_signal_noise_ratio(original, guess, data_range=1),
                 "masked_psnr": peak_signal_noise_ratio(original[mask], guess[mask], data_range=1),
+                "mean_fill_psnr": peak_signal_noise_ratio(original[mask], fill[mask], data_range=1),
             }
         quality["ssim"] = float("nan")
         if min(original.shape[1:]) >= SSIM_WINDOW:
@@ -130,20 +133,25 @@ def error_spectrum(images: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndar
 
 
 def panel(
-    images: dict[str, torch.Tensor], quality: Sequence[dict[str, float]] | None = None, title: str | None = None
+    images: dict[str, torch.Tensor],
+    quality: Sequence[dict[str, float]] | None = None,
+    title: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Image.Image:
     """One row for each image, one labelled column for each of `COLUMNS`. Images smaller than 112 px are enlarged; of
     images that are neither grey nor RGB the first channel is shown.
 
     Args:
         images: of `reconstruct`.
-        quality: of `reconstruction_quality`, written beneath the pasted images.
+        quality: of `reconstruction_quality`: the PSNR of the masked pixels, filled with the mean and reconstructed, is
+            written beneath the images.
         title: written above all.
+        names: of the images, written beneath the originals; the end of those that are too long.
     """
     count, _, height, width = images["original"].shape
     scale, gap, line = max(1, math.ceil(CELL / min(height, width))), 4, 14
     cell = (width * scale, height * scale)
-    top, step = line * (1 + (title is not None)) + 2, cell[1] + gap + (line if quality else 0)
+    top, step = line * (1 + (title is not None)) + 2, cell[1] + gap + (line if quality or names else 0)
     sheet = Image.new("RGB", (len(COLUMNS) * (cell[0] + gap) + gap, top + gap + count * step), "white")
     draw = ImageDraw.Draw(sheet)
     if title is not None:
@@ -154,18 +162,34 @@ def panel(
         for row in range(count):
             tile = to_picture(images[name][row]).resize(cell, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, top + gap + row * step))
+    captions = [(row, 0, _fitting(draw, name, cell[0])) for row, name in enumerate(names or ())]
     for row, values in enumerate(quality or ()):
-        text = f"{values['psnr']:.1f} dB, SSIM {values['ssim']:.2f}"
-        draw.text((gap + 3 * (cell[0] + gap), top + gap + row * step + cell[1]), text, fill="black")
+        captions.append((row, 1, f"mean fill {values['mean_fill_psnr']:.1f} dB"))
+        captions.append((row, 3, f"{values['masked_psnr']:.1f} dB, SSIM {values['ssim']:.2f}"))
+    for row, column, text in captions:
+        draw.text((gap + column * (cell[0] + gap), top + gap + row * step + cell[1]), text, fill="black")
     return sheet
 
 
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """The end of a text that fits into a width in pixels; without what the font of Pillow cannot draw."""
+    text, shown = text.encode("latin-1", "replace").decode("latin-1"), 0
+    while shown < len(text) and draw.textlength(text[-shown - 1 :]) <= width:
+        shown += 1
+    return text if shown == len(text) else f"..{text[len(text) - max(0, shown - 2) :]}"
+
+
 def reconstruction_picture(
-    model: A2MIMForPreTraining, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor, max_images: int = 8
+    model: A2MIMForPreTraining,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor,
+    max_images: int = 8,
+    names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """The panel of at most `max_images` images, with their PSNR and SSIM; arguments as for `reconstruct`."""
+    """The panel of at most `max_images` images, with names and quality; arguments as for `reconstruct` and `panel`."""
     images = reconstruct(model, pixel_values[:max_images], bool_masked_pos[:max_images])
-    return panel(images, reconstruction_quality(images, bool_masked_pos[:max_images]))
+    quality = reconstruction_quality(images, bool_masked_pos[:max_images])
+    return panel(images, quality, names=None if names is None else names[:max_images])
 
 
 def main(argv: list[str] | None = None):
