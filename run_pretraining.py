@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
-from modeling_a2mim.data_arguments import DataArguments
+from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> dict:
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
-    arguments = (PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments)
+    arguments = (PreTrainingModelArguments, PreTrainingDataArguments, A2MIMTrainingArguments)
     model_args, data_args, args = parse(*arguments, argv, "run_pretraining.py")
     config = None if model_args.model_name_or_path else model_args.config()
     train = data_args.load(train=True, token=args.hub_token)
@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> dict:
         provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:
         model = A2MIMForPreTraining(config)
-    crop = PreTrainTransform(config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels)
+    crop = PreTrainTransform(
+        config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **data_args.augmentation()
+    )
     whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
     seed = args.seed if args.data_seed is None else args.data_seed
     train_samples = data_args.samples(train, crop, seed)

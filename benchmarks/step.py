@@ -47,6 +47,7 @@ ENCODERS = {
 }
 ENCODER, DECODER, OURS = "encoder", "encoder + decoder", "A2MIM"
 PLAIN, OFFICIAL = "A2MIM, whole reconstruction", "A2MIM, loss as in the official code"
+MULTISCALE = "A2MIM, multi-scale decoder"  # of encoders with maps of several resolutions, so not of a ViT
 THEIR_ENCODER, THEIRS = "transformers' ViTModel", "ViTForMaskedImageModeling"
 
 
@@ -90,7 +91,7 @@ class Ours(nn.Module):
         self.model, self.kind, self.config = model, kind, model.config
 
     def forward(self, pixel_values, mask):
-        if self.kind == OURS:  # as A2MIMTrainer calls it
+        if self.kind in (OURS, MULTISCALE):  # as A2MIMTrainer calls it
             return self.model(pixel_values, mask, num_masked=self.config.num_masked).loss
         if self.kind == PLAIN:
             return self.model(pixel_values, mask).loss
@@ -174,6 +175,9 @@ def variants(name: str, args) -> dict[str, Variant]:
         models[kind] = Ours(model, kind) if kind in (OURS, PLAIN, OFFICIAL) else Floor(model, kind == DECODER)
     if name.startswith("vit_base"):
         models |= {kind: Theirs(kind) for kind in (THEIR_ENCODER, THEIRS)}
+    else:
+        multiscale = A2MIMConfig.from_dict({**config.to_dict(), "decoder": "multiscale"})
+        models[MULTISCALE] = Ours(A2MIMForPreTraining(multiscale), MULTISCALE)
     return {kind: Variant(model, config, args) for kind, model in models.items()}
 
 

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from .decoding import MODES
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
 
@@ -57,6 +58,7 @@ def model_card(
         num_features=core.encoder.num_features,
         out_indices=four_stages(core),
         channels=config.num_channels,
+        mode=MODES.get(config.num_channels),
         files=files,
         facts=[(name, table_cell(value)) for name, value in _facts(model, core, record)],
         evaluation=evaluation_lines(record, classifier),
@@ -164,9 +166,21 @@ def _model_facts(model, core: A2MIMModel) -> list[tuple[str, object]]:
         facts += [
             ("mask", f"{config.num_masked} of {rows * columns} cells of {cell} px, filled with: {config.mask_fill}"),
             ("mask token", f"{config.mask_token_mode} at `{core.site.module}`"),
+            ("decoder", _decoder(model)),
             ("loss", loss),
         ]
     return facts
+
+
+def _decoder(model: A2MIMForPreTraining) -> str:
+    config, size = model.config, by_sides([model.config.decoder_kernel_size] * 2).replace(" ", "")
+    parameters = f"{sum(p.numel() for p in model.decoder.parameters()):,} parameters"
+    if config.decoder == "linear":
+        return f"one {size} convolution of the last feature map, {parameters}"
+    stages = model.a2mim.encoder.feature_info
+    strides = [stages[index]["reduction"] for index in model.decoder.indices]
+    read = f"the feature maps of {', '.join(map(str, strides))} and {model.a2mim.plan.stride} px a cell"
+    return f"multiscale, of {read}, predicts with a {size} convolution, {parameters}"
 
 
 def run_facts(record: dict) -> list[tuple[str, object]]:
@@ -264,7 +278,7 @@ def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
 def _limits(config, classifier: bool) -> list[str]:
     height, width = config.input_size
     images = (
-        f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor makes them so."
+        f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor resizes them."
     )
     bias = "What its training images lack, or show too often, shows in it; nobody tested it for that."
     if classifier:

@@ -226,8 +226,8 @@ def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
     Raises:
         ValueError: naming what is different, and both values.
     """
-    theirs = read_record(checkpoint)["settings"]
     ours = json.loads(json.dumps(settings(model)))  # as JSON gives them back
+    theirs = _completed(read_record(checkpoint)["settings"], ours)
     names = [name for name in theirs if theirs[name] != ours.get(name)]
     if names:
         made = " and ".join(f"{name} {_short(theirs[name])}" for name in names)
@@ -236,6 +236,15 @@ def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
             f"resume_from_checkpoint: {Path(checkpoint).name} was made with {made}, this run has {has}; go on with "
             "the same settings, or start another run in another output_dir"
         )
+
+
+def _completed(theirs: dict, ours: dict) -> dict:
+    """Settings of a checkpoint, with the defaults of fields that it has not because they were added since."""
+    fields = [name for name in A2MIMConfig.__annotations__ if name in ours and name not in theirs]
+    completed = theirs | {name: getattr(A2MIMConfig, name) for name in fields}
+    if theirs.get("backbone_config") and ours.get("backbone_config"):
+        completed["backbone_config"] = _completed(theirs["backbone_config"], ours["backbone_config"])
+    return completed
 
 
 def _finish_renaming(run_dir: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import set_seed
 
 from .analysis.corruptions import corruption_picture
-from .analysis.errors import confusion_matrix_picture, worst_examples_picture
+from .analysis.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .arguments import ClassifierArguments, folder_or_id
 from .cards import CONFUSION, ERRORS
 from .configuration_a2mim import A2MIMConfig
@@ -31,6 +31,7 @@ logger = logging.getLogger("a2mim")
 SUBSET = "subset.json"
 RESULTS = "results.json"
 TABLE = "results.md"
+ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
 
 
 @dataclass
@@ -263,11 +264,13 @@ def chosen_corruptions(given: list[str]) -> list[str]:
 
 
 def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMConfig, names: list[str]):
-    """Write confusion_matrix.png and worst_examples.png for a Trainer's prediction on `samples`."""
+    """Write confusion_matrix.png, errors.csv and worst_examples.png for a Trainer's prediction on `samples`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     logits, labels = prediction.predictions, prediction.label_ids
     confusion_matrix_picture(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
-    worst_examples_picture(samples, logits, labels, names, config.image_mean, config.image_std, Path(folder, ERRORS))
+    errors_table(logits, labels, names, Path(folder, ERROR_TABLE), samples.name)
+    looks = {"mean": config.image_mean, "std": config.image_std}
+    worst_examples_picture(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
 
 
 # Without training

@@ -63,6 +63,10 @@ class ImageSamples(torch_data.Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
+    def name(self, row: int) -> str:
+        """What to call a row in a picture or a table: its file, relative to the user's folder, or its number."""
+        return self.source.file_name(row) or f"row {row}"
+
     def first(self, count: int) -> list[dict[str, torch.Tensor]]:
         """The samples of the first rows."""
         return self.__getitems__(list(range(min(count, len(self)))))

@@ -1,5 +1,6 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,9 +160,41 @@ class DataArguments:
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
         if isinstance(dataset, datasets.Dataset):
             dataset = DatasetSource(dataset, retries=self.read_retries)
+            dataset.folders = [folder for folder in (self.validation_dir, *self.sources) if folder]
         return ImageSamples(
             dataset, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
         )
+
+
+@dataclass
+class PreTrainingDataArguments(DataArguments):
+    """Where images come from, and how they are augmented."""
+
+    hflip: float = helped(0.5, "Share of images that are mirrored left to right.")
+    vflip: float = helped(0.0, "Share of images that are mirrored top to bottom.")
+    rotate90: bool = helped(False, "Turn images by 0, 90, 180 or 270 degrees.")
+    color_jitter: float = helped(
+        0.0, "Strength of colour jitter, as timm's: brightness, contrast and (3 channels) saturation."
+    )
+    grayscale: float = helped(0.0, "Share of images of 3 channels that lose their colour.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("hflip", "vflip", "grayscale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.color_jitter < math.inf:
+            raise ValueError(f"color_jitter: must be a finite number of at least 0, got {self.color_jitter}")
+
+    def augmentation(self) -> dict:
+        """The augmentation beside crops, as keyword arguments of PreTrainTransform."""
+        names = ("hflip", "vflip", "rotate90", "color_jitter", "grayscale")
+        return {name: getattr(self, name) for name in names}
+
+    def provenance(self) -> dict:
+        used = {name: value for name, value in self.augmentation().items() if value}
+        words = [name if value is True else f"{name} {value:g}" for name, value in used.items()]
+        return {**super().provenance(), "augmentation": ", ".join(words) or "none"}
 
 
 @dataclass

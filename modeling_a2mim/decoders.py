@@ -14,9 +14,8 @@ FINEST_STRIDE = 4  # pixels per cell of the finest map that is read
 WIDTH = 64  # channels that every map is brought to
 
 
-def make_decoder(config: A2MIMConfig, plan: EncoderPlan, stages: list[dict]) -> tuple[nn.Module, int]:
-    """The decoder that `config.decoder` names, and the pixels per cell of what it gives; `stages` is the encoder's
-    `feature_info`.
+def make_decoder(config: A2MIMConfig, plan: EncoderPlan, encoder: nn.Module) -> tuple[nn.Module, int]:
+    """The decoder that `config.decoder` names, and the pixels per cell of what it gives.
 
     Raises:
         ValueError: naming `decoder`, if the encoder has not the maps that it needs.
@@ -24,6 +23,9 @@ def make_decoder(config: A2MIMConfig, plan: EncoderPlan, stages: list[dict]) -> 
     kernel = {"kernel_size": config.decoder_kernel_size, "padding": config.decoder_kernel_size // 2}
     if config.decoder == "linear":
         return nn.Conv2d(plan.map_layout.channels, plan.stride**2 * config.num_channels, **kernel), plan.stride
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ValueError(f"decoder: multiscale needs timm's forward_intermediates; {config.architecture} has none")
+    stages = list(encoder.feature_info)
     # Of stages with one stride the last; the last map of all is the one that `forward_features` gives.
     indices = {stage["reduction"]: i for i, stage in enumerate(stages) if stage["reduction"] >= FINEST_STRIDE}
     indices = [index for stride, index in sorted(indices.items()) if stride < plan.stride]
@@ -70,7 +72,18 @@ class MultiscaleDecoder(nn.Module):
 
 
 def _fusion() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.GELU())
+    return nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), _Norm(WIDTH), nn.GELU())
+
+
+class _Norm(nn.BatchNorm2d):
+    """Takes single values as well, which have no variance: the last batch of a pass may be one image, and the deepest
+    map of a small one is one cell."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training and features.numel() == features.shape[1]:
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(features, *statistics, self.weight, self.bias, eps=self.eps)
+        return super().forward(features)
 
 
 def init_decoder(decoder: nn.Module, module: nn.Module, std: float):

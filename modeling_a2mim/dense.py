@@ -3,7 +3,7 @@ is a folder of transformers (config.json, model.safetensors, preprocessor_config
 
 import json
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from .cards import (
 )
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import DataArguments, helped
+from .decoding import MODES
 from .encoders import NoValues
 from .export import SCRATCH, load_encoder, load_into_encoder, replace_files, resized_weights
 from .hub import PREDICTIONS
@@ -170,6 +171,7 @@ class DenseTrainer(A2MIMTrainer):
         task: what the card says of it.
         processing_class: the image processor that is written beside the model.
         draw: makes `predictions.png` from the trained model, which is in evaluation mode.
+        shown: the names of the images in it, from the top.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class DenseTrainer(A2MIMTrainer):
         task: DenseTask,
         processing_class: BaseImageProcessor,
         draw: Callable[[PreTrainedModel], Image.Image] | None = None,
+        shown: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(*args, processing_class=processing_class, **kwargs)
@@ -185,7 +188,7 @@ class DenseTrainer(A2MIMTrainer):
         self.model_accepts_loss_kwargs = False
         self.task = task
         if draw is not None:
-            self.add_callback(PredictionsCallback(draw))
+            self.add_callback(PredictionsCallback(draw, shown))
 
     def exported(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model in the form that users load; `model` itself if there is no better one."""
@@ -222,10 +225,11 @@ class DenseTrainer(A2MIMTrainer):
 
 
 class PredictionsCallback(TrainerCallback):
-    """Writes a picture of predictions when training ends."""
+    """Writes a picture of predictions when training ends, and the names of the images in it to a file of their own,
+    as the picture may be published."""
 
-    def __init__(self, draw: Callable[[PreTrainedModel], Image.Image]):
-        self.draw = draw
+    def __init__(self, draw: Callable[[PreTrainedModel], Image.Image], shown: Sequence[str] = ()):
+        self.draw, self.shown = draw, shown
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         training = model.training
@@ -233,7 +237,9 @@ class PredictionsCallback(TrainerCallback):
             picture = self.draw(model.eval())
         model.train(training)
         if state.is_world_process_zero:
-            picture.save(Path(args.output_dir) / PREDICTIONS)
+            path = Path(args.output_dir) / PREDICTIONS
+            picture.save(path)
+            path.with_suffix(".txt").write_text("".join(f"{name}\n" for name in self.shown), encoding="utf-8")
 
 
 def dense_card(
@@ -291,6 +297,7 @@ def dense_card(
         task=task,
         plain=plain,
         channels=config.num_channels,
+        mode=MODES.get(config.num_channels),
         files=files,
         facts=[(name, table_cell(value)) for name, value in facts],
         evaluation=evaluation_lines(record, True),

@@ -259,7 +259,7 @@ def run(
     train_samples = data_args.samples(
         train, make(annotations, flip=data_args.horizontal_flip), seed, label_column=column
     )
-    eval_samples, draw = None, None
+    eval_samples, draw, names = None, None, []
     if validation is None:
         args.without_evaluation()
     else:
@@ -269,7 +269,9 @@ def run(
                 f"validation_dir: its classes {eval_annotations.names} are not those trained on, {annotations.names}"
             )
         eval_samples = data_args.samples(validation, make(eval_annotations, train=False), seed, eval_column)
-        draw = functools.partial(draw_predictions, samples=eval_samples.first(PICTURES), canvas=sizes.canvas)
+        shown = eval_samples.first(PICTURES)
+        draw = functools.partial(draw_predictions, samples=shown, canvas=sizes.canvas)
+        names = [eval_samples.name(row) for row in range(len(shown))]
     logger.info(
         "%s: %s trainable parameters; %d classes; %s training images",
         model.config.architecture,
@@ -286,6 +288,7 @@ def run(
         task=SEGMENTER if masks else DETECTOR,
         processing_class=sizes.processor(model.config),
         draw=draw,
+        shown=names,
         provenance={
             "task": model_args.task,
             **data_args.provenance(),

@@ -30,7 +30,7 @@ from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, PRETRAINING_CONFIG, eval_
 from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
-from .hub import push_folder
+from .hub import SHOWING_DATA, push_folder
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
 from .records import RECORD_FILE, earlier_runs
 
@@ -38,6 +38,7 @@ from .records import RECORD_FILE, earlier_runs
 PRETRAINING_FOLDER = "pretraining"
 EVAL_RESULTS_FOLDER = ".eval_results"
 SCRATCH = ".export-"
+SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
 # Keys of timm's pretrained_cfg that still hold for new weights (where they came from does not).
 KEPT_CFG = ("pool_size", "first_conv", "classifier", "crop_mode", "fixed_input_size")
 
@@ -348,8 +349,10 @@ def main(argv: list[str] | None = None):
             done = push_folder(exported, metadata=metadata, pictures_of_data=not args.pop("no_pictures"), **args)
             if dry_run:
                 sizes = [(name, (exported / name).stat().st_size) for name in done]
-                lines = [f"{size:>15,} {name}" for name, size in sizes]
+                lines = [f"{size:>15,} {name}{SHOWS if name in SHOWING_DATA else ''}" for name, size in sizes]
                 lines.append(f"{sum(size for _, size in sizes):>15,} bytes would go to {args['repo_id']}")
+                if any(name in SHOWING_DATA for name in done):
+                    lines.append("* shows images of the data: --no_pictures leaves it out")
                 print("\n".join(lines))
             else:
                 print(done.pr_url or done.commit_url)

@@ -282,7 +282,7 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
         self.a2mim = A2MIMModel(config, use_mask_token=True)
-        self.decoder, self.stride = make_decoder(config, self.a2mim.plan, list(self.a2mim.encoder.feature_info))
+        self.decoder, self.stride = make_decoder(config, self.a2mim.plan, self.a2mim.encoder)
         self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
         self.post_init()
 

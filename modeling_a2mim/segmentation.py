@@ -436,6 +436,7 @@ def run(
         names=names,
         ignore_index=data_args.ignore_index,
         draw=Predictions(shown, names) if shown else None,
+        shown=[eval_samples.name(row) for row in range(len(shown))],
         provenance={"task": model_args.task, **data_args.provenance(), **model_args.origin(args.hub_token)},
     )
     metrics = trainer.run()

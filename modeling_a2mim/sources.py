@@ -69,6 +69,19 @@ def is_remote(path: str) -> bool:
     return "://" in path or "::" in path
 
 
+def relative_name(path: str, folders: Sequence[str]) -> str:
+    """A path or URL without what only this machine knows of it: relative to the first of these folders that it is in,
+    else its last folder and name."""
+    if not is_remote(path):
+        for folder in folders:
+            root, place = (os.path.abspath(os.path.expanduser(p)) for p in (folder, path))
+            if place.startswith(root.rstrip(os.sep) + os.sep):
+                return os.path.relpath(place, root)
+        if not os.path.isabs(path):  # as a dataset stores it
+            return path
+    return "/".join(path.split("/")[-2:])
+
+
 def open_file(path: str, storage_options: dict):
     """A binary file, local or remote. Opened by each process for itself: remote file systems do not survive a fork."""
     if not is_remote(path):
@@ -88,8 +101,10 @@ class RowSource(abc.ABC):
         units_open: how many units are kept in memory.
         retries: further attempts to read what could not be read.
         storage_options: of fsspec, for remote files.
+        folders: beside `name`, what `file_name` may be relative to.
     """
 
+    folders: Sequence[str] = ()
     row_bytes = 0.0
     remote = False  # from another machine: rows may not name files of this one
 
@@ -136,6 +151,11 @@ class RowSource(abc.ABC):
     def describe(self, row: int) -> str:
         """What to call a row in a message."""
         return f"row {row} of {self.name}"
+
+    def file_name(self, row: int) -> str | None:
+        """Where a row is stored, relative to the folder that the user named: nothing in it says where that is on this
+        machine. `None` if it has no name."""
+        return None
 
     def source_of(self, row: int) -> str:
         """The name of the source of a row."""
@@ -191,6 +211,7 @@ class DatasetSource(RowSource):
     def take(self, count):
         rows = self.dataset.take(min(count, len(self)))
         taken = DatasetSource(rows, self.name, self.storage_options, retries=self.retries)
+        taken.folders = self.folders
         return taken.select(*self.columns) if self.columns else taken
 
     def read(self, rows):
@@ -199,10 +220,17 @@ class DatasetSource(RowSource):
         labels = found[label] if label else [None] * len(rows)
         return list(zip(map(self._image, found[image]), labels, strict=True))
 
-    def describe(self, row):
+    def _path(self, row: int) -> str | None:
         value = self._rows[int(row)][self.columns[0]]
-        path = value.get("path") if isinstance(value, dict) else None
+        return value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
+
+    def describe(self, row):
+        path = self._path(row)
         return f"row {row} of {self.name}" + (f", {path}" if path else "")
+
+    def file_name(self, row):
+        path = self._path(row)
+        return relative_name(path, [*self.folders, self.name]) if path else None
 
 
 class ShardedSource(RowSource):
@@ -309,6 +337,11 @@ class ParquetSource(ShardedSource):
         [(unit, place)] = self._find([row])
         return f"row {place} of {self._describe_unit(unit)}"
 
+    def file_name(self, row):
+        [(unit, place)] = self._find([row])
+        file, group = self.groups[unit]
+        return f"row {place} of {relative_name(self.files[file], [self.name])}, row group {group}"
+
 
 class TarSource(ShardedSource):
     """WebDataset tars: the files whose names are equal up to the first dot of the last part make up a sample. The tars
@@ -405,6 +438,11 @@ class TarSource(ShardedSource):
         index, first, _ = self.runs[unit]
         return f"sample {first + place} of {self.files[index]}"
 
+    def file_name(self, row):
+        [(unit, place)] = self._find([row])
+        index, first, _ = self.runs[unit]
+        return f"sample {first + place} of {relative_name(self.files[index], [self.name])}"
+
 
 class MixedSource(RowSource):
     """The rows of several sources, one after the other.
@@ -466,6 +504,10 @@ class MixedSource(RowSource):
     def describe(self, row):
         index, own = self._find(row)
         return self.sources[index].describe(own)
+
+    def file_name(self, row):
+        index, own = self._find(row)
+        return self.sources[index].file_name(own)
 
     def source_of(self, row):
         return self.sources[self._find(row)[0]].name

@@ -1,4 +1,5 @@
-"""What becomes of an image: crop, flip, normalisation and mask for pre-training; timm's transforms for fine-tuning."""
+"""What becomes of an image: crop, augmentation, normalisation and mask for pre-training; timm's transforms for
+fine-tuning."""
 
 import contextlib
 import math
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from .configuration_a2mim import A2MIMConfig
 from .decoding import MAX_PIXELS, open_image, resized_crop, to_pixels, upright, upright_size
@@ -39,14 +41,23 @@ def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[in
 
 
 class PreTrainTransform:
-    """Random resized crop, flip, normalisation, and a mask (the paper's augmentation); or for evaluation only a resize
-    of the whole image. What is drawn comes from torch's generator, and does not depend on how an image is decoded.
+    """Random resized crop, flip, normalisation, and a mask (the paper's augmentation), and more if asked for; or for
+    evaluation only a resize of the whole image. What is drawn comes from torch's generator, and does not depend on how
+    an image is decoded; crop, flip and mask are the same whatever else is drawn.
 
     Args:
         config: image size, channels, normalisation and mask.
         crop_scale: smallest and largest share of the image's area that a crop covers.
-        train: whether to crop and flip.
+        train: whether to crop and augment.
         max_pixels: larger images are refused.
+        hflip, vflip: shares of images that are mirrored left to right, and top to bottom.
+        rotate90: whether to turn images by 0, 90, 180 or 270 degrees.
+        color_jitter: brightness, contrast and saturation are multiplied by up to 1 ± this; of images of other than 3
+            channels, brightness and contrast of all channels alike.
+        grayscale: share of images of 3 channels that lose their colour.
+
+    Raises:
+        ValueError: naming `grayscale`, if it is for images of another number of channels.
     """
 
     def __init__(
@@ -55,9 +66,22 @@ class PreTrainTransform:
         crop_scale: tuple[float, float] = (0.8, 1.0),
         train: bool = True,
         max_pixels: int = MAX_PIXELS,
+        *,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        rotate90: bool = False,
+        color_jitter: float = 0.0,
+        grayscale: float = 0.0,
     ):
         self.config, self.crop_scale, self.train, self.max_pixels = config, crop_scale, train, max_pixels
         self.size, self.num_channels = config.input_size, config.num_channels
+        if grayscale and self.num_channels != 3:
+            raise ValueError(f"grayscale: is for images of 3 channels, this model takes {self.num_channels}")
+        self.hflip, self.vflip, self.rotate90, self.grayscale = hflip, vflip, rotate90, grayscale
+        self.jitter = None
+        if color_jitter:
+            self.jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter if self.num_channels == 3 else 0)
+        self.augments = bool(vflip or rotate90 or color_jitter or grayscale)  # beyond crop and flip
         self.mask_grid, self.num_masked = config.mask_grid, config.num_masked  # a config's properties are slow
         self.mean, self.std = (torch.tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
         self._constants: dict[torch.device, tuple] = {}
@@ -89,12 +113,28 @@ class PreTrainTransform:
         box, flip = (0, 0, height, width), False
         if self.train:
             box = random_crop(height, width, self.crop_scale)
-            flip = torch.rand(1).item() < 0.5
-        pixels = resized_crop(image, box, self.size, self.num_channels)
-        return {
-            "pixel_values": pixels.flip(-1) if flip else pixels,
-            "bool_masked_pos": random_mask(1, self.mask_grid, self.num_masked)[0],
-        }
+            flip = torch.rand(1).item() < self.hflip
+        mask = random_mask(1, self.mask_grid, self.num_masked)[0]
+        # Drawn last, and all of it if any is needed, so that nothing depends on what else is in use.
+        down, turn, grey = torch.rand(3).tolist() if self.train and self.augments else (1.0, 0.0, 1.0)
+        turns = int(4 * turn) if self.rotate90 else 0
+        # A crop that will be turned is resized to the size turned back, so that turning it stretches nothing. It need
+        # not be drawn anew for that: `ASPECT_RATIO` is the same for a crop and for the same one turned.
+        pixels = resized_crop(image, box, self.size[::-1] if turns % 2 else self.size, self.num_channels)
+        pixels = pixels.flip(-1) if flip else pixels
+        pixels = pixels.flip(-2) if down < self.vflip else pixels
+        pixels = pixels.rot90(turns, (-2, -1)) if turns else pixels
+        if self.train and self.jitter is not None:
+            pixels = self._jittered(pixels)
+        if grey < self.grayscale:
+            pixels = v2.functional.rgb_to_grayscale(pixels, num_output_channels=3)
+        return {"pixel_values": pixels, "bool_masked_pos": mask}
+
+    def _jittered(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.num_channels in (1, 3):
+            return self.jitter(pixels)
+        # torchvision knows no others: all channels are shown to it as one, so that they share a mean.
+        return self.jitter(pixels.reshape(1, -1, pixels.shape[-1])).reshape(pixels.shape)
 
     def normalize(self, pixel_values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised to float32. `out`: a

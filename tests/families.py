@@ -14,6 +14,7 @@ FAMILIES = {
     "swin": {"architecture": "swin_tiny_patch4_window7_224", "model_args": SMALL_SWIN},
     "efficientnet": {"architecture": "test_efficientnet"},
 }
+HIERARCHICAL = ["resnet", "convnext", "swin", "efficientnet"]
 
 
 def family_config(family: str, **kwargs) -> A2MIMConfig:

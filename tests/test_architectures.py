@@ -18,7 +18,7 @@ from modeling_a2mim.architectures import Row, counts, examine, main, write
 from modeling_a2mim.encoders import NoValues
 from modeling_a2mim.export import export_model, load_into_encoder
 from modeling_a2mim.hub import push_folder
-from modeling_a2mim.masking import tensors_in
+from modeling_a2mim.masking import random_mask, tensors_in
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,6 +139,11 @@ QUICK = [
     "xcit_nano_12_p8_224",
 ]
 assert set(QUICK) <= set(NAMES)
+# Of one resolution, which the multiscale decoder is not for.
+ISOTROPIC = ["convit_tiny", "convmixer_768_32", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_dinov3_qkvb"]
+ISOTROPIC += ["gmlp_ti16_224", "test_vit_relpos", "xcit_nano_12_p8_224"]
+# Pre-trained with it in `make test`: two whose maps are tokens, one of NHWC, one without a last map of its own.
+QUICK_MULTISCALE = ["efficientvim_m1", "hiera_tiny_224", "levit_128s", "test_mambaout"]
 # Other images than squares of 128 px with 3 channels.
 OTHERS = {
     "grey": {
@@ -164,9 +169,9 @@ def configuration(name: str, **kwargs) -> A2MIMConfig:
     return A2MIMConfig.for_architecture(name, **settings)
 
 
-def pretrain(name: str, folder) -> A2MIMForPreTraining:
+def pretrain(name: str, folder, **kwargs) -> A2MIMForPreTraining:
     """One step, looked at from all sides; then it is exported to `folder`, and read again from there."""
-    config = configuration(name)
+    config = configuration(name, **kwargs)
     model = A2MIMForPreTraining(config).train()
     token, site = model.a2mim.mask_token, model.a2mim.site
     images = torch.randn(2, config.num_channels, *config.input_size)
@@ -177,6 +182,7 @@ def pretrain(name: str, folder) -> A2MIMForPreTraining:
     assert token.token.grad.any()
     gradients = [parameter.grad for parameter in model.a2mim.encoder.parameters()]
     assert sum(g is not None for g in gradients) > 0.8 * len(gradients)  # not those of heads and last norms
+    assert all(parameter.grad.any() for parameter in model.decoder.parameters())
     torch.optim.SGD(model.parameters(), 1e-3).step()
     model.zero_grad()
 
@@ -238,13 +244,42 @@ def strangers(request, published, module_hub, tmp_path_factory):
     return out, json.loads((out / "told.json").read_text())
 
 
-def marked(names):
-    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
+def marked(names, quick=QUICK):
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("name", [*marked(NAMES), *OTHERS])
 def test_pretrains(name, pretrained):
     pretrained(name)
+
+
+@pytest.mark.parametrize("name", marked((name for name in NAMES if name not in ISOTROPIC), QUICK_MULTISCALE))
+def test_pretrains_with_the_multiscale_decoder(name, tmp_path):
+    """The maps that it reads are those that timm declares, and nothing else than without them is computed or made."""
+    model = pretrain(name, tmp_path / "multiscale", decoder="multiscale")
+    core, config = model.a2mim, model.config
+    images = torch.randn(2, config.num_channels, *config.input_size)
+    mask = random_mask(2, config.mask_grid, config.num_masked)
+    with torch.no_grad():
+        (one, maps), (two, _) = (core.encode(images, mask, states, decoded=True) for states in (True, False))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(tensors_in(one), tensors_in(two), strict=True))
+    for index in model.decoder.indices:
+        stage, (count, channels, *cells) = core.encoder.feature_info[index], maps[index].shape
+        assert (count, channels) == (2, stage["num_chs"])
+        for number, size in zip(cells, config.input_size, strict=True):
+            assert abs(number - size / stage["reduction"]) <= 1  # one less where convolutions are not padded (PiT)
+    export_model(core, tmp_path / "encoder")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "multiscale" / file).read_bytes() == (tmp_path / "encoder" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", marked(ISOTROPIC, QUICK))
+def test_encoders_of_one_resolution_have_no_multiscale_decoder(name):
+    """Said when the model is made."""
+    config = configuration(name, decoder="multiscale")
+    message = rf"^decoder: multiscale reads maps of several resolutions, .*; {name} has \d+ px; use linear"
+    with torch.device("meta"), NoValues(), pytest.raises(ValueError, match=message):
+        A2MIMForPreTraining(config)
 
 
 @pytest.mark.parametrize("name", [*marked(name for name in NAMES if name not in LARGE), *OTHERS])

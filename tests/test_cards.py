@@ -135,6 +135,7 @@ def test_of_a_run(encoder):
     assert found["facts"]["hardware"] == "2 x NVIDIA H100"
     assert found["facts"]["last loss"] == "0.2500 at step 5,678"
     assert found["facts"]["mask token"] == "add at `layer3.0`"
+    assert found["facts"]["decoder"] == "one 1x1 convolution of the last feature map, 297,984 parameters"
     assert "| loss | 0.5000 |" in found["evaluation"]
     assert "was not evaluated here" in found["evaluation"]
     assert 'A2MIMBackbone.from_pretrained("org/name", subfolder="pretraining"' in found["loading"]
@@ -142,6 +143,13 @@ def test_of_a_run(encoder):
     assert "reconstruction.png" in card.text
     assert "loss_curve.png" in card.text
     assert (card.data.license, card.data.datasets, card.data.metrics) == ("mit", ["org/birds"], None)
+
+
+def test_of_a_multiscale_decoder():
+    model = A2MIMForPreTraining(family_config("resnet", decoder="multiscale", decoder_kernel_size=3))
+    count = f"{sum(p.numel() for p in model.decoder.parameters()):,}"
+    told = "the feature maps of 4, 8, 16 and 32 px a cell, predicts with a 3x3 convolution"
+    assert parts(model_card(model))["facts"]["decoder"] == f"multiscale, of {told}, {count} parameters"
 
 
 def test_of_a_run_that_goes_on_from_others(encoder, classifier):

@@ -4,21 +4,24 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from packaging.version import Version
+from safetensors.torch import load_file
 from torch import distributed
 from transformers import TrainerState
 
 from benchmarks import torture
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, checkpoints
-from modeling_a2mim.checkpoints import ASIDE, RECORD, find_checkpoint, read_record, verify
+from modeling_a2mim.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
 from modeling_a2mim.export import export_model, load_pretraining_model
 from modeling_a2mim.outputs import METRICS, check_output_dir
 from modeling_a2mim.records import PACE
@@ -332,6 +335,7 @@ def test_the_log_goes_on_from_the_checkpoint(whole, tmp_path):
         ({"mask_site": -2}, "mask_site -3, this run has -2;"),
         ({"mask_gamma_init": None}, "mask_gamma_init 1e-06, this run has None;"),
         ({"frequency_loss_weight": 0.1}, "frequency_loss_weight 0.5, this run has 0.1;"),
+        ({"decoder": "multiscale"}, "decoder linear, this run has multiscale;"),
     ],
 )
 def test_another_model_is_refused(saved, monkeypatch, change, message):
@@ -344,6 +348,41 @@ def test_another_model_is_refused(saved, monkeypatch, change, message):
     trainer.model = A2MIMForImageClassification(A2MIMConfig(**CONFIG))
     with pytest.raises(ValueError, match="model A2MIMForPreTraining, this run has A2MIMForImageClassification;"):
         trainer.train(resume_from_checkpoint="last")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_fields_that_a_checkpoint_has_not_yet(monkeypatch, nested):
+    """It was made with what is their default now; the configuration of a backbone, too."""
+
+    def model(decoder):
+        config = A2MIMConfig(**CONFIG, decoder=decoder).to_dict()
+        config = {"backbone_config": config} if nested else config
+        return SimpleNamespace(config=SimpleNamespace(to_dict=lambda: config))
+
+    settings = json.loads(json.dumps(checkpoints.settings(model("linear"))))
+    del (settings["backbone_config"] if nested else settings)["decoder"]
+    monkeypatch.setattr(checkpoints, "read_record", lambda folder: {"settings": settings})
+    check_settings("checkpoint-1", model("linear"))
+    with pytest.raises(ValueError, match=r"made with (backbone_config|decoder linear, this run has multiscale;)"):
+        check_settings("checkpoint-1", model("multiscale"))
+
+
+def test_a_multiscale_decoder_goes_on(tmp_path, monkeypatch):
+    """To the same bits, the running statistics of its BatchNorm among them, and from an export as well."""
+    monkeypatch.setitem(CONFIG, "decoder", "multiscale")
+    expected = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", callbacks=[Crash(4)])
+    assert_same(train(tmp_path / "run", resume="last"), expected)
+    saved = load_file(tmp_path / "run" / f"checkpoint-{STEPS}" / "model.safetensors")
+    statistics = {name: value for name, value in saved.items() if re.match(r"decoder\.fuse.*running", name)}
+    assert len(statistics) == 8  # mean and variance for each of four maps
+    for name, value in statistics.items():
+        assert torch.equal(value, expected.model.state_dict()[name])
+        assert not torch.equal(value, torch.full_like(value, float(name.endswith("var"))))
+    again = load_pretraining_model(str(export_model(expected.model, tmp_path / "export")))
+    assert again.config.decoder == "multiscale"
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in weights(expected).items())
 
 
 def test_a_model_that_was_loaded_goes_on(whole, tmp_path):

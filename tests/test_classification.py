@@ -1,6 +1,8 @@
 """`run_finetune.py` for classification: few labels, several seeds, frozen encoders, errors and corruptions."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from modeling_a2mim.hub import uploaded_files
 from modeling_a2mim.metrics import mean_and_interval
 from modeling_a2mim.probing import LinearProbe
 
@@ -129,6 +132,31 @@ def test_pictures_of_errors_and_corruptions(pretrained, tmp_path, no_pictures):
     assert "| jpeg compression |" in card
     assert "(confusion_matrix.png)" in card
     assert "worst_examples" not in card
+
+
+def test_errors_name_files_of_the_users_folder(pretrained, tmp_path, no_pictures):
+    no_pictures.undo()
+    images = tmp_path / "images"
+    for i in range(12):
+        path = images / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32), 20 * i, dtype=np.uint8)).save(path)
+    shutil.copytree(images, tmp_path / "test")
+    (tmp_path / "test" / "dog" / "0.png").write_bytes(b"no image")  # for which the next one stands in
+    folders = ["--train_dir", images, "--validation_dir", tmp_path / "test"]
+    metrics = finetune(tmp_path / "out", "--model_name_or_path", pretrained, *folders)
+    assert (tmp_path / "out" / "worst_examples.png").is_file()
+    text = (tmp_path / "out" / "errors.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert len(rows) == round(12 * (1 - metrics["eval_accuracy"]))
+    assert rows
+    for row in rows:  # the folder of a file is its class
+        assert (images / row["file"]).is_file()
+        assert row["file"].split("/")[0] == row["true class"] != row["predicted class"]
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert str(tmp_path) not in text
+    assert "errors.csv" not in uploaded_files(tmp_path / "out")
 
 
 def test_augmentation_and_mixing_go_into_the_card(tmp_path):

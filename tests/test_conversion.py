@@ -150,6 +150,7 @@ def test_wrappings(vit, tmp_path, wrapping, legacy):
     assert torch.equal(model.a2mim.encoder.patch_embed.proj.weight, vit["backbone.patch_embed.projection.weight"])
     assert torch.equal(model.a2mim.mask_token.token, vit["backbone.mask_token"].flatten())
     assert torch.equal(model.decoder.weight, vit["neck.decoder_pred.0.weight"])
+    assert model.config.decoder == "linear"
 
 
 def test_extracted_backbone(vit, vit_classifier, tmp_path):

@@ -23,13 +23,17 @@ def config(**kwargs):
     return A2MIMConfig(architecture="test_resnet", image_size=32, mask_patch_size=8, **kwargs)
 
 
-def samples(dataset, seed=0, **kwargs):
-    return ImageSamples(dataset, PreTrainTransform(config()), "image", seed=seed, **kwargs)
+def samples(dataset, seed=0, augment=None, **kwargs):
+    return ImageSamples(dataset, PreTrainTransform(config(), **(augment or {})), "image", seed=seed, **kwargs)
 
 
-def test_samples_depend_on_seed_pass_and_row_alone(folder):
+EVERYTHING = {"vflip": 0.5, "rotate90": True, "color_jitter": 0.4, "grayscale": 0.3}
+
+
+@pytest.mark.parametrize("augment", [None, EVERYTHING])
+def test_samples_depend_on_seed_pass_and_row_alone(folder, augment):
     dataset = load_images(folder, every_file=True)
-    data = samples(dataset)
+    data = samples(dataset, augment=augment)
     torch.manual_seed(1)
     first = data[(2, 5)]
     torch.manual_seed(2)
@@ -38,7 +42,7 @@ def test_samples_depend_on_seed_pass_and_row_alone(folder):
     again = data.__getitems__([(2, 4), (2, 5)])[1]
     assert torch.equal(first["pixel_values"], data.transform.normalize(again["pixel_values"]))
     assert torch.equal(first["bool_masked_pos"], again["bool_masked_pos"])
-    others = [data[(3, 5)], data[(2, 6)], samples(dataset, seed=1)[(2, 5)]]
+    others = [data[(3, 5)], data[(2, 6)], samples(dataset, 1, augment)[(2, 5)]]
     assert not any(torch.equal(first["pixel_values"], other["pixel_values"]) for other in others)
     assert not all(torch.equal(first["bool_masked_pos"], other["bool_masked_pos"]) for other in others)
     assert first["pixel_values"].shape == (3, 32, 32)
@@ -46,8 +50,9 @@ def test_samples_depend_on_seed_pass_and_row_alone(folder):
     assert first["bool_masked_pos"].sum() == config().num_masked
 
 
-def test_batches_do_not_depend_on_workers(folder):
-    data = samples(load_images(folder, every_file=True))
+@pytest.mark.parametrize("augment", [None, EVERYTHING])
+def test_batches_do_not_depend_on_workers(folder, augment):
+    data = samples(load_images(folder, every_file=True), augment=augment)
     batches = []
     for workers in (0, 2):
         training = TrainingData(data, 4, workers=workers)

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from timm.models.resnet import ResNet
+from torch import nn
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.decoders import MultiscaleDecoder
 
-from .families import family_config
-
-
-HIERARCHICAL = ["resnet", "convnext", "swin", "efficientnet"]
+from .families import HIERARCHICAL, family_config
 
 
 @pytest.mark.parametrize("family", HIERARCHICAL)
@@ -26,11 +25,40 @@ def test_reads_every_stage_of_4_px_and_more(family):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("family", HIERARCHICAL)
+def test_the_number_of_masked_cells_is_no_matter(family):
+    """All is decoded, always."""
+    model = A2MIMForPreTraining(family_config(family, decoder="multiscale")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    for count in (1, model.config.num_masked, 1000):
+        actual = model(images, expected.bool_masked_pos, num_masked=count)
+        assert torch.equal(actual.loss, expected.loss)
+        assert torch.equal(actual.reconstruction, expected.reconstruction)
+
+
+def test_one_image_whose_deepest_map_is_one_cell():
+    """One value has no variance, of which BatchNorm makes an error: the running statistics stand in for it."""
+    model = A2MIMForPreTraining(family_config("convnext", decoder="multiscale", image_size=32, mask_patch_size=8))
+    norms = [module for module in model.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    model.train()(torch.randn(1, 3, 32, 32)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.decoder.parameters())
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1, 1, 0]
+    assert not norms[-1].running_mean.any()
+
+
 def test_isotropic_encoders_are_refused():
     with pytest.raises(
         ValueError, match="^decoder: multiscale reads maps of several .*; test_vit has 16 px; use linear"
     ):
         A2MIMForPreTraining(family_config("vit", decoder="multiscale"))
+
+
+def test_encoders_whose_maps_timm_does_not_give(monkeypatch):
+    monkeypatch.delattr(ResNet, "forward_intermediates")
+    with pytest.raises(ValueError, match="^decoder: multiscale needs timm's forward_intermediates; test_resnet has"):
+        A2MIMForPreTraining(family_config("resnet", decoder="multiscale"))
+    A2MIMForPreTraining(family_config("resnet"))
 
 
 def test_unknown_decoder():

@@ -168,6 +168,7 @@ def test_training_measures_and_writes_everything(trained):
     picture = Image.open(out / "predictions.png")
     assert picture.size == (4 * 322 + 2, 2 * 322 + 2)  # four images, each with its annotation, 320 px and frames
     assert len(picture.getcolors(1_000_000)) > 100
+    assert (out / "predictions.txt").read_text().splitlines() == [f"row {row}" for row in range(4)]
     card = (out / "README.md").read_text()
     assert "from modeling_a2mim import A2MIMForObjectDetection" in card
     assert "instance-segmentation" in card

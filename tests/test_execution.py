@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.masking import random_mask
 
-from .families import FAMILIES, checkpointed, family_config
+from .families import FAMILIES, HIERARCHICAL, checkpointed, family_config
 from .processes import in_two_processes
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+MULTISCALE = [f"{family} multiscale" for family in HIERARCHICAL]
 MASKS = random_mask(6, (4, 4), 10, torch.Generator().manual_seed(0))
 
 
@@ -27,10 +28,18 @@ def family(request):
     return request.param
 
 
-def make(family, **kwargs):
-    """Cells of the mask are those of the decoder or more, so that the masked ones can be decoded alone."""
+@pytest.fixture(params=[*FAMILIES, *MULTISCALE])
+def kind(request):
+    return request.param
+
+
+def make(kind, **kwargs):
+    """A family, or a family and a decoder. Cells of the mask are those of the linear decoder or more, so that the
+    masked ones can be decoded alone."""
+    family, _, decoder = kind.partition(" ")
+    settings = {"image_size": 128, "mask_patch_size": 32, "decoder": decoder or "linear", **kwargs}
     torch.manual_seed(0)
-    return A2MIMForPreTraining(family_config(family, **{"image_size": 128, "mask_patch_size": 32, **kwargs})).train()
+    return A2MIMForPreTraining(family_config(family, **settings)).train()
 
 
 def make_images(batch=4):
@@ -42,7 +51,8 @@ def loss_and_gradients(model, *args, seed=2, **kwargs):
     torch.manual_seed(seed)
     model.zero_grad()
     output = model(*args, **kwargs)
-    assert (output.reconstruction is None) is ("num_masked" in kwargs)
+    linear = getattr(model, "module", model).config.decoder == "linear"
+    assert (output.reconstruction is None) is ("num_masked" in kwargs and linear)
     loss = output.loss
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -95,6 +105,7 @@ def test_masked_cells_alone_give_the_same_losses(family, kwargs):
         {"frequency_focal": False},
         {"frequency_batch_average": False},
         {"mask_patch_size": 16},
+        {"decoder": "multiscale"},
     ],
 )
 def test_what_cannot_be_had_cell_by_cell_is_decoded_whole(kwargs):
@@ -114,18 +125,21 @@ def test_more_masked_cells_than_said():
 # Compilation
 
 
-OTHER_FAMILIES = [pytest.param(family, False, marks=pytest.mark.slow) for family in FAMILIES if family != "resnet"]
+QUICK = [("resnet", False), ("resnet", True), ("efficientnet multiscale", False)]
+OTHERS = [(kind, False) for kind in (*FAMILIES, *MULTISCALE) if (kind, False) not in QUICK]
 
 
-@pytest.mark.parametrize(("family", "whole"), [("resnet", False), ("resnet", True), *OTHER_FAMILIES])
-def test_compiled_in_one_graph(family, whole):
+@pytest.mark.parametrize(
+    ("kind", "whole"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
+)
+def test_compiled_in_one_graph(kind, whole):
     """One graph with a mask and one without, whatever the mask and however often. Its gradients are compiled too for
     one family (which takes most of the time)."""
-    model, images = make(family), make_images()
+    model, images = make(kind), make_images()
     plain = copy.deepcopy(model)
     extra = {} if whole else {"num_masked": 10}
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager" if family == "resnet" else "eager")
+    counter = CompileCounterWithBackend("aot_eager" if kind == "resnet" else "eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for first in (0, 1, 2):
         mask = MASKS[first : first + 4]
@@ -149,8 +163,8 @@ def test_compiled_in_one_graph(family, whole):
 
 
 @pytest.mark.parametrize("extra", [{}, {"num_masked": 10}])
-def test_gradient_checkpointing(family, extra):
-    model, images = make(family), make_images()
+def test_gradient_checkpointing(kind, extra):
+    model, images = make(kind), make_images()
     plain = copy.deepcopy(model)
     checkpointed(model)
     expected = loss_and_gradients(plain, images, MASKS[:4], **extra)
@@ -161,7 +175,10 @@ def test_gradient_checkpointing(family, extra):
 # Several processes
 
 
-def half_a_batch(model, family, rank):
+DISTRIBUTED = [*FAMILIES, "resnet multiscale"]
+
+
+def half_a_batch(model, rank):
     half = slice(2 * rank, 2 * rank + 2)
     return loss_and_gradients(model, make_images()[half], MASKS[half], seed=rank, num_masked=10)
 
@@ -170,18 +187,18 @@ def run_ddp(rank: int, folder: str):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     result, sharded = {}, {}
-    for family in FAMILIES:
-        wrapped = DistributedDataParallel(make(family))
-        half_a_batch(wrapped, family, rank)  # a parameter left out of one backward would stop the next forward
-        wrapped.module.load_state_dict(make(family).state_dict())
-        loss, gradients = half_a_batch(wrapped, family, rank)
-        result[family] = loss, {name.removeprefix("module."): gradient for name, gradient in gradients.items()}
-        model = make(family)
+    for kind in DISTRIBUTED:
+        wrapped = DistributedDataParallel(make(kind))
+        half_a_batch(wrapped, rank)  # a parameter left out of one backward would stop the next forward
+        wrapped.module.load_state_dict(make(kind).state_dict())
+        loss, gradients = half_a_batch(wrapped, rank)
+        result[kind] = loss, {name.removeprefix("module."): gradient for name, gradient in gradients.items()}
+        model = make(kind)
         for part in model.a2mim.encoder.children():
             for block in part.children() if isinstance(part, torch.nn.Sequential | torch.nn.ModuleList) else ():
                 fully_shard(block, mesh=init_device_mesh("cpu", (2,)))
-        loss, gradients = half_a_batch(fully_shard(model, mesh=init_device_mesh("cpu", (2,))), family, rank)
-        sharded[family] = loss, {name: gradient.full_tensor() for name, gradient in gradients.items()}
+        loss, gradients = half_a_batch(fully_shard(model, mesh=init_device_mesh("cpu", (2,))), rank)
+        sharded[kind] = loss, {name: gradient.full_tensor() for name, gradient in gradients.items()}
     torch.save((result, sharded), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -191,19 +208,19 @@ def test_distributed_and_sharded_data_parallel(tmp_path):
     accelerate has it for GPUs only)."""
     in_two_processes(run_ddp, str(tmp_path))
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for family in FAMILIES:
-        halves = [half_a_batch(make(family), family, rank) for rank in range(2)]
+    for kind in DISTRIBUTED:
+        halves = [half_a_batch(make(kind), rank) for rank in range(2)]
         gradients = {name: (x + halves[1][1][name]) / 2 for name, x in halves[0][1].items()}
         for (loss, _), both in zip(halves, results, strict=True):
             for actual in both:
-                assert_close(actual[family], (loss, gradients), 1e-5)
+                assert_close(actual[kind], (loss, gradients), 1e-5)
 
 
 # Layouts and precisions
 
 
-def test_channels_last(family):
-    model, images = make(family).eval(), make_images()  # BatchNorm in training is 6e-4 off in channels_last on a CPU
+def test_channels_last(kind):
+    model, images = make(kind).eval(), make_images()  # BatchNorm in training is 6e-4 off in channels_last on a CPU
     expected = loss_and_gradients(model, images, MASKS[:4], num_masked=10)
     model.to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
@@ -211,9 +228,9 @@ def test_channels_last(family):
     assert_close(loss_and_gradients(model, images, MASKS[:4]), expected, 1e-4)
 
 
-def test_bfloat16(family):
+def test_bfloat16(kind):
     """Eight bits of mantissa: 0.4% for each operation, of which some dozens follow each other."""
-    model, images = make(family).eval(), make_images()
+    model, images = make(kind).eval(), make_images()
     expected = loss_and_gradients(model, images, MASKS[:4])
     for extra in ({}, {"num_masked": 10}):
         with torch.autocast("cpu", torch.bfloat16):

@@ -66,6 +66,18 @@ def test_pretraining_folder_continues(tmp_path):
         assert all(map(torch.equal, loaded.state_dict().values(), pretraining.state_dict().values()))
 
 
+def test_a_folder_of_before_there_was_a_choice_of_decoders(tmp_path):
+    pretraining, _ = models("resnet")
+    export_model(pretraining, tmp_path)
+    path = tmp_path / "pretraining" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("decoder") == "linear"
+    path.write_text(json.dumps(config))
+    again = load_pretraining_model(str(tmp_path))
+    assert again.config.decoder == "linear"
+    assert torch.equal(again.decoder.weight, pretraining.decoder.weight)
+
+
 def test_export_again_replaces_and_leaves_the_rest(tmp_path):
     first, _ = models("resnet")
     export_model(first, tmp_path)

@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,8 +20,9 @@ import run_finetune
 import run_pretraining
 from benchmarks import shapes
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main
+from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main, timm_pretrained_cfg
 from modeling_a2mim.hub import check_files, push_folder, uploaded_files
+from modeling_a2mim.transforms import FineTuneTransform
 
 from .families import family_config
 from .test_trainer import make_trainer, weights
@@ -68,6 +70,9 @@ def clutter(folder):
         "all_results.json",
         ".env",
         "notes.png",
+        "errors.csv",
+        "worst_examples.png",
+        "predictions.txt",
         "pretraining/optimizer.pt",
         "pretraining/training_args.bin",
         "pretraining/model.safetensors.bak",
@@ -240,6 +245,33 @@ def test_the_code_of_a_card_runs(hub, tmp_path, monkeypatch, family, classifies)
     assert len(names["backbone"](torch.zeros(1, 3, 64, 64)).feature_maps) == len(names["backbone"].out_indices)
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA"), (5, None)])
+@pytest.mark.parametrize("classifies", [False, True])
+def test_the_code_of_a_card_takes_any_file(tmp_path, monkeypatch, channels, mode, classifies):
+    """As copied, on files in modes that the processor itself would not take, or would misread."""
+    model = (A2MIMForImageClassification if classifies else A2MIMForPreTraining)(
+        family_config("resnet", num_channels=channels, **({"num_labels": 3} if classifies else {}))
+    )
+    export_model(model, tmp_path / "model")
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "model" / "README.md").read_text(), re.DOTALL)[0]
+    code = code.replace("ORG/NAME", str(tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8))
+    for kind in ("RGB", "L", "LA", "P", "RGBA", "1", "CMYK"):
+        names, image = {}, photo.convert(kind)
+        image.save(tmp_path / "photo.jpg", "TIFF" if kind == "CMYK" else "PNG")  # read by content
+        exec(code, names)
+        pixels = names["inputs"]["pixel_values"]
+        assert pixels.shape == (1, channels, 64, 64)
+        assert names["label"].startswith("LABEL_") if classifies else names["features"].ndim == 2
+        if mode is not None:  # what our own code makes of the same file
+            own = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False)(tmp_path / "photo.jpg")
+            assert torch.equal(pixels[0], own["pixel_values"])
+    if channels == 1:  # without the conversion it goes wrong
+        with pytest.raises(RuntimeError, match="to have 1 channels"):
+            names["model"](**names["processor"](photo, return_tensors="pt"))
+
+
 def test_what_an_earlier_push_left_is_replaced(hub, folder):
     hub.put(
         "org/x", {"LICENSE": b"theirs", "training.json": b"{}", "pretraining/model-00001-of-00002.safetensors": b""}
@@ -272,6 +304,22 @@ def test_command_line(hub, folder, capsys):
     card = ModelCard(hub.files("org/x", "trial")["README.md"].decode())
     assert (card.data.license, card.data.base_model, card.data.library_name) == ("mit", "a/b", "timm")
     assert capsys.readouterr().out.startswith("http")
+
+
+def test_dry_run_marks_what_shows_images(hub, folder, capsys):
+    for name in ("reconstruction.png", "loss_curve.png", "example.png"):
+        (folder / name).write_bytes(png())
+    main([str(folder), "org/x", "--dry_run"])
+    *listed, total, note = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in listed if line.endswith(" *")] == ["example.png", "reconstruction.png"]
+    assert sum("loss_curve.png" in line for line in listed) == 1
+    assert total.endswith("bytes would go to org/x")
+    assert note == "* shows images of the data: --no_pictures leaves it out"
+    main([str(folder), "org/x", "--dry_run", "--no_pictures"])
+    shown = capsys.readouterr().out
+    assert "example.png" not in shown
+    assert "*" not in shown
+    assert "loss_curve.png" in shown
 
 
 @pytest.mark.parametrize("kind", [A2MIMForPreTraining, A2MIMForImageClassification])

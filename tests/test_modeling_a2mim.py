@@ -20,7 +20,7 @@ from transformers import (
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.losses import frequency_loss, spatial_loss
 
-from .families import FAMILIES, checkpointed
+from .families import FAMILIES, HIERARCHICAL, checkpointed
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -579,9 +579,12 @@ def test_gradient_checkpointing_of_the_classifier(family):
     assert_gradients_close(gradients(model, actual.loss), gradients(plain, expected.loss))
 
 
-def test_gradient_checkpointing_of_two_masks(family):
+@pytest.mark.parametrize(
+    ("family", "decoder"), [*((name, "linear") for name in FAMILIES), *((name, "multiscale") for name in HIERARCHICAL)]
+)
+def test_gradient_checkpointing_of_two_masks(family, decoder):
     """Each segment runs again with the mask of its own forward; afterwards there is none."""
-    model, images = make(family, mask_site=INSIDE[family]).eval(), make_images(4)
+    model, images = make(family, mask_site=INSIDE[family], decoder=decoder).eval(), make_images(4)
     plain = copy.deepcopy(model)
     checkpointed(model)
     with torch.no_grad():

@@ -115,8 +115,9 @@ def test_panel():
     assert panel({name: torch.rand(1, 5, 200, 120) for name in images}).width == 4 * 124 + 4
 
 
-def test_picture_of_training():
-    model = A2MIMForPreTraining(family_config("resnet"))
+@pytest.mark.parametrize("decoder", ["linear", "multiscale"])
+def test_picture_of_training(decoder):
+    model = A2MIMForPreTraining(family_config("resnet", decoder=decoder))
     mask = torch.zeros(10, 4, 4, dtype=torch.bool)
     mask[:, 0] = True
     picture = reconstruction_picture(model, torch.randn(10, 3, 64, 64), mask)

@@ -189,6 +189,12 @@ def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
         (["--read_retries", "-1"], "^read_retries: must be at least 0"),
         (["--dataset_weights", "1", "2"], "^dataset_weights: there are 1 sources, but 2 weights"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        (["--hflip", "1.5"], r"^hflip: must be in \[0, 1\], got 1.5"),
+        (["--vflip", "-0.1"], r"^vflip: must be in \[0, 1\], got -0.1"),
+        (["--grayscale", "nan"], r"^grayscale: must be in \[0, 1\], got nan"),
+        (["--grayscale", "0.5"], "^grayscale: is for images of 3 channels, this model takes 1"),
+        (["--color_jitter", "-1"], "^color_jitter: must be a finite number of at least 0, got -1"),
+        (["--color_jitter", "inf"], "^color_jitter: must be a finite number of at least 0, got inf"),
     ],
 )
 def test_other_mistakes(tmp_path, args, message):
@@ -219,6 +225,15 @@ def test_pretraining_on_a_folder_of_images(images, tmp_path):
     assert metrics["eval_loss"] > 0
     streamed = pretrain(tmp_path / "streamed", "--train_dir", images, "--streaming")
     assert streamed["train_loss"] > 0
+
+
+def test_augmentation_goes_into_the_card(images, pretrained, tmp_path):
+    assert "| augmentation | hflip 0.5 |" in (pretrained / "README.md").read_text()
+    flags = ["--hflip", 0, "--vflip", 0.5, "--rotate90", "--color_jitter", 0.4, "--grayscale", 0.25]
+    pretrain(tmp_path / "out", "--num_channels", 3, "--train_dir", images, *flags)
+    said = "vflip 0.5, rotate90, color_jitter 0.4, grayscale 0.25"
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["augmentation"] == said
+    assert f"| augmentation | {said} |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_pretraining_continues_from_an_export(pretrained, tmp_path):
@@ -278,6 +293,15 @@ def test_the_arguments_that_were_given(tmp_path, caplog):
         f"recipe={recipe}"
     )
     assert secret not in line
+
+
+def test_pretraining_with_the_multiscale_decoder(tmp_path):
+    pretrain(tmp_path / "first", "--decoder", "multiscale", "--max_train_samples", 16)
+    pretrain(tmp_path / "out", "--model_name_or_path", tmp_path / "first", "--max_train_samples", 16, small=[])
+    for folder in ("first", "out"):
+        config = json.loads((tmp_path / folder / "pretraining" / "config.json").read_text())
+        assert config["decoder"] == "multiscale"
+        assert (tmp_path / folder / "reconstruction.png").is_file()
 
 
 @pytest.mark.parametrize("mode", ["pretrained", "scratch", "probe"])

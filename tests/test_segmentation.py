@@ -384,6 +384,9 @@ def test_what_a_run_leaves(trained, data):
     assert set(uploaded_files(out)) == files
     assert set(uploaded_files(out, pictures_of_data=False)) == files - {"predictions.png"}
     check_files(out, sorted(files))
+    shown = (out / "predictions.txt").read_text().splitlines()
+    assert len(shown) > 1
+    assert str(data) not in "".join(shown)
     record = json.loads((out / "training.json").read_text())
     assert record["task"] == "fine-tuning"
     assert record["steps"] == 8

@@ -14,9 +14,18 @@ from torch.utils.data import DataLoader
 
 from modeling_a2mim import sources
 from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.data_arguments import DataArguments
 from modeling_a2mim.decoding import BrokenImage
 from modeling_a2mim.loading import load_images
-from modeling_a2mim.sources import DatasetSource, MixedSource, ParquetSource, ReadError, TarSource, with_retries
+from modeling_a2mim.sources import (
+    DatasetSource,
+    MixedSource,
+    ParquetSource,
+    ReadError,
+    TarSource,
+    relative_name,
+    with_retries,
+)
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
@@ -147,6 +156,43 @@ def test_image_files(tmp_path):
     gone = [image for image, _ in source.read(range(12)) if isinstance(image, BrokenImage)]
     assert [str(error).split(":")[0] for error in gone] == ["FileNotFoundError"]
     assert source.describe(2).endswith("004.png")
+
+
+def test_names_of_rows_say_nothing_of_this_machine(parquet, tars, tmp_path, monkeypatch):
+    for n in range(4):
+        path = tmp_path / "images" / "deep" / str(n % 2) / f"{n:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(n))
+    names = ["deep/0/000.png", "deep/0/002.png", "deep/1/001.png", "deep/1/003.png"]
+    streamed = load_images(tmp_path / "images", streaming=True, every_file=True).select("image")
+    assert [streamed.file_name(row) for row in range(4)] == names
+    assert streamed.take(2).file_name(1) == names[1]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", str(tmp_path / "images"), "./images/"):
+        for arguments in ({"validation_dir": folder}, {"dataset_name": [folder]}):
+            arguments = DataArguments(**arguments)
+            for every_file in (False, True):
+                dataset = load_images(folder, every_file=every_file)
+                data = arguments.samples(dataset, None, 0)
+                assert sorted(data.name(row) for row in range(4)) == names
+    elsewhere = DatasetSource(load_images("images", every_file=False)).select("image")
+    assert elsewhere.file_name(3) == "1/003.png"  # no folder is known, and no more is said
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": encoded(0), "path": p} for p in ("a/b.png", None)]})
+    stored = ImageSamples(rows.cast_column("image", datasets.Image()), None, "image")
+    assert [stored.name(row) for row in (0, 1)] == ["a/b.png", "row 1"]
+    shards = load_images(parquet, streaming=True).select("image")
+    assert shards.file_name(41) == "row 1 of train-1.parquet, row group 0"
+    tar = TarSource("tars", [str(tars / "train-2.tar")]).select("png")
+    assert tar.file_name(3) == "sample 3 of train-2.tar"
+    mix = MixedSource([shards, tar])
+    assert [mix.file_name(row) for row in (41, 123)] == [shards.file_name(41), tar.file_name(3)]
+
+
+def test_remote_names():
+    url = "https://host/secret/images/cats/1.png"
+    assert relative_name(url, ["/data"]) == "cats/1.png"
+    assert relative_name("/data/cats/1.png", ["/dat", "/data"]) == "cats/1.png"
+    assert relative_name("/data/x/cats/1.png", ["/elsewhere"]) == "cats/1.png"
 
 
 def test_only_the_units_asked_for_are_read_and_few_kept(parquet, monkeypatch):

@@ -12,6 +12,7 @@ import run_pretraining
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.loading import load_images
+from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.transforms import PreTrainTransform
 
 from .processes import in_two_processes
@@ -109,6 +110,21 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
     assert "made with 8 images in a step, this run has 16" in caplog.text
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted_augmented_streams_end_with_the_same_weights(parquet, tmp_path, workers):
+    common = ["--train_dir", parquet, *AUGMENTATION, "--per_device_train_batch_size", 8, "--num_train_epochs", 2]
+    pretrain(tmp_path / "whole", *common)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_pretraining, "A2MIMTrainer", functools.partial(A2MIMTrainer, callbacks=[Crash(4)]))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tmp_path / "cut", *common, "--save_steps", 2)
+    going_on = ["--resume_from_checkpoint", "last", "--dataloader_num_workers", workers]
+    pretrain(tmp_path / "cut", *common, "--save_steps", 2, *going_on)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert one == two
+    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
+
+
 def test_a_checkpoint_on_other_data_is_refused(parquet, tmp_path):
     samples = stream(parquet)
     make_trainer(tmp_path / "rows", dataset=[samples[i] for i in range(8)], max_steps=1).train()
@@ -154,6 +170,9 @@ def test_broken_images_are_skipped_counted_and_resumed(parquet, tmp_path):
 ARGUMENTS = ["--architecture", "test_convnext", "--image_size", "32", "--num_channels", "1", "--mask_patch_size", "8"]
 ARGUMENTS += ["--mask_site", "-3", "--use_cpu", "--disable_tqdm", "True", "--streaming", "--logging_steps", "1"]
 ARGUMENTS += ["--learning_rate", "1e-3"]
+
+
+AUGMENTATION = ["--hflip", "0.3", "--vflip", "0.5", "--rotate90", "--color_jitter", "0.4"]
 
 
 def pretrain(folder, *args):

@@ -12,7 +12,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.decoding import BrokenImage
+from modeling_a2mim.decoding import BrokenImage, open_image, resized_crop
+from modeling_a2mim.masking import random_mask
 from modeling_a2mim.transforms import (
     FineTuneTransform,
     PreTrainTransform,
@@ -138,6 +139,131 @@ def test_half_of_the_images_are_flipped():
     samples = [transform(ramp)["pixel_values"] for _ in range(200)]
     flipped = sum(bool(pixels[0, 0, 0] > pixels[0, 0, -1]) for pixels in samples)
     assert 70 < flipped < 130
+
+
+EVERYTHING = {"hflip": 0.3, "vflip": 0.5, "rotate90": True, "color_jitter": 0.4}
+
+
+def paper_sample(value, cfg, scale=(0.8, 1.0), num_channels=3):
+    """What is drawn without any further augmentation: box, flip, pixels and mask."""
+    image = open_image(value) if isinstance(value, bytes) else torch.from_numpy(value).permute(2, 0, 1)
+    size = image.size[::-1] if isinstance(value, bytes) else image.shape[1:]
+    box, flip = random_crop(*size, scale), torch.rand(1).item()
+    pixels = resized_crop(image, box, cfg.input_size, num_channels)
+    return box, flip, pixels.flip(-1) if flip < 0.5 else pixels, random_mask(1, cfg.mask_grid, cfg.num_masked)[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_nothing_changes_unless_it_is_asked_for(channels):
+    cfg = config(num_channels=channels, image_size=[32, 64])
+    value = np.random.default_rng(0).integers(0, 256, (50, 70, channels), dtype=np.uint8)
+    values = [value, value.astype(np.float32) / 255, encode(PHOTO, "JPEG")][: 2 if channels == 5 else 3]
+    augmented = PreTrainTransform(cfg, **EVERYTHING)
+    for one in values:
+        for seed in range(6):
+            with seeded(seed):
+                _, _, pixels, mask = paper_sample(one, cfg, num_channels=channels)
+                state = torch.get_rng_state()
+            sample, after = drawn(PreTrainTransform(cfg).draw, one, seed)
+            assert torch.equal(sample["pixel_values"], pixels)
+            assert torch.equal(sample["bool_masked_pos"], mask)
+            assert torch.equal(after, state)  # not even a draw more
+            more, _ = drawn(augmented.draw, one, seed)
+            assert torch.equal(more["bool_masked_pos"], mask)
+            assert more["pixel_values"].shape == pixels.shape
+            assert more["pixel_values"].dtype == pixels.dtype
+            whole = PreTrainTransform(cfg, train=False, **EVERYTHING).draw(one)["pixel_values"]
+            assert torch.equal(whole, PreTrainTransform(cfg, train=False).draw(one)["pixel_values"])
+
+
+def test_share_of_flips():
+    draws = {h: [drawn(PreTrainTransform(config(), hflip=h).draw, PHOTO, s)[0] for s in range(8)] for h in (0, 0.5, 1)}
+    for never, half, always in zip(*draws.values(), strict=True):
+        assert torch.equal(never["pixel_values"].flip(-1), always["pixel_values"])
+        assert torch.equal(never["bool_masked_pos"], always["bool_masked_pos"])
+        assert any(torch.equal(half["pixel_values"], one["pixel_values"]) for one in (never, always))
+    always_down = drawn(PreTrainTransform(config(), hflip=0, vflip=1).draw, PHOTO, 0)[0]["pixel_values"]
+    assert torch.equal(always_down, draws[0][0]["pixel_values"].flip(-2))
+
+
+@pytest.mark.parametrize("size", [32, [32, 96]])
+def test_turning_is_that_of_the_crop(size):
+    """Whatever the size of the model's images, as if the image had been turned before, and the same crop taken."""
+    cfg, seen = config(image_size=size), []
+    value = encode(PHOTO.resize((150, 110)), "PNG")
+    transform = PreTrainTransform(cfg, (0.3, 1.0), hflip=0.3, vflip=0.6, rotate90=True)
+    for seed in range(24):
+        sample, _ = drawn(transform.draw, value, seed)
+        with seeded(seed):
+            (top, left, height, width), flip, _, mask = paper_sample(value, cfg, (0.3, 1.0))
+            down, turn, _ = torch.rand(3).tolist()
+        crop = np.asarray(PHOTO.resize((150, 110)))[top : top + height, left : left + width]
+        crop = crop[:, ::-1] if flip < 0.3 else crop
+        crop = np.rot90(crop[::-1] if down < 0.6 else crop, int(4 * turn))
+        crop = torch.from_numpy(crop.copy()).permute(2, 0, 1)
+        expected = v2.functional.resize(crop, list(cfg.input_size), InterpolationMode.BICUBIC, antialias=True)
+        torch.testing.assert_close(sample["pixel_values"], expected, atol=2, rtol=0)
+        assert torch.equal(sample["bool_masked_pos"], mask)
+        seen.append(int(4 * turn))
+    assert set(seen) == {0, 1, 2, 3}
+
+
+def test_colours_are_jittered_as_torchvision_does():
+    value = encode(PHOTO.resize((64, 64)), "PNG")
+    for channels in (1, 3):
+        cfg = config(num_channels=channels)
+        for seed in range(4):
+            with seeded(seed):
+                _, _, pixels, _ = paper_sample(value, cfg, num_channels=channels)
+                torch.rand(3)
+                expected = v2.ColorJitter(0.4, 0.4, 0.4 if channels == 3 else 0)(pixels)
+            sample, _ = drawn(PreTrainTransform(cfg, color_jitter=0.4).draw, value, seed)
+            assert torch.equal(sample["pixel_values"], expected)
+            assert not torch.equal(expected, pixels)
+    levels = []
+    flat = np.full((40, 40, 5), 100, dtype=np.uint8)
+    for value in (flat, flat.astype(np.float32) / 255):
+        for seed in range(100):
+            sample, _ = drawn(PreTrainTransform(config(num_channels=5), color_jitter=0.4).draw, value, seed)
+            pixels = sample["pixel_values"].float()
+            assert pixels.max() - pixels.min() < 1e-5  # all channels alike
+            levels.append(float(pixels.mean()) * (1 if value is flat else 255))
+    assert levels[:100] == pytest.approx(levels[100:], abs=2)  # bytes are cut off twice
+    assert 58 < min(levels) < 65  # an even image has no contrast
+    assert 135 < max(levels) < 141
+
+
+def test_contrast_of_many_channels_is_about_one_mean():
+    value = np.stack([np.full((40, 40), v, dtype=np.float32) for v in (0.3, 0.4, 0.45, 0.5)], 2)
+    factors = []
+    for seed in range(20):
+        sample, _ = drawn(PreTrainTransform(config(num_channels=4), color_jitter=0.3).draw, value, seed)
+        a, b, c, d = sample["pixel_values"][:, 0, 0].tolist()
+        assert (b - a) == pytest.approx(2 * (c - b), abs=1e-5) == pytest.approx(2 * (d - c), abs=1e-5)
+        factors.append((b - a) / 0.1 / (sum((a, b, c, d)) / 1.65))  # without brightness
+    assert 0.69 < min(factors) < 0.8
+    assert 1.2 < max(factors) < 1.31
+
+
+def test_some_images_lose_their_colour():
+    transform = PreTrainTransform(config(), grayscale=0.3)
+    samples = [drawn(transform.draw, PHOTO.resize((48, 48)), s)[0]["pixel_values"] for s in range(200)]
+    assert 40 < sum(bool((pixels == pixels[:1]).all()) for pixels in samples) < 80
+    grey = drawn(PreTrainTransform(config(), grayscale=1.0).draw, PHOTO, 0)[0]["pixel_values"]
+    colour = drawn(PreTrainTransform(config()).draw, PHOTO, 0)[0]["pixel_values"].float()
+    luma = (colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    torch.testing.assert_close(grey.float(), luma.expand(3, 32, 32), atol=1.1, rtol=0)
+    with pytest.raises(ValueError, match="^grayscale: is for images of 3 channels, this model takes 1"):
+        PreTrainTransform(config(num_channels=1), grayscale=0.1)
+
+
+def test_one_augmentation_does_not_change_another():
+    pixels = drawn(PreTrainTransform(config(), **EVERYTHING, grayscale=1.0).draw, PHOTO, 5)[0]["pixel_values"]
+    coloured = drawn(PreTrainTransform(config(), **EVERYTHING).draw, PHOTO, 5)[0]["pixel_values"]
+    assert torch.equal(pixels, v2.functional.rgb_to_grayscale(coloured, 3))
+    turned = drawn(PreTrainTransform(config(), hflip=0.3, rotate90=True).draw, PHOTO, 5)[0]["pixel_values"]
+    both = drawn(PreTrainTransform(config(), hflip=0.3, rotate90=True, vflip=1.0).draw, PHOTO, 5)[0]["pixel_values"]
+    assert torch.equal(turned.flip(-2), both) or torch.equal(turned.flip(-1), both)
 
 
 def test_masks():

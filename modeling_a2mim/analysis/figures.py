@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = 4  # panels in a row, where each model has its own
 LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
+LONGEST_FILE = 34  # what fits above a small picture
 
 
 def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
@@ -30,6 +31,15 @@ def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
     alike = {name for name, times in Counter(short).items() if times > 1}
     short = [f"{i} {name}" if name in alike else name for i, name in enumerate(short)]
     return [name.replace("$", r"\$") for name in short]  # matplotlib reads what is between two as a formula
+
+
+def short_file(name: str, length: int = LONGEST_FILE) -> str:
+    """The last folder and the name of a file in one line of at most `length` characters, of a longer one both ends."""
+    line = " ".join("/".join(name.split("/")[-2:]).split())
+    if len(line) > length:
+        end = (length - 1) * 2 // 3  # files of a folder differ at their ends
+        line = f"{line[: length - 1 - end]}…{line[-end:]}"
+    return line.replace("$", r"\$")
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:

@@ -1,0 +1,94 @@
+"""The real images that the benchmarks learn from, written to benchmarks/data/ (which git ignores): as .npz files, all
+images of a set in one array, or with --folders as files in a folder for each class, as users have them.
+
+    python benchmarks/datasets.py [--folders]
+
+- solar_cells: 2,624 photographs of 300 x 300 px, grey, from `pip install elpv-dataset` (Buerhop-Lutz et al., 2018;
+  CC BY-NC-SA 4.0: for measuring only, never part of this repository). 75% for training, 25% for testing, stratified by
+  probability of a defect and type of cell; a cell counts as defective above a probability of 0.5. In the .npz 128 px.
+- fashion_mnist: the bundled sample, 10,000 images for training and 2,000 for testing, 28 x 28 px, grey, MIT.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+FOLDER = Path(__file__).resolve().parent / "data"
+SAMPLE = FOLDER.parent.parent / "data"
+SOLAR_SIZE = 128
+SOLAR_CLASSES = ("functional", "defective")
+
+
+def solar_cells() -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
+    """{split: (images, labels, names of the classes)}"""
+    from elpv_dataset.utils import load_dataset
+    from sklearn.model_selection import train_test_split
+
+    images, probability, kinds = load_dataset()
+    strata = [f"{kind} {value:.2f}" for kind, value in zip(kinds, probability, strict=True)]
+    labels = (probability > 0.5).astype(np.int64)
+    train, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=strata, random_state=0)
+    return {
+        split: ([Image.fromarray(images[i]) for i in sorted(rows)], labels[sorted(rows)], list(SOLAR_CLASSES))
+        for split, rows in (("train", train), ("test", test))
+    }
+
+
+def fashion_mnist() -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
+    """{split: (images, labels, names of the classes)}"""
+    import json
+
+    import pyarrow.parquet as pq
+
+    found = {}
+    for split in ("train", "test"):
+        table = pq.read_table(next(SAMPLE.glob(f"{split}-*.parquet")))
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        images = [Image.open(io.BytesIO(row["bytes"])) for row in table["image"].to_pylist()]
+        names = [name.replace("/", "-") for name in features["label"]["names"]]
+        found[split] = (images, table["label"].to_numpy(), names)
+    return found
+
+
+SETS = {"solar_cells": (solar_cells, SOLAR_SIZE), "fashion_mnist": (fashion_mnist, None)}
+
+
+def write_arrays(name: str, folder: Path = FOLDER) -> Path:
+    """Write NAME.npz: `train`, `test` (images, height, width) uint8, `train_labels`, `test_labels`."""
+    load, size = SETS[name]
+    arrays = {}
+    for split, (images, labels, _) in load().items():
+        small = [i if size is None else i.resize((size, size), Image.Resampling.BOX) for i in images]
+        arrays |= {split: np.stack([np.asarray(i) for i in small]), f"{split}_labels": labels}
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", **arrays)
+    return folder / f"{name}.npz"
+
+
+def write_folders(name: str, folder: Path = FOLDER) -> Path:
+    """Write NAME/SPLIT/CLASS/00001.png."""
+    for split, (images, labels, names) in SETS[name][0]().items():
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / name / split / names[label] / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    return folder / name
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--folders", action="store_true", help="write files as well")
+    args = parser.parse_args()
+    for name in args.sets:
+        print(write_arrays(name))
+        if args.folders:
+            print(write_folders(name))
+
+
+if __name__ == "__main__":
+    main()
