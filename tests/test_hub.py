@@ -127,6 +127,9 @@ def test_both_scripts_push(hub, tmp_path):
     again += ["--model_name_or_path", "org/encoder", "--model_revision", "main"]
     run_pretraining.main([*again, "--output_dir", str(tmp_path / "more")])
     assert hub.received_paths("org/more") == ENCODER
+    for name in ("org/more", "org/classifier"):  # which know what the repository says of their encoder
+        (earlier,) = json.loads(hub.files(name)["training.json"])["earlier"]
+        assert (earlier["task"], earlier["steps"], earlier["images"]) == ("masked image modelling", 2, 16)
     for secret in (hub.token, planted, str(tmp_path)):
         assert secret.encode() not in hub.received()
     assert hub.unknown == []

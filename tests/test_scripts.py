@@ -15,9 +15,11 @@ from transformers import AutoModelForImageClassification
 
 import run_finetune
 import run_pretraining
+from modeling_a2mim import classification
 from modeling_a2mim.arguments import PreTrainingModelArguments, parse
 from modeling_a2mim.data_arguments import DataArguments
-from modeling_a2mim.hub import check_files, uploaded_files
+from modeling_a2mim.hub import PREDICTIONS, check_files, uploaded_files
+from modeling_a2mim.outputs import WRITTEN
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
@@ -150,6 +152,18 @@ def test_overwriting_leaves_nothing_of_the_other_run(tmp_path, caplog):
     )  # its own checkpoint, of step 1
     assert resumed["train_loss"] > 0
     assert json.loads((out / "training.json").read_text())["steps"] == 2
+
+
+def test_what_runs_write_is_known(tmp_path, pretrained, request):
+    """Or it would be left when another run overwrites them."""
+    request.getfixturevalue("no_pictures").undo()
+    argv = ["--model_name_or_path", pretrained, "--labels_per_class", 1, "--corruptions", "contrast"]
+    finetune(tmp_path / "tuned", *argv)
+    assert (tmp_path / "tuned" / "worst_examples.png").exists()
+    for folder in (pretrained, tmp_path / "tuned"):
+        written = {path.name for path in folder.iterdir()} - {"checkpoint-2", "subset.json"}
+        assert written <= set(WRITTEN)
+    assert {classification.ERROR_TABLE, Path(PREDICTIONS).with_suffix(".txt").name} <= set(WRITTEN)
 
 
 def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, pretrained):
