@@ -25,6 +25,14 @@ PAPER = "https://arxiv.org/abs/2205.13943"
 IMAGENET = "ILSVRC/imagenet-1k"
 HUB_IDS = {"ImageNet-1K": IMAGENET}
 NOT_RECORDED = "not recorded"
+SPELLED = {  # of `analysis.baselines`
+    "masked_psnr": "PSNR of masked pixels (dB)",
+    "masked_l1": "L1 error of masked pixels (of pixels in [0, 1])",
+    "mean_fill_psnr": "PSNR of the mean colour of each image in their place (dB)",
+    "mean_fill_l1": "L1 error of the mean colour",
+    "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
+    "blur_l1": "L1 error of that blur",
+}
 TAGS = ("timm", "transformers", "a2mim", "masked-image-modeling", "arxiv:2205.13943")
 
 
@@ -249,7 +257,7 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
-        lines += [f"| {table_cell(name)} | {value:.4f} |" for name, value in metrics.items()]
+        lines += [f"| {table_cell(SPELLED.get(name, name))} | {value:.4f} |" for name, value in metrics.items()]
         if record.get("evaluation_note"):
             lines += ["", record["evaluation_note"]]
     if record.get("measured"):

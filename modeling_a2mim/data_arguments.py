@@ -212,9 +212,9 @@ class PreTrainingDataArguments(DataArguments):
         train = self.source(train)
         if self.holdout is not None:
             train, evaluation = hold_out(train, self.holdout)
-            return train, evaluation, f"{len(evaluation):,} images held out of training"
+            return train, evaluation, "the training data, held out of it"
         evaluation = sample_of(train, EVALUATED)
-        return train, evaluation, f"{len(evaluation):,} of the training images"
+        return train, evaluation, "the training data itself"
 
     def augmentation(self) -> dict:
         """The augmentation beside crops, as keyword arguments of PreTrainTransform."""

@@ -94,7 +94,7 @@ def hold_out(source: RowSource, count: int) -> tuple[RowSource, RowSource]:
     if not isinstance(source, MixedSource):
         return RowsOf(source, kept), RowsOf(source, rows)
     parts = []
-    for part, first, last in zip(source.sources, source.firsts, source.firsts[1:], strict=True):
+    for part, first, last in zip(source.sources, source.firsts[:-1], source.firsts[1:], strict=True):
         parts.append(RowsOf(part, kept[(kept >= first) & (kept < last)] - first))
     return MixedSource(parts, source.weights), RowsOf(source, rows)
 

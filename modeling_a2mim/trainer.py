@@ -305,9 +305,10 @@ class A2MIMTrainer(Trainer):
             return
         found, mean, blur = (metrics[f"eval_{name}_psnr"] for name in ("masked", "mean_fill", "blur"))
         logger.info(
-            "masked pixels of %s: PSNR %.1f dB; of their images' mean colour %.1f dB, of a blur of the visible pixels "
-            "%.1f dB",
-            self.provenance.get("evaluation_data") or "the evaluation images",
+            "masked pixels of %s images of %s: PSNR %.1f dB; of their images' mean colour %.1f dB, of a blur of the "
+            "visible pixels %.1f dB",
+            f"{len(self.eval_dataset):,}",
+            self.provenance.get("evaluation_data") or "the evaluation data",
             found,
             mean,
             blur,
