@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream transfer dense interactions cards quality style clean
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates transfer dense interactions cards quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -45,6 +45,11 @@ fuzz: $(VENV)/installed  ## 10,000 broken images
 stream: $(VENV)/installed  ## how fast, how random, and how flat in memory images are read
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loader.py --output benchmarks/results/loader.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json
+
+rates: $(VENV)/installed  ## at which learning rates encoders learn, by batch and size (some hours on 2 cores)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python benchmarks/datasets.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/rates.py --output benchmarks/results/rates.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

@@ -20,6 +20,7 @@ from pathlib import Path
 import timm
 import torch
 import transformers
+from tqdm.auto import tqdm
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +42,9 @@ ENCODERS = {
 SETS = ("solar_cells", "fashion_mnist")
 SIZE, CELL = 64, 8  # pixels
 RATES = (3e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+HEAD = """How much nearer the masked pixels of test images come than the mean colour of each image, in dB (PSNR), by
+learning rate; the best of each row is bold, "published rule" is 1.5e-4 times batch / 256. `make rates` makes this
+table; machine, versions and the way there of each run are in [rates.json](rates.json)."""
 PUBLISHED = 1.5e-4 / 256  # for each image of the batch
 
 
@@ -98,7 +102,7 @@ def main():
     images = {}
     runs = [run for run in plan() if all(word in key(run).split(", ") for word in args.only)]
     runs = runs if args.half is None else runs[args.half :: 2]
-    for number, run in enumerate(runs):
+    for number, run in enumerate(tqdm(runs, unit=" runs")):
         known = json.loads(args.output.read_text())["runs"] if args.output.exists() else {}
         if key(run) in known:
             continue
@@ -113,8 +117,29 @@ def main():
         result |= {"parameters": sum(p.numel() for p in model.a2mim.encoder.parameters())}
         last = result["points"][-1]
         gain = last["masked_psnr"] - last["mean_fill_psnr"]
-        print(f"{number + 1}/{len(runs)} {key(run)}: {gain:+.2f} dB, {result['seconds']:.0f} s", flush=True)
+        tqdm.write(f"{number + 1}/{len(runs)} {key(run)}: {gain:+.2f} dB, {result['seconds']:.0f} s")
         write(args.output, key(run), run | result)
+    record = json.loads(args.output.read_text())
+    args.output.with_suffix(".md").write_text(f"{HEAD}\n\n{table(record)}\n")
+
+
+def table(record: dict) -> str:
+    """What was found, a row for each set, encoder, decoder and batch: the gain over the mean fill at each rate."""
+    rates = sorted({run["learning_rate"] for run in record["runs"].values()} & set(RATES))
+    head = ["images", "encoder", "decoder", "batch", "steps", "published rule", *(f"{rate:g}" for rate in rates)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    groups: dict[tuple, dict] = {}
+    for run in record["runs"].values():
+        row = tuple(run[name] for name in ("set", "encoder", "decoder", "batch_size", "steps"))
+        last = run["points"][-1]
+        groups.setdefault(row, {})[run["learning_rate"]] = last["masked_psnr"] - last["mean_fill_psnr"]
+    for row, gains in sorted(groups.items()):
+        published = gains.get(round(PUBLISHED * row[3], 9))
+        cells = map(gains.get, rates)
+        best = max(gains.values())
+        text = ["" if v is None else f"**{v:+.2f}**" if v == best else f"{v:+.2f}" for v in (published, *cells)]
+        lines.append("| " + " | ".join([*map(str, row), *text]) + " |")
+    return "\n".join(lines)
 
 
 def write(path: Path, name: str, result: dict):

@@ -86,7 +86,7 @@ BAD = [
     *(("image_mean", value) for value in ([0.5], "abc", [0.5, 0.5, float("nan")], 0.5)),
     *(("image_std", value) for value in ([0.5], [0.5, 0.5, 0], [0.5, 0.5, -1], [0.5, 0.5, True])),
     *(("image_size", value) for value in (0, -224, 1.5, True, None, "224", [224], [224, 224, 3], [224, 0])),
-    *(("mask_patch_size", value) for value in (0, -32, 1.5, True, None, "32", [32], [32, 32, 3], 30, [32, 30], 448)),
+    *(("mask_patch_size", value) for value in (0, -32, 1.5, True, "32", [32], [32, 32, 3], 30, [32, 30], 448)),
     *(("mask_ratio", value) for value in (0, 1, -0.1, 1.1, "0.6", None, True, float("nan"), 0.999)),
     *(("mask_fill", value) for value in ("noise", None, ["mean"])),
     *(("mask_site", value) for value in (1.5, True, ["layer3"])),

@@ -104,14 +104,17 @@ def test_panel():
     images = {name: torch.rand(3, 1, 32, 32) for name in ("original", "masked", "reconstruction", "pasted")}
     plain = panel(images)
     assert plain.size == (4 * (128 + 4) + 4, 16 + 4 + 3 * (128 + 4))
-    quality = [{"psnr": 20.0, "masked_psnr": 14.0, "ssim": 0.5}] * 3
+    quality = [{"psnr": 20.0, "masked_psnr": 14.0, "mean_fill_psnr": 12.0, "ssim": 0.5}] * 3
     full = panel(images, quality, "some model, mask ratio 0.6")
     assert full.height == plain.height + 14 * (3 + 1)
     tile = np.asarray(full)[34:162, 4:132, 0]
     np.testing.assert_array_equal(tile[::4, ::4], (images["original"][0, 0] * 255).round().byte().numpy())
-    text = np.asarray(full)[34 + 128 : 34 + 142, 4 + 3 * 132 :]
-    assert (text < 128).any()
-    assert np.asarray(full)[162:176, :390].min() == 255  # only beneath the pasted ones
+    columns = np.asarray(full)[34 + 128 : 34 + 142, 4:].reshape(14, 4, 132, 3).min((0, 2, 3))
+    assert (columns < 128).tolist() == [False, True, False, True]
+    named = np.asarray(panel(images, names=["short.png", "ä" * 80, "目.png"]))
+    columns = named[20 + 128 : 20 + 142, 4:].reshape(14, 4, 132, 3).min((0, 2, 3))
+    assert (columns < 128).tolist() == [True, False, False, False]
+    assert named[20 + 142 + 4 + 128 : 20 + 142 + 4 + 142, 4 + 128 :].min() == 255  # no long name runs over
     assert panel({name: torch.rand(1, 5, 200, 120) for name in images}).width == 4 * 124 + 4
 
 

@@ -260,10 +260,11 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
         assert metrics["train_loss"] > 0
     records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     assert "earlier" not in records[0]
+    rate = records[0]["learning_rate"]
     common = {"task": "masked image modelling", "data": "the bundled sample of Fashion-MNIST", "total_batch_size": 8}
     runs = [
-        {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": 1.5e-4 * 8 / 256},
-        {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": 1.5e-4 * 8 / 256},
+        {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": rate},
+        {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": rate},
     ]
     assert records[1]["earlier"] == runs[:1]
     assert records[2]["earlier"] == runs

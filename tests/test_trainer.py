@@ -171,8 +171,11 @@ def test_token_rate_follows_the_release(tmp_path):
 
 def test_learning_rate_follows_the_batch(tmp_path):
     common = {"output_dir": str(tmp_path), "use_cpu": True}
-    args = A2MIMTrainingArguments(**common, per_device_train_batch_size=64, gradient_accumulation_steps=8)
+    sizes = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}
+    args = A2MIMTrainingArguments(**common, **sizes, base_learning_rate=1.5e-4)
     assert args.learning_rate == pytest.approx(1.5e-4 * 512 / 256)
+    args = A2MIMTrainingArguments(**common, **sizes)
+    assert args.learning_rate == args.usual_learning_rate()
     assert A2MIMTrainingArguments(**common, learning_rate=0.1).learning_rate == 0.1
     with pytest.raises(ValueError, match="^reconstruction_steps: must not be negative"):
         A2MIMTrainingArguments(**common, reconstruction_steps=-1)

@@ -1,0 +1,115 @@
+"""What is said of a run of pre-training before and after it, with its numbers."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_pretraining
+from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.advice import before_training, what_to_change
+from modeling_a2mim.training_args import AUTO_EPOCHS, AUTO_STEPS, A2MIMTrainingArguments
+
+
+def arguments(tmp_path, **kwargs):
+    return A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **kwargs)
+
+
+def said(tmp_path, images=10_000, site=(14, 14), config=None, **kwargs):
+    args = arguments(tmp_path, **kwargs)
+    args.choose_length(images)
+    return before_training(config or A2MIMConfig(), site, images, args)
+
+
+def test_nothing_of_a_usual_run(tmp_path):
+    assert said(tmp_path) == []
+    assert said(tmp_path, images=400) == []
+    assert said(tmp_path, images=10**6, per_device_train_batch_size=256) == []
+
+
+def test_few_steps(tmp_path):
+    found = said(tmp_path, num_train_epochs=2)
+    passes = arguments(tmp_path).usual_epochs(10_000)
+    assert found == [
+        f"314 steps, 2 passes over 10,000 images, are few: an encoder needs some {AUTO_STEPS:,} to reconstruct "
+        f"({passes} passes: --num_train_epochs auto), with --decoder multiscale a quarter of that"
+    ]
+    assert said(tmp_path, max_steps=20)[0].startswith("20 steps, 0.127 passes over 10,000 images, are few")
+
+
+def test_a_batch_that_is_most_of_the_data(tmp_path):
+    [*_, found] = said(tmp_path, images=100)
+    assert found.startswith("a step takes 64 of 100 images, most of the data")
+
+
+def test_a_rate_of_another_order(tmp_path):
+    usual = arguments(tmp_path).usual_learning_rate()
+    for factor, far in ((0.02, True), (0.2, False), (5, False), (20, True)):
+        found = said(tmp_path, learning_rate=usual * factor)
+        assert found == (
+            [f"a learning rate of {usual * factor:g} is far from the usual {usual:g} for 64 images"] if far else []
+        )
+
+
+def test_few_cells(tmp_path):
+    config = A2MIMConfig(image_size=(64, 96), mask_patch_size=16)
+    [found] = said(tmp_path, site=(4, 6), config=config)
+    assert found == "4 x 6 cells of 16 x 16 px are few to mask: give a smaller --mask_patch_size, for at least 6 x 6"
+
+
+def test_a_token_that_is_nearly_everywhere(tmp_path):
+    """8 x 8 cells of which 60% are masked, on a map of 4 x 4: a place is free if all four are, 0.4^4 = 3%."""
+    [found] = said(tmp_path, site=(4, 4), config=A2MIMConfig(image_size=64))
+    assert found.startswith(
+        "the mask token enters a map of 4 x 4, coarser than the mask of 8 x 8 cells: it is at about 97%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "passes"),
+    [(10_000, 64, 13), (1968, 64, 65), (1968, 16, 17), (50, 64, AUTO_EPOCHS[1]), (10**7, 256, AUTO_EPOCHS[0])],
+)
+def test_length(tmp_path, images, batch, passes, caplog):
+    caplog.set_level(logging.INFO, "a2mim")
+    args = arguments(tmp_path, per_device_train_batch_size=batch)
+    args.choose_length(images)
+    assert args.num_train_epochs == passes
+    assert f"num_train_epochs auto: {passes} passes over {images:,} images in steps of {batch}" in caplog.text
+
+
+def test_a_given_length_stays(tmp_path):
+    for options in ({"num_train_epochs": 3}, {"num_train_epochs": "2.5"}, {"max_steps": 7}):
+        args = arguments(tmp_path, **options)
+        before = args.num_train_epochs, args.max_steps
+        args.choose_length(100)
+        assert (args.num_train_epochs, args.max_steps) == before
+    with pytest.raises(ValueError, match="^num_train_epochs: expected a number or auto, got 'many'"):
+        arguments(tmp_path, num_train_epochs="many")
+
+
+def test_what_to_change(tmp_path):
+    args = arguments(tmp_path, learning_rate=1e-6)
+    assert what_to_change(args, 1968, 93) == (
+        f"the usual rate is {args.usual_learning_rate():g} (leave out --learning_rate and --base_learning_rate); "
+        f"train for more steps, {AUTO_STEPS:,} or so (65 passes); for few images there is --recipe small_data"
+    )
+
+
+def test_a_run_that_has_not_learned_ends_with_a_warning(tmp_path, caplog):
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        grey = np.clip(generator.normal(128, 10, (32, 32)), 0, 255).astype(np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(grey).save(tmp_path / "images" / f"{i}.png")
+    command = ["--architecture", "test_convnext", "--image_size", "32", "--num_channels", "1", "--max_steps", "1"]
+    caplog.set_level(logging.INFO, "a2mim")
+    metrics = run_pretraining.main(
+        [*command, "--use_cpu", "--train_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
+    )
+    one, two = metrics["eval_masked_psnr"], metrics["eval_mean_fill_psnr"]
+    assert one < two
+    assert f"no better ({one:.1f} dB) than the mean colour of each image does ({two:.1f} dB)" in caplog.text
+    assert "It had 1 steps at a learning rate of up to" in caplog.text
+    assert f"masked pixels of 8 images of the training data itself: PSNR {one:.1f} dB" in caplog.text
+    assert "1 steps, 1 passes over 8 images, are few" in caplog.text
