@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made when missing; all it takes is Python 3.11+ and the package index.
+# Everything but `gpu` runs in .venv, which is made when missing; all it takes is Python 3.11+ and the package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream transfer dense interactions cards quality style clean
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream transfer dense interactions gpu cards quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -63,6 +63,11 @@ interactions: $(VENV)/installed  ## interaction strength of a CNN and a ViT by h
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.interactions --rounds 4 --draws 4 \
 		--models transfer/CNN-A2MIM-all-tuned/seed-0 transfer/ViT-A2MIM-all-tuned/seed-0 \
 		--output benchmarks/results/interactions.json
+
+# Without .venv: with the torch, torchvision, timm and transformers that are there, and no package index.
+GPU_OUTPUT ?= benchmarks/results/gpu.json
+gpu:  ## effect, cost and memory on one GPU (8 minutes)
+	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/gpu.py --output $(GPU_OUTPUT)
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py
