@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made when missing; all it takes is Python 3.11+ and the package index.
+# Everything but `gpu` runs in .venv, which is made when missing; all it takes is Python 3.11+ and the package index.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,8 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates transfer dense interactions cards quality style clean
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates transfer dense interactions gpu cards \
+	quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -46,10 +47,11 @@ stream: $(VENV)/installed  ## how fast, how random, and how flat in memory image
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loader.py --output benchmarks/results/loader.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stream.py --output benchmarks/results/stream.json
 
-rates: $(VENV)/installed  ## at which learning rates encoders learn, by batch and size (some hours on 2 cores)
+rates: $(VENV)/installed  ## at which rates encoders learn, and how to fine-tune with few labels (hours on 2 cores)
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
 	$(BIN)/python benchmarks/datasets.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/rates.py --output benchmarks/results/rates.json
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/few_labels.py --output benchmarks/results/few_labels.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results
@@ -68,6 +70,11 @@ interactions: $(VENV)/installed  ## interaction strength of a CNN and a ViT by h
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.interactions --rounds 4 --draws 4 \
 		--models transfer/CNN-A2MIM-all-tuned/seed-0 transfer/ViT-A2MIM-all-tuned/seed-0 \
 		--output benchmarks/results/interactions.json
+
+# Without .venv: with the torch, torchvision, timm and transformers that are there, and no package index.
+GPU_OUTPUT ?= benchmarks/results/gpu.json
+gpu:  ## effect, cost and memory on one GPU (8 minutes)
+	HF_HUB_OFFLINE=1 $(PYTHON) benchmarks/gpu.py --output $(GPU_OUTPUT)
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py

@@ -1,19 +1,24 @@
-"""Pre-training with all images on the device, crops and flips made there: what benchmarks use that compare many short
-runs. Model, masks, losses, errors and parameter groups are the package's, the schedule is its default one (AdamW,
-weight decay 0.05, 5% of linear warm-up, cosine to 0, gradients clipped at 5)."""
+"""Pre-training and fine-tuning with all images on the device, crops and flips made there: what benchmarks use that
+compare many short runs. Models, masks, losses, errors and parameter groups are the package's, the schedule is its
+default one (AdamW, weight decay 0.05, 5% of linear warm-up, cosine to 0, gradients clipped at 5)."""
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.analysis.baselines import masked_errors, summarise_errors
 from modeling_a2mim.masking import random_mask
 from modeling_a2mim.optimization import parameter_groups
+
+
+WARM = 3  # steps before one is recorded as a CUDA graph
 
 
 def load(path, split: str, size: int | None = None, device: str = "cpu") -> tuple[torch.Tensor, np.ndarray]:
@@ -28,7 +33,8 @@ def load(path, split: str, size: int | None = None, device: str = "cpu") -> tupl
 
 def normalize(images: torch.Tensor, config: A2MIMConfig) -> torch.Tensor:
     """uint8 to float32, as the package's transforms do."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
+    moments = torch.tensor([config.image_mean, config.image_std]).to(images.device, non_blocking=True)
+    mean, std = moments[:, :, None, None]
     return (images.float() / 255 - mean) / std
 
 
@@ -61,6 +67,7 @@ class Schedule:
     crop_scale: tuple[float, float] = (0.8, 1.0)
     points: tuple[float, ...] = (1.0,)  # shares of the run after which the errors are measured
     bf16: bool = False
+    graph: bool = False  # record a step as a CUDA graph
     options: dict = field(default_factory=dict)  # of A2MIMConfig
 
 
@@ -72,42 +79,189 @@ def learning_rate_at(step: int, schedule: Schedule) -> float:
     return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (schedule.steps - warmup)))
 
 
+class Step:
+    """A step of training. As a CUDA graph it is recorded once and replayed from then on: the many kernels of a small
+    model take longer to launch from Python than to run. Inputs then have to keep their shapes.
+
+    Attributes:
+        failure: why it could not be recorded, if so; it goes on without.
+    """
+
+    def __init__(self, model: nn.Module, groups: list[dict], loss: Callable[..., torch.Tensor], schedule: Schedule):
+        self.model, self.loss, self.bf16 = model, loss, schedule.bf16
+        self.device = next(model.parameters()).device
+        self.recording, self.failure = schedule.graph and self.device.type == "cuda", None
+        self.rates = [group.get("lr", schedule.learning_rate) for group in groups]
+        if self.recording:  # a graph reads the rate from the memory of the device
+            rates = [torch.tensor(rate, device=self.device) for rate in self.rates]
+            groups = [{**group, "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+        rate = schedule.learning_rate
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=True, capturable=self.recording)
+        self.count, self.graph, self.inputs = 0, None, []
+
+    def __call__(self, factor: float, *inputs: torch.Tensor):
+        """Train on `inputs`, with `factor` of the rate of each group."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+        self.count += 1
+        if self.recording and self.count == WARM + 1:
+            self._record(inputs)
+        if self.graph is not None:
+            for own, given in zip(self.inputs, inputs, strict=True):
+                own.copy_(given)
+            self.graph.replay()
+        elif self.recording:  # what is recorded has to have run on a stream of its own before
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._run(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+        else:
+            self._run(*inputs)
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]):
+        self.inputs, graph = [x.clone() for x in inputs], torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._run(*self.inputs)
+            self.graph = graph
+        except RuntimeError as error:
+            self.recording, self.failure = False, str(error).split("\n")[0]
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _run(self, *inputs: torch.Tensor):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self.loss(*inputs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def batches(count: int, batch_size: int, seed: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Indices of all images in a random order, then in another one, and so on, `batch_size` at a time."""
+    generator, left = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    while True:
+        while len(left) < batch_size:
+            left = torch.cat([left, torch.randperm(count, generator=generator)])
+        rows, left = left[:batch_size], left[batch_size:]
+        yield rows.to(device, non_blocking=True)
+
+
+def train(step: Step, make: Callable[[torch.Tensor], tuple], count: int, schedule: Schedule, measure=None) -> dict:
+    """All steps, each on what `make` gives for the indices of a batch.
+
+    Returns:
+        {"points": [{"step", **measure()}], "seconds", "steps_per_second"}, the last without the first, slow steps and
+        without measuring, and "graph_failure" if the step could not be recorded.
+    """
+    wanted = {max(1, round(point * schedule.steps)) for point in schedule.points} if measure else ()
+    rows = batches(count, schedule.batch_size, schedule.seed, step.device)
+    found, start, since, measuring = [], clock(step.device), None, 0.0
+    for number in range(schedule.steps):
+        if number == min(WARM + 1, schedule.steps - 1):
+            since = clock(step.device) - measuring
+        step(learning_rate_at(number, schedule) / schedule.learning_rate, *make(next(rows)))
+        if number + 1 in wanted:
+            before = clock(step.device)
+            found.append({"step": number + 1, **measure()})
+            measuring += clock(step.device) - before
+    end = clock(step.device)
+    speed = (schedule.steps - min(WARM + 1, schedule.steps - 1)) / (end - measuring - since)
+    result = {"points": found, "seconds": round(end - start, 1), "steps_per_second": round(speed, 2)}
+    return result | ({"graph_failure": step.failure} if step.failure else {})
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def pretrain(config: A2MIMConfig, images: torch.Tensor, test: torch.Tensor, schedule: Schedule) -> tuple:
     """Pre-train on `images`, and measure the masked errors on `test` (both uint8, on the device).
 
     Returns:
-        The model, and {"points": [{"step", "masked_psnr", ...}], "seconds"}.
+        The model, and what `train` returns, with `errors_on` at each point.
     """
     torch.manual_seed(schedule.seed)
     device = images.device
     model = A2MIMForPreTraining(config).to(device).train()
     scale = 1.0 if config.mask_gamma_init is None else 0.1
     groups = parameter_groups(model, schedule.learning_rate, 0.05, scale)
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
-    rates = [group["lr"] for group in optimizer.param_groups]
     generator = torch.Generator(device).manual_seed(schedule.seed)
-    order = torch.Generator().manual_seed(schedule.seed)
-    left: list[int] = []
-    wanted = {max(1, round(point * schedule.steps)) for point in schedule.points}
-    found, start = [], time.perf_counter()
-    for step in range(schedule.steps):
-        while len(left) < schedule.batch_size:
-            left += torch.randperm(len(images), generator=order).tolist()
-        rows, left = left[: schedule.batch_size], left[schedule.batch_size :]
+
+    def make(rows):
         views = random_views(normalize(images[rows], config), schedule.crop_scale, generator)
-        mask = random_mask(len(rows), config.mask_grid, config.num_masked, generator, device)
-        factor = learning_rate_at(step, schedule) / schedule.learning_rate
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bf16):
-            loss = model(views, mask, num_masked=config.num_masked).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step + 1 in wanted:
-            found.append({"step": step + 1, **errors_on(model, test, schedule.bf16)})
-    return model, {"points": found, "seconds": round(time.perf_counter() - start, 1)}
+        return views, random_mask(len(rows), config.mask_grid, config.num_masked, generator, device)
+
+    step = Step(model, groups, lambda views, mask: model(views, mask, num_masked=config.num_masked).loss, schedule)
+    return model, train(step, make, len(images), schedule, lambda: errors_on(model, test, schedule.bf16))
+
+
+def fine_tune(
+    config: A2MIMConfig,
+    weights: dict[str, torch.Tensor] | None,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    schedule: Schedule,
+) -> tuple:
+    """Train all of a classifier on labelled images (uint8, with their labels on the device).
+
+    Args:
+        config: what the encoder was pre-trained with.
+        weights: of the pre-trained encoder; `None`: from scratch.
+
+    Returns:
+        The model, and what `train` returns.
+    """
+    torch.manual_seed(schedule.seed)
+    device = images.device
+    model = A2MIMForImageClassification(A2MIMConfig.from_dict(config.to_dict(), num_labels=classes))
+    if weights is not None:
+        own = {name: weights[name] for name in model.a2mim.plan.names}
+        model.a2mim.encoder.load_state_dict(own, strict=False)  # all but the classifier
+    model = model.to(device).train()
+    generator = torch.Generator(device).manual_seed(schedule.seed)
+
+    def make(rows):
+        return random_views(normalize(images[rows], config), schedule.crop_scale, generator), labels[rows]
+
+    groups = parameter_groups(model, schedule.learning_rate, 0.05)
+    step = Step(model, groups, lambda views, known: model(views, labels=known).loss, schedule)
+    return model, train(step, make, len(images), schedule)
+
+
+@torch.no_grad()
+def predict(model: A2MIMForImageClassification, images: torch.Tensor, bf16: bool = False) -> torch.Tensor:
+    """Logits (images, classes) in float32 of uint8 images."""
+    model.eval()
+    parts = []
+    for part in images.split(256):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            parts.append(model(normalize(part, model.config)).logits.float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def features(core: A2MIMModel, images: torch.Tensor, bf16: bool = False) -> dict[str, torch.Tensor]:
+    """What a linear probe reads of uint8 images, (images, features) in float32: the mean of the `last map`, and mean
+    and standard deviation over the positions of the map of `every stage`."""
+    core.eval()
+    last_maps, stages = [], []
+    for part in images.split(256):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            pixels = normalize(part, core.config)
+            last, maps = core.encode(pixels, output_hidden_states=True, decoded=True)
+            last_maps.append(core.feature_map(last, tuple(pixels.shape[-2:])).float().mean((2, 3)))
+        moments = [moment for x in maps for moment in torch.std_mean(x.float(), (2, 3), correction=0)]
+        stages.append(torch.cat(moments, dim=1))
+    return {"last map": torch.cat(last_maps), "every stage": torch.cat(stages)}
 
 
 @torch.no_grad()

@@ -181,9 +181,9 @@ def variants(name: str, args) -> dict[str, Variant]:
     return {kind: Variant(model, config, args) for kind, model in models.items()}
 
 
-def measure(name: str, batch_size: int, args) -> dict:
+def measure(name: str, batch_size: int, args, found: dict[str, Variant] | None = None) -> dict:
     """{variant: {"seconds": [...], "memory": bytes}}"""
-    found = variants(name, args)
+    found = variants(name, args) if found is None else found
     batches = {kind: variant.batch(batch_size) for kind, variant in found.items()}
     result = {kind: {"seconds": []} for kind in found}
     for kind, variant in found.items():

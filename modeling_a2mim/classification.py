@@ -18,9 +18,9 @@ from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
-from .metrics import compute_metrics
 from .probing import LinearProbe
 from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
+from .scores import compute_metrics
 from .subsets import draw_subset, load_subset, save_subset
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform

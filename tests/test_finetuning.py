@@ -13,7 +13,7 @@ from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.export import timm_pretrained_cfg
 from modeling_a2mim.finetuning import FineTuningTrainer, make_criterion, make_mixup, soft_labels
 from modeling_a2mim.loading import load_images
-from modeling_a2mim.metrics import compute_metrics
+from modeling_a2mim.scores import compute_metrics
 from modeling_a2mim.training_args import FineTuningArguments
 from modeling_a2mim.transforms import FineTuneTransform
 

@@ -12,11 +12,8 @@ from torch import nn
 
 from modeling_a2mim import A2MIMForImageClassification
 from modeling_a2mim.analysis.contexts import all_contexts, contexts_of, draw_permutations, neighbours, with_pairs
-from modeling_a2mim.analysis.interactions import (
-    _Values,
-    interaction_strength,
-    main,
-)
+from modeling_a2mim.analysis.interactions import main
+from modeling_a2mim.analysis.measurement import _Values, interaction_strength
 from modeling_a2mim.analysis.strength import InteractionSettings
 from modeling_a2mim.export import export_model
 from modeling_a2mim.loading import load_images

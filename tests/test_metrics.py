@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from modeling_a2mim.metrics import (
-    ClassificationMetrics,
     Interval,
-    compute_metrics,
     mean_and_interval,
     paired_difference,
     results_table,
     summarise,
 )
+from modeling_a2mim.scores import ClassificationMetrics, compute_metrics
 
 
 def predicted(logits, labels):

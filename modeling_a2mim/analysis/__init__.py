@@ -7,7 +7,7 @@ from typing import Any
 # Imported when they are asked for: other modules of the package draw with this one's, and would wait for each other.
 _MODULES = {
     "fourier_analysis": "fourier",
-    "interaction_strength": "interactions",
+    "interaction_strength": "measurement",
     "reconstruct": "reconstruction",
     "reconstruction_quality": "reconstruction",
 }

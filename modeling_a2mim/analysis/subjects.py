@@ -1,10 +1,8 @@
 """What the commands of this folder look at: models of any kind by name, and images that go to all of them alike."""
 
 import argparse
-import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from ..loading import find_column, find_validation_split, list_images, load_imag
 from ..modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
 from ..sources import ReadError, RowSource
 from ..transforms import FineTuneTransform, PreTrainTransform
+from .files import atomic_write
 
 
 LABELS = ("names", "index", "predicted")
@@ -226,17 +225,6 @@ def command(module: str, description: str, models: str, images: int, seed: str) 
 def safe_name(name: str) -> str:
     """A name as the name of a file."""
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "model"
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A place to write a file to, which then takes the place of `path`: complete, or it stays as it was."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: dict):
