@@ -3,11 +3,11 @@
 import math
 
 from .configuration_a2mim import FEWEST_CELLS, A2MIMConfig
-from .training_args import AUTO_STEPS, A2MIMTrainingArguments
+from .training_args import A2MIMTrainingArguments
 
 
 FAR = 10  # times the usual learning rate, or a tenth of it
-FEW_STEPS = AUTO_STEPS // 4
+FEW = 4  # times fewer steps than usual
 CROWDED = 0.9  # share of a map's cells that the mask token is in
 
 
@@ -23,12 +23,12 @@ def before_training(
     found, batch = [], args.step_batch_size
     per_epoch = max(1, images // batch if args.dataloader_drop_last else math.ceil(images / batch))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    if steps < FEW_STEPS:
+    if steps * FEW < args.USUAL_STEPS:
         usual = args.usual_epochs(images)
         found.append(
             f"{steps:,} steps, {steps / per_epoch:.3g} passes over {images:,} images, are few: an encoder needs some "
-            f"{AUTO_STEPS:,} to reconstruct ({usual} passes: --num_train_epochs auto), with --decoder multiscale a "
-            "quarter of that"
+            f"{args.USUAL_STEPS:,} to reconstruct ({usual} passes: --num_train_epochs auto), with --decoder "
+            "multiscale a quarter of that"
         )
     if batch * 2 > images:
         found.append(
@@ -61,7 +61,7 @@ def what_to_change(args: A2MIMTrainingArguments, images: int, steps: int) -> str
     usual, words = args.usual_learning_rate(), []
     if not usual / 3 < args.learning_rate < usual * 3:
         words.append(f"the usual rate is {usual:g} (leave out --learning_rate and --base_learning_rate)")
-    if steps < AUTO_STEPS:
-        words.append(f"train for more steps, {AUTO_STEPS:,} or so ({args.usual_epochs(images)} passes)")
+    if steps < args.USUAL_STEPS:
+        words.append(f"train for more steps, {args.USUAL_STEPS:,} or so ({args.usual_epochs(images)} passes)")
     words.append("for few images there is --recipe small_data")
     return "; ".join(words)

@@ -151,7 +151,8 @@ class DenseTrainingArguments(A2MIMTrainingArguments):
 
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Images per device for evaluation."})
-    base_learning_rate: float = field(
+    num_train_epochs: str = field(default="3", metadata={"help": "Passes over the data."})
+    base_learning_rate: float | None = field(
         default=1.6e-3, metadata={"help": "Learning rate for a total batch of 256 images."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})

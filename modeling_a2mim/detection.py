@@ -225,7 +225,7 @@ class DetectionTrainingArguments(DenseTrainingArguments):
 
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Images per device and step."})
     per_device_eval_batch_size: int = field(default=4, metadata={"help": "Images per device for evaluation."})
-    base_learning_rate: float = field(
+    base_learning_rate: float | None = field(
         default=3.2e-3, metadata={"help": "Learning rate for a total batch of 256 images."}
     )
     metric_for_best_model: str | None = field(default="map", metadata={"help": "What the best checkpoint is best in."})

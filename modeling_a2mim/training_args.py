@@ -4,10 +4,11 @@ import difflib
 import logging
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from timm.optim import list_optimizers
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
 
 from .recipes import recipe_names
@@ -16,15 +17,23 @@ from .recipes import recipe_names
 logger = logging.getLogger("a2mim")
 
 LOGGING_STEPS, LEAST_LOGS = 50, 20
-# Rates and lengths that learn, by measurement: benchmarks/results/rates.md.
-PRETRAINING_RATE, PRETRAINING_BATCH = 2e-3, 64
-AUTO_STEPS, AUTO_EPOCHS = 2000, (3, 400)
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
 @dataclass
 class A2MIMTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more."""
+    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more.
+
+    Attributes:
+        USUAL_RATE: a learning rate, and the batch that it is for.
+        USUAL_STEPS: as many as it takes to learn.
+        USUAL_EPOCHS: the fewest and the most passes that are made for so many steps.
+    """
+
+    # By measurement: benchmarks/results/rates.md, first_run.md and few_labels.md.
+    USUAL_RATE: ClassVar[tuple[float, int]] = (2e-3, 64)
+    USUAL_STEPS: ClassVar[int] = 2000
+    USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 400)
 
     recipe: str | None = field(
         default=None,
@@ -148,14 +157,14 @@ class A2MIMTrainingArguments(TrainingArguments):
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def usual_learning_rate(self) -> float:
-        """The rate at which encoders learn with this batch, measured (benchmarks/results/rates.md)."""
-        return PRETRAINING_RATE * min(1.0, self.step_batch_size / PRETRAINING_BATCH) ** 0.5
+        """A rate that learns with this batch: it grows with the square root of the batch, up to a certain batch."""
+        rate, batch = self.USUAL_RATE
+        return rate * min(1.0, self.step_batch_size / batch) ** 0.5
 
     def usual_epochs(self, images: int) -> int:
-        """How many passes over so many images are enough to learn from: `AUTO_STEPS` steps, but at least 3 and at
-        most 400 passes."""
-        least, most = AUTO_EPOCHS
-        return min(most, max(least, math.ceil(AUTO_STEPS / math.ceil(images / self.step_batch_size))))
+        """How many passes over so many images are enough to learn from."""
+        least, most = self.USUAL_EPOCHS
+        return min(most, max(least, math.ceil(self.USUAL_STEPS / math.ceil(images / self.step_batch_size))))
 
     def choose_length(self, images: int):
         """Set `num_train_epochs`, where it is to be chosen, for so many images, and say why."""
@@ -163,14 +172,14 @@ class A2MIMTrainingArguments(TrainingArguments):
             return
         self.num_train_epochs = float(self.usual_epochs(images))
         logger.info(
-            "num_train_epochs auto: %d passes over %s images in steps of %d, %s steps (%s steps teach an encoder to "
-            "reconstruct; at least %d and at most %d passes)",
+            "num_train_epochs auto: %d passes over %s images in steps of %d, %s steps (it takes some %s to learn; at "
+            "least %d and at most %d passes)",
             self.num_train_epochs,
             f"{images:,}",
             self.step_batch_size,
             f"{round(self.num_train_epochs) * math.ceil(images / self.step_batch_size):,}",
-            f"{AUTO_STEPS:,}",
-            *AUTO_EPOCHS,
+            f"{self.USUAL_STEPS:,}",
+            *self.USUAL_EPOCHS,
         )
 
     def _read_epochs(self) -> float:
@@ -232,10 +241,15 @@ class FineTuningArguments(A2MIMTrainingArguments):
     """The same for fine-tuning: evaluates after every epoch; mixing, losses and averages of the
     weights as in timm, by timm's names."""
 
-    base_learning_rate: float = field(
-        default=5e-4, metadata={"help": "Learning rate for a total batch of 256 images."}
+    USUAL_RATE: ClassVar[tuple[float, int]] = (5e-4, 64)
+    USUAL_STEPS: ClassVar[int] = 400
+    USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 100)
+    MOST_EVALUATIONS: ClassVar[int] = 10  # of few images, an epoch is a step or two
+
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to evaluate: no, steps or epoch; default: after each epoch, at most 10 times."},
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0: none."})
     cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0: none. With mixup: in turn, at random."})
     mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
@@ -253,6 +267,9 @@ class FineTuningArguments(A2MIMTrainingArguments):
     model_ema_warmup: bool = field(default=False, metadata={"help": "Average over fewer steps at the beginning."})
 
     def __post_init__(self):
+        self.evaluations_given = self.eval_strategy is not None
+        if not self.evaluations_given:
+            self.eval_strategy = IntervalStrategy.EPOCH
         super().__post_init__()
         for name, low, high in (
             ("mixup", 0, math.inf),
@@ -267,3 +284,9 @@ class FineTuningArguments(A2MIMTrainingArguments):
                 raise ValueError(f"{name}: must be in [{low}, {high}], got {value}")
         if self.bce_target_thresh is not None and not self.bce_loss:
             raise ValueError("bce_target_thresh: is for --bce_loss")
+
+    def choose_length(self, images: int):
+        super().choose_length(images)
+        chosen = not self.length_given and not self.evaluations_given and not self.load_best_model_at_end
+        if chosen and self.num_train_epochs > self.MOST_EVALUATIONS and self.eval_strategy == IntervalStrategy.EPOCH:
+            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, 1 / self.MOST_EVALUATIONS

@@ -9,7 +9,10 @@ from PIL import Image
 import run_pretraining
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.advice import before_training, what_to_change
-from modeling_a2mim.training_args import AUTO_EPOCHS, AUTO_STEPS, A2MIMTrainingArguments
+from modeling_a2mim.training_args import A2MIMTrainingArguments
+
+
+USUAL_STEPS, USUAL_EPOCHS = A2MIMTrainingArguments.USUAL_STEPS, A2MIMTrainingArguments.USUAL_EPOCHS
 
 
 def arguments(tmp_path, **kwargs):
@@ -32,7 +35,7 @@ def test_few_steps(tmp_path):
     found = said(tmp_path, num_train_epochs=2)
     passes = arguments(tmp_path).usual_epochs(10_000)
     assert found == [
-        f"314 steps, 2 passes over 10,000 images, are few: an encoder needs some {AUTO_STEPS:,} to reconstruct "
+        f"314 steps, 2 passes over 10,000 images, are few: an encoder needs some {USUAL_STEPS:,} to reconstruct "
         f"({passes} passes: --num_train_epochs auto), with --decoder multiscale a quarter of that"
     ]
     assert said(tmp_path, max_steps=20)[0].startswith("20 steps, 0.127 passes over 10,000 images, are few")
@@ -68,7 +71,7 @@ def test_a_token_that_is_nearly_everywhere(tmp_path):
 
 @pytest.mark.parametrize(
     ("images", "batch", "passes"),
-    [(10_000, 64, 13), (1968, 64, 65), (1968, 16, 17), (50, 64, AUTO_EPOCHS[1]), (10**7, 256, AUTO_EPOCHS[0])],
+    [(10_000, 64, 13), (1968, 64, 65), (1968, 16, 17), (50, 64, USUAL_EPOCHS[1]), (10**7, 256, USUAL_EPOCHS[0])],
 )
 def test_length(tmp_path, images, batch, passes, caplog):
     caplog.set_level(logging.INFO, "a2mim")
@@ -92,7 +95,7 @@ def test_what_to_change(tmp_path):
     args = arguments(tmp_path, learning_rate=1e-6)
     assert what_to_change(args, 1968, 93) == (
         f"the usual rate is {args.usual_learning_rate():g} (leave out --learning_rate and --base_learning_rate); "
-        f"train for more steps, {AUTO_STEPS:,} or so (65 passes); for few images there is --recipe small_data"
+        f"train for more steps, {USUAL_STEPS:,} or so (65 passes); for few images there is --recipe small_data"
     )
 
 
