@@ -42,20 +42,20 @@ DRAWS = 2
 def plan() -> list[dict]:
     runs = []
 
-    def add(sets, encoders, labels, rates, crops, steps, batches=(64,)):
-        for name, encoder, count in itertools.product(sets, encoders, labels):
+    def add(sets, encoders, labels, rates, crops, steps, batches=(64,), starts=("pre-trained",)):
+        for name, encoder, count, start in itertools.product(sets, encoders, labels, starts):
             for batch, rate, crop, length in itertools.product(batches, rates, crops, steps):
-                for start in ("pre-trained", "random"):
-                    run = {"set": name, "encoder": encoder, "start": start, "labels": count, "batch_size": batch}
-                    runs.append(run | {"learning_rate": rate, "smallest_crop": crop, "steps": length})
+                run = {"set": name, "encoder": encoder, "start": start, "labels": count, "batch_size": batch}
+                runs.append(run | {"learning_rate": rate, "smallest_crop": crop, "steps": length})
 
-    solar = SETS[:1]
-    add(solar, ENCODERS, ("50",), (1e-4, 5e-4, 2e-3), (0.35, 0.8), (200,))
-    add(solar, ENCODERS, ("50",), (5e-4,), (0.35, 0.8), (50, 800))
-    add(solar, ENCODERS, ("50",), (1e-4, 5e-4, 2e-3), (0.35,), (200,), batches=(16,))
-    add(solar, ENCODERS, ("all",), (5e-4,), (0.35, 0.8), (200, 800))
-    add(SETS[1:], ENCODERS, ("50",), (1e-4, 5e-4, 2e-3), (0.35, 0.8), (200,))
-    return runs
+    solar, cnn, both = SETS[:1], list(ENCODERS)[:1], ("pre-trained", "random")
+    add(solar, cnn, ("50",), (1e-4, 5e-4, 2e-3), (0.35, 0.8), (100,))
+    add(solar, cnn, ("50",), (5e-4, 2e-3), (0.35, 0.8), (25, 400))
+    add(solar, cnn, ("50",), (5e-4, 2e-3), (0.8,), (100, 400), starts=both[1:])
+    add(solar, cnn, ("50",), (5e-4, 2e-3), (0.8,), (100, 400), batches=(16,))
+    add(solar, ENCODERS, ("50",), (1e-4, 5e-4, 2e-3), (0.35, 0.8), (100,), starts=both)
+    add(solar, ENCODERS, ("all",), (5e-4, 2e-3), (0.35, 0.8), (400,), starts=both)
+    return list({key(run): run for run in runs}.values())
 
 
 def key(run: dict) -> str:
