@@ -61,6 +61,7 @@ STARTS = ("from scratch", "SimMIM", "A2MIM", "A2MIM, multiscale")
 TUNED = "fine-tuning"
 SUPERVISED = "supervised, 1000 classes"
 COMPILING = 45.0  # seconds for one variant, until one is known
+PROBING = 4.0  # seconds for one encoder
 
 
 @dataclass
@@ -237,7 +238,7 @@ def effect(run: Run, settings: Settings, results: dict):
                 results["pre-training"][name] = found | {"epochs": results["epochs"], "steps": schedule.steps}
                 report_graph(run, name, found)
     for name, known in encoders.items():
-        if run.fits(f"linear probe of {name}", 3.0):
+        if run.fits(f"linear probe of {name}", PROBING):
             with run.unit(f"linear probe of {name}"):
                 results["judged"] += probe(run, settings, *known, images)
     for labels, name in itertools.product(settings.labels, encoders):
@@ -287,7 +288,7 @@ def configuration(encoder: Encoder, start: str, settings: Settings) -> A2MIMConf
 
 def choose(run: Run, settings: Settings, starts: list, images: dict, results: dict) -> tuple[dict, dict]:
     """How long everything is trained, from the time of a few steps: as long as the settings say, or if that takes
-    more than 85% of the time left, less by the same factor.
+    more than 90% of the time that the probes leave, less by the same factor.
 
     Returns:
         {encoder, start: (Schedule, seconds)} of pre-training, and {(encoder, labels): (Schedule, seconds)} of the
@@ -320,7 +321,7 @@ def choose(run: Run, settings: Settings, starts: list, images: dict, results: di
             steps = round(settings.epochs * per_epoch)
             schedules[name] = (replace(trial, steps=steps), steps / found["steps_per_second"])
             total += schedules[name][1]
-    factor = min(1.0, 0.85 * run.left() / total)
+    factor = min(1.0, max(0.0, 0.9 * (run.left() - PROBING * len(starts))) / total)
     results |= {
         "epochs": max(1, int(settings.epochs * factor)),
         "factor": round(factor, 3),

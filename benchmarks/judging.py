@@ -71,7 +71,8 @@ def _fit(x: torch.Tensor, labels: torch.Tensor, chosen: np.ndarray, decays: torc
     weight = x.new_zeros(x.shape[1], len(chosen) * classes, requires_grad=True)
     bias = x.new_zeros(len(chosen), classes, requires_grad=True)
     decay = decays.repeat_interleave(classes) / 2
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, tolerance_change=0, line_search_fn="strong_wolfe")
+    options = {"max_iter": STEPS, "history_size": 20, "tolerance_change": 0, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([weight, bias], **options)
 
     def closure():
         optimizer.zero_grad()
