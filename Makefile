@@ -49,7 +49,7 @@ stream: $(VENV)/installed  ## how fast, how random, and how flat in memory image
 
 rates: $(VENV)/installed  ## at which rates encoders learn, and how to fine-tune with few labels (hours on 2 cores)
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
-	$(BIN)/python benchmarks/datasets.py
+	$(BIN)/python benchmarks/images.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/rates.py --output benchmarks/results/rates.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/few_labels.py --output benchmarks/results/few_labels.json
 

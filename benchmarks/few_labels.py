@@ -5,7 +5,7 @@ Encoders of about half a million parameters, pre-trained in memory without label
 px), then fine-tuned on 50 labels of each class and on all; AUROC on the test images, the mean of two draws of labels.
 Goes on where it was stopped.
 
-    python benchmarks/datasets.py
+    python benchmarks/images.py
     python benchmarks/few_labels.py --output benchmarks/results/few_labels.json
 """
 
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.datasets import FOLDER  # noqa: E402
+from benchmarks.images import FOLDER  # noqa: E402
 from benchmarks.in_memory import Schedule, fine_tune, load, predict, pretrain  # noqa: E402
 from benchmarks.judging import scores  # noqa: E402
 from benchmarks.rates import SETS, SIZE, config_of  # noqa: E402

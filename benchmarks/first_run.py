@@ -2,7 +2,7 @@
 channels of the images; after how many steps are masked pixels 2 dB nearer than the mean colour of each image, and
 where does the run end? Each run holds 128 images out to evaluate on, every 100 steps.
 
-    python benchmarks/datasets.py --folders
+    python benchmarks/images.py --folders
     python benchmarks/first_run.py --output benchmarks/results/first_run.json [--until_learned]
 
 With --until_learned a run is stopped as soon as it is there, which the results say. Goes on where it was stopped.

@@ -2,7 +2,7 @@
 cells, a CNN and a ViT), what a step costs over the bare encoder and over supervised training (time and memory, eager
 and compiled), what of it the Fourier term takes, and how fast interaction strength is.
 
-    python benchmarks/datasets.py --sets solar_cells     # once, where `pip install elpv-dataset` works
+    python benchmarks/images.py --sets solar_cells     # once, where `pip install elpv-dataset` works
     python benchmarks/gpu.py --output benchmarks/results/gpu.json
     python benchmarks/gpu.py --small                     # all of it tiny, on a CPU
 
@@ -30,7 +30,7 @@ from types import SimpleNamespace
 START = time.perf_counter()
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # instead of the folder of this file, whose datasets.py is not the library
+    sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np  # noqa: E402
@@ -263,7 +263,7 @@ def solar_cells(run: Run, settings: Settings) -> dict | None:
             pixels[1::2, :, :, 20:28] += 100
             images[split], images[f"{split}_labels"] = pixels.byte().to(run.device), np.arange(count) % 2
     else:
-        run.skip("effect", f"{IMAGES.relative_to(ROOT)} is missing: python benchmarks/datasets.py --sets solar_cells")
+        run.skip("effect", f"{IMAGES.relative_to(ROOT)} is missing: python benchmarks/images.py --sets solar_cells")
         return None
     run.parts[run.name]["images"] = images["name"]
     for split in ("train", "test"):

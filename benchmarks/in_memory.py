@@ -22,7 +22,7 @@ WARM = 3  # steps before one is recorded as a CUDA graph
 
 
 def load(path, split: str, size: int | None = None, device: str = "cpu") -> tuple[torch.Tensor, np.ndarray]:
-    """Images (count, 1, height, width) uint8 of an .npz of `datasets.write_arrays`, resized if asked, and labels."""
+    """Images (count, 1, height, width) uint8 of an .npz of `images.write_arrays`, resized if asked, and labels."""
     with np.load(path) as arrays:
         images, labels = torch.from_numpy(arrays[split])[:, None], arrays[f"{split}_labels"]
     if size is not None and images.shape[-1] != size:

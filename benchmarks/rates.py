@@ -5,7 +5,7 @@ Every run pre-trains on solar cells or Fashion-MNIST at 64 px with cells of 8 px
 by the error of the masked pixels of 256 test images, in dB above the mean fill. Results are kept as they come; a run
 that is there is not made again.
 
-    python benchmarks/datasets.py
+    python benchmarks/images.py
     python benchmarks/rates.py --output benchmarks/results/rates.json [--only solar_cells resnet18]
 """
 
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.datasets import FOLDER  # noqa: E402
+from benchmarks.images import FOLDER  # noqa: E402
 from benchmarks.in_memory import Schedule, load, pretrain  # noqa: E402
 from modeling_a2mim import A2MIMConfig  # noqa: E402
 

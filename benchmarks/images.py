@@ -1,7 +1,7 @@
 """The real images that the benchmarks learn from, written to benchmarks/data/ (which git ignores): as .npz files, all
 images of a set in one array, or with --folders as files in a folder for each class, as users have them.
 
-    python benchmarks/datasets.py [--folders]
+    python benchmarks/images.py [--folders]
 
 - solar_cells: 2,624 photographs of 300 x 300 px, grey, from `pip install elpv-dataset` (Buerhop-Lutz et al., 2018;
   CC BY-NC-SA 4.0: for measuring only, never part of this repository). 75% for training, 25% for testing, stratified by
