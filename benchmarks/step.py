@@ -175,7 +175,7 @@ def variants(name: str, args) -> dict[str, Variant]:
         models[kind] = Ours(model, kind) if kind in (OURS, PLAIN, OFFICIAL) else Floor(model, kind == DECODER)
     if name.startswith("vit_base"):
         models |= {kind: Theirs(kind) for kind in (THEIR_ENCODER, THEIRS)}
-    else:
+    if not model.a2mim.plan.isotropic:
         multiscale = A2MIMConfig.from_dict({**config.to_dict(), "decoder": "multiscale"})
         models[MULTISCALE] = Ours(A2MIMForPreTraining(multiscale), MULTISCALE)
     return {kind: Variant(model, config, args) for kind, model in models.items()}

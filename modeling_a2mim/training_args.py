@@ -129,6 +129,8 @@ class A2MIMTrainingArguments(TrainingArguments):
         self.logging_steps_given = self.logging_steps is not None
         if not self.logging_steps_given:
             self.logging_steps = LOGGING_STEPS
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_l1"):
+            self.greater_is_better = False  # transformers takes only losses for what should be low
         super().__post_init__()
         if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
             raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")

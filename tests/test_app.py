@@ -47,7 +47,7 @@ def test_pictures_of_a_file(folder):
     subject = load_subject(str(folder / "vit"), kind="pretraining")
     pictures, quality = reconstruct_file(subject, str(folder / "image.png"), 0.5, 3)
     assert [picture.size for picture in pictures] == [(256, 256)] * 4
-    assert quality.keys() == {"psnr", "masked_psnr", "ssim"}
+    assert quality.keys() == {"psnr", "masked_psnr", "mean_fill_psnr", "ssim"}
     original, masked, reconstruction, pasted = (np.asarray(picture) for picture in pictures)
     hidden = (original != masked).any(2)
     assert 0.45 < hidden.mean() < 0.55

@@ -321,7 +321,7 @@ def test_other_images(name, kwargs):
 
 def test_encoders_that_take_no_224_px_get_their_own_size():
     config = A2MIMConfig.for_architecture("crossvit_15_dagger_408")
-    assert (config.image_size, config.mask_patch_size) == ([408, 408], [34, 34])
+    assert (config.image_size, config.mask_patch_size) == ([408, 408], [24, 24])
     assert A2MIMConfig.for_architecture("resnet18").image_size == 224
     with pytest.raises(ValueError, match=r"^image_size: crossvit_15_dagger_408 cannot take .* made for 408 x 408 px"):
         A2MIMConfig.for_architecture("crossvit_15_dagger_408", image_size=224)

@@ -73,3 +73,44 @@ def test_what_is_refused(tmp_path, given, message):
 def test_names_of_transformers_come_first(tmp_path):
     args = make(tmp_path, optim="sgd")
     assert (args.optimizer_name, args.timm_optim) == ("sgd", None)
+
+
+@pytest.mark.parametrize("kind", [A2MIMTrainingArguments, FineTuningArguments])
+def test_the_usual_rate_follows_the_batch(tmp_path, kind):
+    """With its square root, up to the batch that it is for; each process and accumulated batch counts."""
+    rate, batch = kind.USUAL_RATE
+    for size, accumulated, factor in ((batch, 1, 1), (batch // 4, 1, 0.5), (batch // 4, 4, 1), (4 * batch, 1, 1)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        args = make(tmp_path, kind, **sizes)
+        assert args.learning_rate == pytest.approx(rate * factor)
+        assert args.batch_note.endswith(f"learning rate {args.learning_rate:g}, the usual one for so many")
+    assert make(tmp_path, kind, base_learning_rate=1.5e-4, per_device_train_batch_size=16).learning_rate == (
+        pytest.approx(1.5e-4 * 16 / 256)
+    )
+
+
+def test_fine_tuning_of_few_images_is_evaluated_ten_times(tmp_path):
+    few = make(tmp_path, FineTuningArguments, per_device_train_batch_size=64)
+    few.choose_length(40)
+    assert few.num_train_epochs == FineTuningArguments.USUAL_EPOCHS[1]
+    assert (few.eval_strategy, few.eval_steps) == ("steps", 0.1)
+    many = make(tmp_path, FineTuningArguments, per_device_train_batch_size=64)
+    many.choose_length(64_000)
+    assert (many.num_train_epochs, many.eval_strategy) == (FineTuningArguments.USUAL_EPOCHS[0], "epoch")
+    for given in ({"eval_strategy": "epoch"}, {"num_train_epochs": 50}, {"eval_strategy": "no"}):
+        args = make(tmp_path, FineTuningArguments, **given)
+        args.choose_length(40)
+        assert args.eval_strategy == given.get("eval_strategy", "epoch")
+
+
+def test_errors_are_better_when_low(tmp_path):
+    def better(metric):
+        return make(tmp_path, metric_for_best_model=metric).greater_is_better
+
+    assert [better(name) for name in ("masked_psnr", "masked_l1", "eval_masked_l1", "loss")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert make(tmp_path, metric_for_best_model="masked_l1", greater_is_better=True).greater_is_better
