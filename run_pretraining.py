@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> dict:
         source = folder_or_id(model_args.model_name_or_path)
         model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
         config = model.config
+        model_args.check_continues(config)
         earlier = earlier_of(source, revision=model_args.model_revision, token=args.hub_token)
         provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:
@@ -76,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
         picture_names=names,
         provenance=provenance,
     )
-    for warning in before_training(config, site.layout.grid, len(train_samples), trainer.args):
+    for warning in before_training(model, len(train_samples), args) if args.should_log else ():
         logger.warning("%s", warning)
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

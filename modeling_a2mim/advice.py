@@ -2,7 +2,8 @@
 
 import math
 
-from .configuration_a2mim import FEWEST_CELLS, A2MIMConfig
+from .configuration_a2mim import FEWEST_CELLS
+from .modeling_a2mim import A2MIMForPreTraining
 from .training_args import A2MIMTrainingArguments
 
 
@@ -11,24 +12,16 @@ FEW = 4  # times fewer steps than usual
 CROWDED = 0.9  # share of a map's cells that the mask token is in
 
 
-def before_training(
-    config: A2MIMConfig, site_grid: tuple[int, int], images: int, args: A2MIMTrainingArguments
-) -> list[str]:
-    """What is unusual about a run of pre-training, each with its numbers and what to do; nothing of most runs.
-
-    Args:
-        site_grid: (rows, columns) of the feature map that the mask token enters.
-        images: to train on.
-    """
-    found, batch = [], args.step_batch_size
-    per_epoch = max(1, images // batch if args.dataloader_drop_last else math.ceil(images / batch))
+def before_training(model: A2MIMForPreTraining, images: int, args: A2MIMTrainingArguments) -> list[str]:
+    """What is unusual about a run of pre-training on so many images, each with its numbers and what to do; nothing of
+    most runs."""
+    config, site_grid = model.config, model.a2mim.site.layout.grid
+    found, batch, per_epoch = [], args.step_batch_size, args.steps_per_epoch(images)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     if steps * FEW < args.USUAL_STEPS:
-        usual = args.usual_epochs(images)
         found.append(
             f"{steps:,} steps, {steps / per_epoch:.3g} passes over {images:,} images, are few: an encoder needs some "
-            f"{args.USUAL_STEPS:,} to reconstruct ({usual} passes: --num_train_epochs auto), with --decoder "
-            "multiscale a quarter of that"
+            f"{args.USUAL_STEPS:,} to reconstruct{_more_steps(args, images, steps)}{_other_decoder(model)}"
         )
     if batch * 2 > images:
         found.append(
@@ -36,7 +29,7 @@ def before_training(
             "gives more steps in a pass"
         )
     usual = args.usual_learning_rate()
-    if not usual / FAR < args.learning_rate < usual * FAR:
+    if args.optimizes_like_adam and not usual / FAR < args.learning_rate < usual * FAR:
         found.append(f"a learning rate of {args.learning_rate:g} is far from the usual {usual:g} for {batch} images")
     rows, columns = config.mask_grid
     cell = " x ".join(map(str, config.mask_cell_size))
@@ -56,12 +49,27 @@ def before_training(
     return found
 
 
-def what_to_change(args: A2MIMTrainingArguments, images: int, steps: int) -> str:
-    """Advice after a run of so many steps that has not learned."""
+def what_to_change(model: A2MIMForPreTraining, args: A2MIMTrainingArguments, images: int | None, steps: int) -> str:
+    """Advice after a run of so many steps that has not learned; `images` that were trained on, if that is known."""
     usual, words = args.usual_learning_rate(), []
-    if not usual / 3 < args.learning_rate < usual * 3:
+    if args.optimizes_like_adam and not usual / 3 < args.learning_rate < usual * 3:
         words.append(f"the usual rate is {usual:g} (leave out --learning_rate and --base_learning_rate)")
-    if steps < args.USUAL_STEPS:
-        words.append(f"train for more steps, {args.USUAL_STEPS:,} or so ({args.usual_epochs(images)} passes)")
-    words.append("for few images there is --recipe small_data")
+    more = f", {args.USUAL_STEPS:,} or so" if steps < args.USUAL_STEPS else ""
+    words.append(f"train for more steps{more}{_more_steps(args, images, steps)}{_other_decoder(model)}")
     return "; ".join(words)
+
+
+def _more_steps(args: A2MIMTrainingArguments, images: int | None, steps: int) -> str:
+    """How, unless `auto` makes no more than that."""
+    if images is None:
+        return ""
+    passes = args.usual_epochs(images)
+    if passes * args.steps_per_epoch(images) <= steps:
+        return " (give --num_train_epochs or --max_steps)"
+    return f" ({passes} passes: --num_train_epochs auto)"
+
+
+def _other_decoder(model: A2MIMForPreTraining) -> str:
+    if model.config.decoder != "linear" or model.a2mim.plan.isotropic:
+        return ""
+    return ", and fewer with --decoder multiscale (--recipe small_data)"

@@ -118,7 +118,7 @@ def run_as_command(main: Callable[[], object]):
 class EncoderArguments:
     """The encoder and the images that it takes; what is not given is the configuration's default."""
 
-    architecture: str = helped("resnet50", "A timm model: any name of timm.list_models().")
+    architecture: str | None = helped(None, "A timm model: any name of timm.list_models(). Default resnet50.")
     model_args: str | None = helped(
         None, "Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
     )
@@ -184,7 +184,11 @@ class PreTrainingModelArguments(EncoderArguments):
         Raises:
             ValueError: naming the field that is wrong.
         """
-        values = self.given()
+        make = A2MIMConfig.for_architecture if self.preset == "auto" else getattr(A2MIMConfig, self.preset)
+        return make(**{"architecture": A2MIMConfig.architecture, **self.given()})
+
+    def given(self) -> dict:
+        values = super().given()
         site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
         if site is not None and site.lstrip("-").isdigit():
             values["mask_site"] = int(site)
@@ -193,8 +197,27 @@ class PreTrainingModelArguments(EncoderArguments):
                 values["mask_gamma_init"] = None if gamma.lower() == "none" else float(gamma)
             except ValueError:
                 raise ValueError(f"mask_gamma_init: expected a number or none, got {gamma!r}") from None
-        make = A2MIMConfig.for_architecture if self.preset == "auto" else getattr(A2MIMConfig, self.preset)
-        return make(**values)
+        return values
+
+    def check_continues(self, config: A2MIMConfig):
+        """Refuse what was given of the model, if it is not what the model to continue has.
+
+        Raises:
+            ValueError: naming the first such argument, and both values.
+        """
+        for name, own in self.given().items():
+            theirs = getattr(config, name)
+            same = [
+                value if isinstance(value, list | dict) or "size" not in name else [value] * 2
+                for value in (own, theirs)
+            ]
+            if own != theirs and same[0] != same[1]:
+                raise ValueError(
+                    f"{name}: the model that continues (--model_name_or_path) has {theirs}, not {own}; leave --{name} "
+                    "out, or start a new model"
+                )
+        if self.preset != "auto":
+            logger.warning("preset %s: a model that continues keeps its own mask, token and loss", self.preset)
 
 
 @dataclass

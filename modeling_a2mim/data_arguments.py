@@ -197,6 +197,8 @@ class PreTrainingDataArguments(DataArguments):
             raise ValueError(f"holdout: must be at least 1, got {self.holdout}")
         if self.holdout is not None and (self.validation_dir or self.validation_split):
             raise ValueError("holdout: give either it or images for evaluation (--validation_dir, --validation_split)")
+        if self.holdout is not None and self.max_eval_samples is not None:
+            raise ValueError("max_eval_samples: --holdout says how many images there are to evaluate on")
         for name in ("hflip", "vflip", "grayscale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
@@ -213,7 +215,7 @@ class PreTrainingDataArguments(DataArguments):
         if self.holdout is not None:
             train, evaluation = hold_out(train, self.holdout)
             return train, evaluation, "the training data, held out of it"
-        evaluation = sample_of(train, EVALUATED)
+        evaluation = sample_of(train, self.max_eval_samples or EVALUATED)
         return train, evaluation, "the training data itself"
 
     def augmentation(self) -> dict:

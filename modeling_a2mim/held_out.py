@@ -85,7 +85,7 @@ def hold_out(source: RowSource, count: int) -> tuple[RowSource, RowSource]:
     """The source without `count` of its images, and these. Of a mix each source gives its share.
 
     Raises:
-        ValueError: naming `holdout`, if fewer than half of the images would be left.
+        ValueError: naming `holdout`, if fewer than half of the images would be left, or none of a source.
     """
     if count * 2 > len(source):
         raise ValueError(f"holdout: {count:,} of {len(source):,} images leaves fewer than half to train on")
@@ -96,6 +96,8 @@ def hold_out(source: RowSource, count: int) -> tuple[RowSource, RowSource]:
     parts = []
     for part, first, last in zip(source.sources, source.firsts[:-1], source.firsts[1:], strict=True):
         parts.append(RowsOf(part, kept[(kept >= first) & (kept < last)] - first))
+        if not len(parts[-1]):
+            raise ValueError(f"holdout: {count:,} images leave none of {part.name} to train on")
     return MixedSource(parts, source.weights), RowsOf(source, rows)
 
 

@@ -176,6 +176,8 @@ def push_folder(
         there = api.list_repo_files(name, revision=None if create_pr else revision)
         operations += [CommitOperationDelete(f) for f in there if UPLOADED.fullmatch(f) and f not in files]
         logger.info("uploading %d files to %s", len(files), name)
+        if shown := [file for file in files if file in SHOWING_DATA]:
+            logger.info("%s show images of the data (%s with the names of their files)", ", ".join(shown), PICTURE)
         return api.create_commit(
             name, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
         )

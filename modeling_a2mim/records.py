@@ -62,7 +62,7 @@ def earlier_runs(record: dict) -> list[dict]:
     return [{k: run[k] for k, kind in KEPT.items() if isinstance(run.get(k), kind)} for run in runs]
 
 
-def _length(dataset) -> int | None:
+def dataset_length(dataset) -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
@@ -80,7 +80,7 @@ def describe_run(trainer, provenance: dict) -> dict:
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     return {
         **provenance,
-        "images": _length(trainer.train_dataset),
+        "images": dataset_length(trainer.train_dataset),
         "steps": state.global_step,
         "epochs": None if state.epoch is None else round(state.epoch, 2),
         "recipe": None if args.recipe is None else Path(args.recipe).stem,
@@ -100,6 +100,6 @@ def describe_run(trainer, provenance: dict) -> dict:
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
-        "evaluation": evaluation_of(state.log_history, _length(trainer.eval_dataset)),
+        "evaluation": evaluation_of(state.log_history, dataset_length(trainer.eval_dataset)),
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
     }

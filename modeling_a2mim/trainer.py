@@ -44,7 +44,7 @@ from .export import describe_folder, export_model
 from .hub import push_folder
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import milestone_schedule, parameter_groups, timm_optimizer
-from .records import describe_run
+from .records import dataset_length, describe_run
 from .transforms import PreTrainTransform
 
 
@@ -55,6 +55,11 @@ LOSS_TERMS = ("spatial_loss", "frequency_loss")
 
 def _reconstruction_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return summarise_errors(torch.as_tensor(prediction.predictions))
+
+
+def _count(dataset) -> str:
+    images = dataset_length(dataset)
+    return "some" if images is None else f"{images:,}"
 
 
 class A2MIMTrainer(Trainer):
@@ -105,8 +110,8 @@ class A2MIMTrainer(Trainer):
             self.add_callback(
                 ReconstructionCallback(batch, picture_names) if self.reconstructs else ExampleCallback(batch)
             )
-        if self.train_dataset is not None and hasattr(self.train_dataset, "__len__"):
-            self.args.choose_length(len(self.train_dataset))
+        if (images := dataset_length(self.train_dataset)) is not None:
+            self.args.choose_length(images)
 
     push_in_progress: PushInProgress | None = None
 
@@ -307,13 +312,13 @@ class A2MIMTrainer(Trainer):
         logger.info(
             "masked pixels of %s images of %s: PSNR %.1f dB; of their images' mean colour %.1f dB, of a blur of the "
             "visible pixels %.1f dB",
-            f"{len(self.eval_dataset):,}",
+            _count(self.eval_dataset),
             self.provenance.get("evaluation_data") or "the evaluation data",
             found,
             mean,
             blur,
         )
-        if found <= mean:
+        if not found > mean and self.args.should_log:  # also of a model that gives no numbers any more
             logger.warning(
                 "the model reconstructs masked pixels no better (%.1f dB) than the mean colour of each image does "
                 "(%.1f dB): it has not learned to. It had %d steps at a learning rate of up to %g; %s",
@@ -321,7 +326,9 @@ class A2MIMTrainer(Trainer):
                 mean,
                 self.state.global_step,
                 self.args.learning_rate,
-                what_to_change(self.args, len(self.train_dataset), self.state.global_step),
+                what_to_change(
+                    self._unwrapped(), self.args, dataset_length(self.train_dataset), self.state.global_step
+                ),
             )
 
     def conclude(self) -> dict[str, float]:

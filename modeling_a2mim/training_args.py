@@ -31,7 +31,7 @@ class A2MIMTrainingArguments(TrainingArguments):
     """
 
     # By measurement: benchmarks/results/rates.md, first_run.md and few_labels.md.
-    USUAL_RATE: ClassVar[tuple[float, int]] = (2e-3, 64)
+    USUAL_RATE: ClassVar[tuple[float, int]] = (1e-3, 16)
     USUAL_STEPS: ClassVar[int] = 2000
     USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 400)
 
@@ -125,7 +125,7 @@ class A2MIMTrainingArguments(TrainingArguments):
     def __post_init__(self):
         self.timm_optim = self._find_timm_optim()
         self.length_given = str(self.num_train_epochs) != "auto"
-        self.num_train_epochs = self._read_epochs()
+        self._read_epochs()
         self.logging_steps_given = self.logging_steps is not None
         if not self.logging_steps_given:
             self.logging_steps = LOGGING_STEPS
@@ -154,19 +154,30 @@ class A2MIMTrainingArguments(TrainingArguments):
         return self.timm_optim or str(getattr(self.optim, "value", self.optim))
 
     @property
+    def optimizes_like_adam(self) -> bool:
+        """Whether the optimiser is of the family that the usual rates were measured with."""
+        return "adam" in self.optimizer_name
+
+    @property
     def step_batch_size(self) -> int:
         """Images in an optimiser step, over all devices."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def usual_learning_rate(self) -> float:
-        """A rate that learns with this batch: it grows with the square root of the batch, up to a certain batch."""
+        """A rate that learns with this batch: the same for all but small ones, where it falls with the square root."""
         rate, batch = self.USUAL_RATE
         return rate * min(1.0, self.step_batch_size / batch) ** 0.5
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Optimiser steps in a pass over so many images."""
+        at_once = self.train_batch_size * self.world_size
+        batches = images // at_once if self.dataloader_drop_last else math.ceil(images / at_once)
+        return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
     def usual_epochs(self, images: int) -> int:
         """How many passes over so many images are enough to learn from."""
         least, most = self.USUAL_EPOCHS
-        return min(most, max(least, math.ceil(self.USUAL_STEPS / math.ceil(images / self.step_batch_size))))
+        return min(most, max(least, math.ceil(self.USUAL_STEPS / self.steps_per_epoch(images))))
 
     def choose_length(self, images: int):
         """Set `num_train_epochs`, where it is to be chosen, for so many images, and say why."""
@@ -179,18 +190,22 @@ class A2MIMTrainingArguments(TrainingArguments):
             self.num_train_epochs,
             f"{images:,}",
             self.step_batch_size,
-            f"{round(self.num_train_epochs) * math.ceil(images / self.step_batch_size):,}",
+            f"{round(self.num_train_epochs) * self.steps_per_epoch(images):,}",
             f"{self.USUAL_STEPS:,}",
             *self.USUAL_EPOCHS,
         )
 
-    def _read_epochs(self) -> float:
-        if not self.length_given:
-            return 3.0  # until the number of images is known
+    def _read_epochs(self):
+        if not self.length_given:  # "auto" until the number of images is known
+            self.num_train_epochs = 3.0 if self.max_steps > 0 else "auto"  # max_steps counts, transformers compares
+            return
         try:
-            return float(self.num_train_epochs)
-        except ValueError:
-            raise ValueError(f"num_train_epochs: expected a number or auto, got {self.num_train_epochs!r}") from None
+            epochs = float(self.num_train_epochs)
+        except (TypeError, ValueError):
+            epochs = math.nan
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"num_train_epochs: expected a number above 0 or auto, got {self.num_train_epochs!r}")
+        self.num_train_epochs = epochs
 
     def choose_logging_steps(self, max_steps: int):
         """Set `logging_steps`, unless they were given, for a run of so many steps: 50, or fewer for 20 logs."""
@@ -222,20 +237,19 @@ class A2MIMTrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = wanted // at_once
         total = self.step_batch_size
         note = f"{total} images in a step ({self.gradient_accumulation_steps} x {at_once})"
+        note += "" if wanted in (None, total) else f" instead of {wanted}"
         if self.learning_rate is None and self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * total / 256
             return f"{note}; learning rate {self.learning_rate:g}, from {self.base_learning_rate:g} for 256"
         if self.learning_rate is None:
             self.learning_rate = self.usual_learning_rate()
-            return f"{note}; learning rate {self.learning_rate:g}, the usual one for so many"
+            other = "" if self.optimizes_like_adam else f" with AdamW; {self.optimizer_name} may want another"
+            return f"{note}; learning rate {self.learning_rate:g}, the usual one for so many{other}"
         if wanted in (None, total):
             return f"{note}; learning rate {self.learning_rate:g} as given"
         given, ratio = self.learning_rate, total / wanted
         self.learning_rate *= ratio if self.learning_rate_scaling == "linear" else ratio**0.5
-        return (
-            f"{note} instead of {wanted}; learning rate scaled from {given:g} to {self.learning_rate:g} "
-            f"({self.learning_rate_scaling})"
-        )
+        return f"{note}; learning rate scaled from {given:g} to {self.learning_rate:g} ({self.learning_rate_scaling})"
 
 
 @dataclass
@@ -250,7 +264,9 @@ class FineTuningArguments(A2MIMTrainingArguments):
 
     eval_strategy: str | None = field(
         default=None,
-        metadata={"help": "When to evaluate: no, steps or epoch; default: after each epoch, at most 10 times."},
+        metadata={
+            "help": "When to evaluate: no, steps or epoch; default: after each epoch, 10 times if the length is auto."
+        },
     )
     mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0: none."})
     cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0: none. With mixup: in turn, at random."})
@@ -289,6 +305,7 @@ class FineTuningArguments(A2MIMTrainingArguments):
 
     def choose_length(self, images: int):
         super().choose_length(images)
-        chosen = not self.length_given and not self.evaluations_given and not self.load_best_model_at_end
+        given = self.evaluations_given or self.eval_steps is not None or self.load_best_model_at_end
+        chosen = not self.length_given and not given
         if chosen and self.num_train_epochs > self.MOST_EVALUATIONS and self.eval_strategy == IntervalStrategy.EPOCH:
             self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, 1 / self.MOST_EVALUATIONS

@@ -1,6 +1,9 @@
 """What is said of a run of pre-training before and after it, with its numbers."""
 
 import logging
+import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +22,17 @@ def arguments(tmp_path, **kwargs):
     return A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **kwargs)
 
 
-def said(tmp_path, images=10_000, site=(14, 14), config=None, **kwargs):
+def stub(site=(14, 14), isotropic=False, **kwargs):
+    """What advice looks at of a model."""
+    site = SimpleNamespace(layout=SimpleNamespace(grid=site))
+    core = SimpleNamespace(site=site, plan=SimpleNamespace(isotropic=isotropic))
+    return SimpleNamespace(config=A2MIMConfig(**kwargs), a2mim=core)
+
+
+def said(tmp_path, images=10_000, model=None, **kwargs):
     args = arguments(tmp_path, **kwargs)
     args.choose_length(images)
-    return before_training(config or A2MIMConfig(), site, images, args)
+    return before_training(model or stub(), images, args)
 
 
 def test_nothing_of_a_usual_run(tmp_path):
@@ -36,9 +46,17 @@ def test_few_steps(tmp_path):
     passes = arguments(tmp_path).usual_epochs(10_000)
     assert found == [
         f"314 steps, 2 passes over 10,000 images, are few: an encoder needs some {USUAL_STEPS:,} to reconstruct "
-        f"({passes} passes: --num_train_epochs auto), with --decoder multiscale a quarter of that"
+        f"({passes} passes: --num_train_epochs auto), and fewer with --decoder multiscale (--recipe small_data)"
     ]
+    for model in (stub(isotropic=True), stub(decoder="multiscale")):
+        assert said(tmp_path, num_train_epochs=2, model=model)[0].endswith("--num_train_epochs auto)")
     assert said(tmp_path, max_steps=20)[0].startswith("20 steps, 0.127 passes over 10,000 images, are few")
+
+
+def test_auto_is_not_the_advice_where_it_makes_no_more(tmp_path):
+    few, _ = said(tmp_path, images=50)
+    assert few.startswith("400 steps, 400 passes over 50 images, are few: an encoder needs some")
+    assert "to reconstruct (give --num_train_epochs or --max_steps), and fewer with" in few
 
 
 def test_a_batch_that_is_most_of_the_data(tmp_path):
@@ -56,14 +74,13 @@ def test_a_rate_of_another_order(tmp_path):
 
 
 def test_few_cells(tmp_path):
-    config = A2MIMConfig(image_size=(64, 96), mask_patch_size=16)
-    [found] = said(tmp_path, site=(4, 6), config=config)
+    [found] = said(tmp_path, model=stub((4, 6), image_size=(64, 96), mask_patch_size=16))
     assert found == "4 x 6 cells of 16 x 16 px are few to mask: give a smaller --mask_patch_size, for at least 6 x 6"
 
 
 def test_a_token_that_is_nearly_everywhere(tmp_path):
     """8 x 8 cells of which 60% are masked, on a map of 4 x 4: a place is free if all four are, 0.4^4 = 3%."""
-    [found] = said(tmp_path, site=(4, 4), config=A2MIMConfig(image_size=64))
+    [found] = said(tmp_path, model=stub((4, 4), image_size=64))
     assert found.startswith(
         "the mask token enters a map of 4 x 4, coarser than the mask of 8 x 8 cells: it is at about 97%"
     )
@@ -87,16 +104,36 @@ def test_a_given_length_stays(tmp_path):
         before = args.num_train_epochs, args.max_steps
         args.choose_length(100)
         assert (args.num_train_epochs, args.max_steps) == before
-    with pytest.raises(ValueError, match="^num_train_epochs: expected a number or auto, got 'many'"):
-        arguments(tmp_path, num_train_epochs="many")
+    for wrong in ("many", 0, -2, "nan", None):
+        with pytest.raises(ValueError, match="^num_train_epochs: expected a number above 0 or auto, got"):
+            arguments(tmp_path, num_train_epochs=wrong)
+
+
+def test_auto_survives_a_copy(tmp_path):
+    args = replace(arguments(tmp_path), seed=3)
+    args.choose_length(1968)
+    assert (args.num_train_epochs, args.seed) == (65, 3)
+
+
+def test_passes_without_their_last_steps(tmp_path):
+    args = arguments(tmp_path, dataloader_drop_last=True, gradient_accumulation_steps=3)
+    assert args.steps_per_epoch(703) == 4  # 10 batches
+    assert args.usual_epochs(10_000) == math.ceil(USUAL_STEPS / 52)
 
 
 def test_what_to_change(tmp_path):
     args = arguments(tmp_path, learning_rate=1e-6)
-    assert what_to_change(args, 1968, 93) == (
-        f"the usual rate is {args.usual_learning_rate():g} (leave out --learning_rate and --base_learning_rate); "
-        f"train for more steps, {USUAL_STEPS:,} or so (65 passes); for few images there is --recipe small_data"
-    )
+    rate = f"the usual rate is {args.usual_learning_rate():g} (leave out --learning_rate and --base_learning_rate); "
+    more = f"train for more steps, {USUAL_STEPS:,} or so (65 passes: --num_train_epochs auto)"
+    assert what_to_change(stub(isotropic=True), args, 1968, 93) == rate + more
+    found = what_to_change(stub(), arguments(tmp_path), None, 5000)
+    assert found == "train for more steps, and fewer with --decoder multiscale (--recipe small_data)"
+
+
+def test_rates_of_other_optimisers_are_not_compared(tmp_path):
+    assert said(tmp_path, optim="sgd", learning_rate=0.5) == []
+    args = arguments(tmp_path, optim="sgd")
+    assert args.batch_note.endswith("the usual one for so many with AdamW; sgd may want another")
 
 
 def test_a_run_that_has_not_learned_ends_with_a_warning(tmp_path, caplog):

@@ -373,3 +373,28 @@ def test_fine_tuning_mistakes(tmp_path, args, message):
     with pytest.raises(ValueError, match=message):
         finetune(tmp_path / "out", *args)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_given_of_a_model_that_continues(pretrained, tmp_path, caplog):
+    """It keeps its own settings: what contradicts them is refused, what is the same is not."""
+    source = ["--model_name_or_path", pretrained]
+    for flag, value, message in (
+        (
+            "--mask_ratio",
+            0.9,
+            r"^mask_ratio: the model that continues \(--model_name_or_path\) has 0.6, not 0.9; leave",
+        ),
+        (
+            "--architecture",
+            "test_resnet",
+            "^architecture: the model that continues .* has test_convnext, not test_resnet",
+        ),
+        ("--decoder", "multiscale", "^decoder: the model that continues .* has linear, not multiscale"),
+        ("--recipe", "small_data", "^decoder: the model that continues .* has linear, not multiscale"),
+        ("--image_size", 64, "^image_size: the model that continues .* has 32, not 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain(tmp_path / "out", *source, flag, value, small=[])
+        assert not (tmp_path / "out").exists()
+    pretrain(tmp_path / "out", *source, "--preset", "vit", "--max_train_samples", 16)  # with its own flags again
+    assert "preset vit: a model that continues keeps its own mask, token and loss" in caplog.text
