@@ -254,7 +254,7 @@ class ClassificationArguments(DataArguments):
         None, "Evaluate on corrupted images, too: all, or some of the 15 types of ImageNet-C.", nargs="+"
     )
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.35, 1.0],
+        default_factory=lambda: [0.8, 1.0],
         metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
     )
 

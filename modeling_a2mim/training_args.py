@@ -259,7 +259,7 @@ class FineTuningArguments(A2MIMTrainingArguments):
 
     USUAL_RATE: ClassVar[tuple[float, int]] = (5e-4, 64)
     USUAL_STEPS: ClassVar[int] = 400
-    USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 100)
+    USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 50)
     MOST_EVALUATIONS: ClassVar[int] = 10  # of few images, an epoch is a step or two
 
     eval_strategy: str | None = field(
