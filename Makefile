@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates transfer dense interactions gpu cards \
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates first-run transfer dense interactions gpu cards \
 	quality style clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -52,6 +52,11 @@ rates: $(VENV)/installed  ## at which rates encoders learn, and how to fine-tune
 	$(BIN)/python benchmarks/images.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/rates.py --output benchmarks/results/rates.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/few_labels.py --output benchmarks/results/few_labels.json
+
+first-run: $(VENV)/installed  ## how far all defaults come on folders of images (a day on 2 cores; goes on where it was stopped)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python benchmarks/images.py --folders
+	$(BIN)/python benchmarks/first_run.py --output benchmarks/results/first_run.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results
