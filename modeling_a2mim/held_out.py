@@ -75,7 +75,8 @@ class RowsOf(RowSource):
         return self.source.describe(int(self.rows[row]))
 
     def file_name(self, row):
-        return self.source.file_name(int(self.rows[row]))
+        own = int(self.rows[row])
+        return self.source.file_name(own) or f"row {own}"  # of the data, not of the sample
 
     def source_of(self, row):
         return self.source.source_of(int(self.rows[row]))

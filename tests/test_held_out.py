@@ -103,6 +103,8 @@ def test_held_out_images_are_left_out(kind, tmp_path):
     samples = ImageSamples(train, lambda image: {"x": torch.zeros(1)}, None if train.columns else "image")
     keys = samples.order(8).keys(0, 0, 48) + samples.order(8).keys(1, 0, 48)
     assert set(numbers(samples.source, [row for _, row in keys])) <= set(one)
+    named = DatasetSource(Dataset.from_dict({"image": [None] * 9}, features=Features({"image": Image()})))
+    assert RowsOf(named.select("image"), [4, 7]).file_name(1) == "row 7"
     if kind != "weighted mix":
         assert sorted(numbers(samples.source, [row for _, row in keys[:48]])) == one
 
