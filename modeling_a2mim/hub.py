@@ -177,7 +177,8 @@ def push_folder(
         operations += [CommitOperationDelete(f) for f in there if UPLOADED.fullmatch(f) and f not in files]
         logger.info("uploading %d files to %s", len(files), name)
         if shown := [file for file in files if file in SHOWING_DATA]:
-            logger.info("%s show images of the data (%s with the names of their files)", ", ".join(shown), PICTURE)
+            named = f" ({PICTURE} with the names of their files)" if PICTURE in shown else ""
+            logger.info("showing images of the data: %s%s", ", ".join(shown), named)
         return api.create_commit(
             name, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
         )
