@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "data"
@@ -41,19 +43,30 @@ def gains(folder: Path) -> list[tuple[int, float, float]]:
     return found
 
 
+def core_seconds(process: subprocess.Popen) -> float:
+    """Seconds of one core so far: other jobs on the machine do not count."""
+    try:
+        root = psutil.Process(process.pid)
+        times = [one.cpu_times() for one in (root, *root.children(recursive=True))]
+    except psutil.NoSuchProcess:  # ended just now
+        return 0.0
+    return sum(one.user + one.system for one in times)
+
+
 def run(command: list[str], folder: Path, until_learned: bool) -> dict:
     """What came of one run."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    start, learned = time.time(), None
+    start, learned, used = time.time(), None, 0.0
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with open(folder / "log.txt", "w") as log:
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=environment)
         while process.poll() is None:
             time.sleep(2)
+            used = max(used, core_seconds(process))
             if learned is None:
                 there = [step for step, found, mean in gains(folder) if found - mean >= LEARNED]
-                learned = (there[0], round(time.time() - start)) if there else None
+                learned = (there[0], round(time.time() - start), round(used)) if there else None
             if learned and until_learned:
                 process.terminate()
                 process.wait()
@@ -67,8 +80,10 @@ def run(command: list[str], folder: Path, until_learned: bool) -> dict:
         "length": told[0] if told else None,
         "learned_at_step": learned and learned[0],
         "learned_after_seconds": learned and learned[1],
+        "learned_after_core_seconds": learned and learned[2],
         "stopped_when_learned": bool(learned and until_learned),
         "seconds": round(time.time() - start),
+        "core_seconds": round(used),
         "evaluations": [{"step": step, "masked_psnr": one, "mean_fill_psnr": two} for step, one, two in found],
     }
 
