@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .analysis.reconstruction import reconstruction_picture, to_picture
 from .cards import EXAMPLE, PICTURE
+from .class_figures import class_figure
 from .data import TrainingData
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 
@@ -104,13 +105,14 @@ class PaceCallback(TrainerCallback):
 
 class _Readable:
     def on_log(self, args, state, control, logs=None, **kwargs):
+        logs = {name: value for name, value in logs.items() if class_figure(name) is None}
         if "time_left" in logs:
             logs = {**logs, "time_left": str(datetime.timedelta(seconds=round(logs["time_left"])))}
         super().on_log(args, state, control, logs=logs, **kwargs)
 
 
 class ReadableProgress(_Readable, ProgressCallback):
-    """transformers' bar, with `time_left` as `0:12:34`."""
+    """transformers' bar, with `time_left` as `0:12:34`, and without the figures of single classes."""
 
 
 class ReadablePrinter(_Readable, PrinterCallback):

@@ -12,6 +12,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from .class_figures import class_figure, class_rows
 from .decoding import MODES
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
@@ -254,10 +255,14 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     lines, evaluation = [], record.get("evaluation")
     if evaluation:
         metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        by_class = class_rows(metrics, record.get("evaluation_counts") or {})
+        metrics = {name: value for name, value in metrics.items() if not (by_class and class_figure(name))}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
         lines += [f"| {table_cell(SPELLED.get(name, name))} | {value:.4f} |" for name, value in metrics.items()]
+        if by_class:
+            lines += ["", *_table(by_class, tuple(by_class[0]))]
         if record.get("evaluation_note"):
             lines += ["", record["evaluation_note"]]
     if record.get("measured"):

@@ -3,15 +3,18 @@
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers import set_seed
 
 from .analysis.corruptions import corruption_picture
 from .analysis.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .arguments import ClassifierArguments, folder_or_id
 from .cards import CONFUSION, ERRORS
+from .class_figures import BY_CLASS, class_figure
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
 from .data_arguments import ClassificationArguments
@@ -31,6 +34,7 @@ logger = logging.getLogger("a2mim")
 SUBSET = "subset.json"
 RESULTS = "results.json"
 TABLE = "results.md"
+MOST_LISTED, MOST_LOGGED = 20, 100  # classes whose figures are listed at the end, and are in logs and card at all
 ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
 
 
@@ -54,6 +58,10 @@ class LabelledImages:
                 f"validation_dir: its classes {data_args.labels(validation)[1]} are not those trained on, {names}"
             )
         return cls(train, validation, column, names)
+
+    def counts(self, dataset) -> list[int]:
+        """How many images of each class there are in `train` or `validation`."""
+        return np.bincount(dataset[self.column], minlength=len(self.names)).tolist()
 
 
 # Data
@@ -163,6 +171,9 @@ def fine_tune(
             **data_args.provenance(),
             **model_args.origin(args.hub_token),
             "example": images.names[int(example[0]["labels"])] if example else None,
+            "evaluation_counts": dict(zip(images.names, images.counts(images.validation), strict=True))
+            if example
+            else None,
         },
     )
 
@@ -176,14 +187,16 @@ class ClassificationTrainer(FineTuningTrainer):
 
     def _metrics(self, prediction) -> dict[str, float]:
         self._prediction = prediction
-        return compute_metrics(prediction)
+        self._figures = compute_metrics(prediction, self.names)
+        return self._figures
+
+    def log(self, logs, start_time=None):
+        if len(self.names) > MOST_LOGGED:  # eval_results.json has them
+            logs = {name: value for name, value in logs.items() if class_figure(name) is None}
+        super().log(logs, start_time)
 
     def conclude(self):
-        logger.info(
-            "accuracy %.4f on %d images",
-            (self._prediction.predictions.argmax(-1) == self._prediction.label_ids).mean(),
-            len(self._prediction.label_ids),
-        )
+        log_figures(self._figures, self.names, np.bincount(self._prediction.label_ids, minlength=len(self.names)))
         metrics = {}
         if self.corruptions is not None:
             with self.averaged(), self.accelerator.autocast():
@@ -215,6 +228,23 @@ class ClassificationTrainer(FineTuningTrainer):
     def describe(self, folder):
         if not self._inner_probe:
             super().describe(folder)
+
+
+def log_figures(figures: dict[str, float], names: list[str], images: Sequence[int]):
+    """Log figures of an evaluation (`scores.compute_metrics`), and those of up to `MOST_LISTED` classes.
+
+    Args:
+        images: that were evaluated on, of each class.
+    """
+    shown = ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in figures.items() if not class_figure(name))
+    logger.info("%s on %d images", shown, sum(images))
+    there = [(name, count) for name, count in zip(names, images, strict=True) if count]
+    for name, count in there[:MOST_LISTED]:
+        found = [(figure, figures.get(f"{figure}_{name}")) for figure in BY_CLASS]
+        shown = ", ".join(f"{figure.replace('_', ' ')} {value:.4f}" for figure, value in found if value is not None)
+        logger.info("class %s: %s on %d images", name, shown, count)
+    if len(there) > MOST_LISTED:
+        logger.info("%d further classes: see eval_results.json", len(there) - MOST_LISTED)
 
 
 def try_corruptions(

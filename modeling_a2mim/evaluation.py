@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from .probing import layer_features, layer_index
+from .scores import classification_metrics, log_odds
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -79,8 +82,8 @@ def extract_features(
     return features[0] if layers is None else features, np.concatenate(labels)
 
 
-def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5, temperature: float | None = None) -> float:
-    """Accuracy on `test` of the nearest neighbours by cosine in `train`, both (features, labels).
+def nearest_neighbours(train: tuple, neighbours: int = 5, temperature: float | None = None) -> KNeighborsClassifier:
+    """The nearest neighbours by cosine in `train` (features, labels).
 
     A neighbour's vote weighs 1 / (1 - cosine), or with a temperature exp(cosine / temperature), as in instance
     discrimination (https://arxiv.org/abs/1805.01978, with 0.07) and DINO.
@@ -90,8 +93,12 @@ def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5, temperature: fl
         return np.exp((distances.min(1, keepdims=True) - distances) / temperature)
 
     weights = "distance" if temperature is None else weights
-    knn = KNeighborsClassifier(min(neighbours, len(train[1])), weights=weights, metric="cosine")
-    return float(knn.fit(*train).score(*test))
+    return KNeighborsClassifier(min(neighbours, len(train[1])), weights=weights, metric="cosine").fit(*train)
+
+
+def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5, temperature: float | None = None) -> float:
+    """Accuracy on `test` of `nearest_neighbours` in `train`, both (features, labels)."""
+    return float(nearest_neighbours(train, neighbours, temperature).score(*test))
 
 
 def linear_probe_accuracy(train: tuple, test: tuple, strength: float | None = 1.0) -> float:
@@ -101,9 +108,31 @@ def linear_probe_accuracy(train: tuple, test: tuple, strength: float | None = 1.
     return float(_logistic_regression(strength).fit(*train).score(*test))
 
 
-def choose_strength(features: np.ndarray, labels: np.ndarray) -> float:
+def frozen_metrics(classifier, test: tuple, classes: int, names: Sequence[str] | None = None) -> dict[str, float]:
+    """`scores.classification_metrics` (without top-5 accuracy) of a fitted `nearest_neighbours` or logistic regression
+    on `test` (features, labels). Samples are ranked by the votes for a class, or by its log-odds.
+
+    Args:
+        classes: how many there are, also such as the classifier does not know.
+        names: theirs.
+    """
+    features, labels = test
+    if hasattr(classifier, "decision_function"):
+        found = classifier.decision_function(features)
+        found = log_odds(np.stack([-found, found], 1) / 2 if found.ndim == 1 else found)
+    else:
+        found = classifier.predict_proba(features)
+    scores = np.zeros((len(labels), classes))  # the same for classes without samples
+    scores[:, classifier.classes_] = found
+    return classification_metrics(classifier.predict(features)[:, None], scores, labels, names)
+
+
+def choose_strength(
+    features: np.ndarray, labels: np.ndarray, class_weights: dict[int, float] | str | None = None
+) -> float:
     """The strength (one of `STRENGTHS`) with the least log loss in a cross-validation of these samples alone: 5 folds,
-    or as many as the smallest class has samples; of many samples one fifth is held out once.
+    or as many as the smallest class has samples; of many samples one fifth is held out once. Samples count in the log
+    loss as they do in the regression (`class_weights`, see `evaluate_frozen`).
 
     With few samples many strengths have the same accuracy, but not the same log loss. A class of one sample leaves
     nothing to validate on: then `LONE_STRENGTH`, which suits few samples.
@@ -115,13 +144,22 @@ def choose_strength(features: np.ndarray, labels: np.ndarray) -> float:
         splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     else:
         splits = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
-    grid = {"logisticregression__C": STRENGTHS}
-    search = GridSearchCV(_logistic_regression(), grid, scoring="neg_log_loss", cv=splits, refit=False)
+    grid, scoring = {"logisticregression__C": STRENGTHS}, "neg_log_loss"
+    if class_weights is not None:
+
+        def scoring(regression, samples, truth):
+            weights = compute_sample_weight(class_weights, truth)
+            return -log_loss(
+                truth, regression.predict_proba(samples), sample_weight=weights, labels=regression.classes_
+            )
+
+    regression = _logistic_regression(class_weights=class_weights)
+    search = GridSearchCV(regression, grid, scoring=scoring, cv=splits, refit=False)
     return search.fit(features, labels).best_params_["logisticregression__C"]
 
 
-def _logistic_regression(strength: float = 1.0):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+def _logistic_regression(strength: float = 1.0, class_weights: dict[int, float] | str | None = None):
+    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, class_weight=class_weights))
 
 
 def evaluate_frozen(
@@ -136,8 +174,10 @@ def evaluate_frozen(
     batch_size: int = 256,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
+    names: Sequence[str] | None = None,
+    class_weights: dict[int, float] | str | None = None,
 ) -> list[dict]:
-    """Accuracy on `test` of nearest neighbours and of logistic regression on frozen features of subsets of `train`.
+    """Figures on `test` of nearest neighbours and of logistic regression on frozen features of subsets of `train`.
 
     Args:
         train, test: datasets of dicts with `pixel_values` and `labels`; the images of all subsets, and of `test`, go
@@ -145,11 +185,15 @@ def evaluate_frozen(
         subsets: rows of `train` (see `draw_subset`) by the name of the subset and the seed that drew it, such as
             `("10 per class", 0)`. Results of one name are summed up over its seeds (`metrics.results_table`).
         layers: which features (see `probing.layer_features`).
-        neighbours, temperature, strength: see `knn_accuracy` and `linear_probe_accuracy`.
+        neighbours, temperature, strength: see `nearest_neighbours` and `linear_probe_accuracy`.
+        names: of the classes; with them, there are also figures of each class.
+        class_weights: how much a sample of each class counts in the regression, "balanced" for the inverse of how
+            often it occurs. Neighbours do not know of it.
 
     Returns:
         One dict for each subset, seed, layer and method: `subset`, `seed`, `images` (how many), `layer` (as given),
-        `method` ("k-NN" or "logistic regression") and `accuracy`; of the regression also its `strength`.
+        `method` ("k-NN" or "logistic regression") and the figures of `frozen_metrics`, `accuracy` the first of them;
+        of the regression also its `strength`.
 
     Raises:
         ValueError: if the encoder has no such layer, or there are no subsets or layers.
@@ -161,15 +205,16 @@ def evaluate_frozen(
     place = {row: i for i, row in enumerate(needed)}
     known, labels = extract_features(model, Subset(train, needed), **options)
     judged, answers = extract_features(model, test, **options)
+    classes = int(max(labels.max(), answers.max())) + 1 if names is None else len(names)
     results = []
     for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
         chosen = [place[row] for row in rows]
         for layer, features, others in zip(layers, known, judged, strict=True):
             sample, against = (features[chosen], labels[chosen]), (others, answers)
             common = {"subset": subset, "seed": seed, "images": len(chosen), "layer": layer}
-            accuracy = knn_accuracy(sample, against, neighbours, temperature)
-            results.append({**common, "method": "k-NN", "accuracy": accuracy})
-            used = choose_strength(*sample) if strength is None else strength
-            accuracy = linear_probe_accuracy(sample, against, used)
-            results.append({**common, "method": "logistic regression", "accuracy": accuracy, "strength": used})
+            found = frozen_metrics(nearest_neighbours(sample, neighbours, temperature), against, classes, names)
+            results.append({**common, "method": "k-NN", **found})
+            used = choose_strength(*sample, class_weights) if strength is None else strength
+            found = frozen_metrics(_logistic_regression(used, class_weights).fit(*sample), against, classes, names)
+            results.append({**common, "method": "logistic regression", **found, "strength": used})
     return results

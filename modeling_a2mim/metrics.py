@@ -1,10 +1,25 @@
 """How sure a result is over several seeds, and a table of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+from .class_figures import BY_CLASS
+
+
+# The figures that tables have, and what they are called there.
+SUMMARY = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "precision": "precision",
+    "recall": "recall",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+}
+UNBOUNDED: tuple[str, ...] = ()  # figures that are not in [0, 1]
 
 
 class Interval(NamedTuple):
@@ -47,27 +62,65 @@ def paired_difference(one: Sequence[float], other: Sequence[float], confidence: 
 
 def summarise(rows: Sequence[dict], confidence: float = 0.95) -> list[dict[str, str]]:
     """The rows of a table: one for each method, layer and subset, in the order in which they come, with the mean and
-    its interval over seeds.
+    its interval over seeds of each figure.
 
     Args:
-        rows: one result each: `accuracy` in [0, 1] and, as far as there are any, `subset`, `method` and `layer`
-            (`None`: the encoder's own pooled features).
+        rows: one result each: figures by the names in `SUMMARY`, those that are not in all of them left out, and, as
+            far as there are any, `subset`, `method` and `layer` (`None`: the encoder's own pooled features).
     """
-    groups: dict[tuple, list[float]] = {}
-    keys = [key for key in ("subset", "method", "layer") if any(key in row for row in rows)]
-    for row in rows:
-        cells = tuple("" if key not in row else "pooled" if row[key] is None else str(row[key]) for key in keys)
-        groups.setdefault(cells, []).append(row["accuracy"])
-    names = {"subset": "labels"}
+    figures = [name for name in SUMMARY if rows and all(name in row for row in rows)]
     return [
-        {names.get(key, key): cell for key, cell in zip(keys, cells, strict=True)}
-        | {"accuracy": str(mean_and_interval(values, confidence)), "seeds": str(len(values))}
-        for cells, values in groups.items()
+        cells
+        | {SUMMARY[name]: _shown(name, [row[name] for row in group], confidence) for name in figures}
+        | {"seeds": str(len(group))}
+        for cells, group in _groups(rows)
     ]
 
 
+def summarise_classes(
+    rows: Sequence[dict], names: Sequence[str], images: Sequence[int], confidence: float = 0.95
+) -> list[dict[str, str]]:
+    """The same for each class that has figures (`class_figures`).
+
+    Args:
+        rows: as for `summarise`, with the figures of classes.
+        names: of the classes.
+        images: how many of each class were evaluated on.
+    """
+    table = []
+    for cells, group in _groups(rows):
+        for name, count in zip(names, images, strict=True):
+            found = {
+                SUMMARY[figure]: _shown(figure, [row[f"{figure}_{name}"] for row in group], confidence)
+                for figure in BY_CLASS
+                if all(f"{figure}_{name}" in row for row in group)
+            }
+            if found:
+                table.append({**cells, "class": name, "images": f"{count:,}", **found})
+    return table
+
+
+def _groups(rows: Sequence[dict]) -> Iterator[tuple[dict[str, str], list[dict]]]:
+    """The first cells of a row of a table, and the results that it is of."""
+    groups: dict[tuple, list[dict]] = {}
+    keys = [key for key in ("subset", "method", "layer") if any(key in row for row in rows)]
+    for row in rows:
+        cells = tuple("" if key not in row else "pooled" if row[key] is None else str(row[key]) for key in keys)
+        groups.setdefault(cells, []).append(row)
+    for cells, group in groups.items():
+        yield {{"subset": "labels"}.get(key, key): cell for key, cell in zip(keys, cells, strict=True)}, group
+
+
+def _shown(name: str, values: Sequence[float], confidence: float) -> str:
+    interval = mean_and_interval(values, confidence)
+    if name not in UNBOUNDED:
+        return str(interval)
+    mean, half = (None if value is None else f"{value:.4g}" for value in interval)
+    return mean if half is None else f"{mean} ± {half}"
+
+
 def results_table(rows: Sequence[dict], confidence: float = 0.95) -> str:
-    """The same as a table in Markdown.
+    """What `summarise` gives as a table in Markdown.
 
     Raises:
         ValueError: if there are no rows.
@@ -75,5 +128,10 @@ def results_table(rows: Sequence[dict], confidence: float = 0.95) -> str:
     summary = summarise(rows, confidence)
     if not summary:
         raise ValueError("rows: expected at least one result")
-    lines = [list(summary[0]), ["---"] * len(summary[0]), *(list(row.values()) for row in summary)]
+    return markdown(summary)
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """Rows with the same keys as a table in Markdown."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -23,7 +23,7 @@ from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
 from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
-from .metrics import results_table, summarise
+from .metrics import SUMMARY, markdown, summarise, summarise_classes
 from .outputs import check_output_dir, clear_output_dir
 from .records import hardware, versions
 from .training_args import FineTuningArguments
@@ -34,6 +34,10 @@ logger = logging.getLogger("a2mim")
 
 RESULTS = "results.json"
 TABLE = "results.md"
+MEANING = (
+    "AUROC and average precision: of each class against the rest, their means over the classes that there are images "
+    "of. Balanced accuracy: the mean recall of these. Precision of a class that is never predicted counts as 0."
+)
 
 
 def run(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments) -> dict:
@@ -106,6 +110,7 @@ def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
         dtype=torch.bfloat16 if args.bf16 else None,
+        names=images.names,
     )
 
 
@@ -145,8 +150,7 @@ def fine_tune_often(
                 for folder in (args.output_dir, *folders):
                     clear_output_dir(folder)
             metrics = trainer.run()
-        figures = {name: value for name, value in metrics.items() if name.startswith("eval_")}
-        figures["accuracy"] = metrics["eval_accuracy"]
+        figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
         method = model_args.task
         rows.append({"subset": data_args.few_labels() or "all labels", "method": method, "seed": seed, **figures})
     return rows
@@ -161,7 +165,9 @@ def report(
 ) -> dict:
     """Print a table of results, write it with all of them to `results.md` and `results.json`, and put it into the
     cards; returns the means."""
-    table, summary = results_table(rows), summarise(rows)
+    summary = summarise(rows)
+    by_class = summarise_classes(rows, images.names, images.counts(images.validation))
+    table = markdown(summary)
     where = data_args.provenance()
     place = where.get("evaluated_on") or where.get("evaluation_data")
     measured_on = f"on {len(images.validation):,} images of {place}, mean ± half a 95% interval over seeds"
@@ -174,12 +180,15 @@ def report(
             **where,
             "results": rows,
             "summary": summary,
+            "by_class": by_class,
             "hardware": hardware(args.device, args.world_size),
             "versions": versions(),
         }
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         Path(args.output_dir, RESULTS).write_text(json.dumps(record, indent=1) + "\n")
-        Path(args.output_dir, TABLE).write_text(f"{table}\n\nAccuracy {measured_on}.\n")
+        parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANING}"]
+        parts += [markdown(by_class)] if by_class else []
+        Path(args.output_dir, TABLE).write_text("\n\n".join(parts) + "\n")
         folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
         folders = [
             folder for folder in folders if (folder / "README.md").is_file()
@@ -200,7 +209,9 @@ def report(
     several = len({row.get("layer") for row in rows}) > 1
     for row in rows:
         layer = f", layer {row['layer']}" if several else ""
-        found.setdefault(f"{row['method']}{layer}: accuracy", []).append(row["accuracy"])
+        for name, words in SUMMARY.items():
+            if name in row:
+                found.setdefault(f"{row['method']}{layer}: {words}", []).append(row[name])
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
@@ -209,7 +220,7 @@ def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
     record = read_record(folder)
 
     def key(row: dict) -> list:
-        return [value for name, value in row.items() if name not in ("accuracy", "seeds")]
+        return [value for name, value in row.items() if name not in (*SUMMARY.values(), "seeds")]
 
     new = [key(row) for row in rows]
     record["measured"] = [row for row in record.get("measured", []) if key(row) not in new] + rows

@@ -35,15 +35,30 @@ def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     values = [row["accuracy"] for row in results["results"]]
     assert [row["seed"] for row in results["results"]] == [0, 7]
-    assert metrics == {"fine-tuning: accuracy": pytest.approx(np.mean(values))}
-    shown = str(mean_and_interval(values))
-    assert f"| 2 labels of each class | fine-tuning | {shown} | 2 |" in (tmp_path / "out" / "results.md").read_text()
+    assert metrics["fine-tuning: accuracy"] == pytest.approx(np.mean(values))
+    aurocs = [row["auroc"] for row in results["results"]]
+    assert metrics["fine-tuning: AUROC"] == pytest.approx(np.mean(aurocs))
+    evaluated = json.loads((tmp_path / "out" / "seed-7" / "eval_results.json").read_text())
+    assert (evaluated["eval_auroc"], evaluated["eval_accuracy"]) == (aurocs[1], values[1])
+    table = (tmp_path / "out" / "results.md").read_text()
+    shown = f"{mean_and_interval(values)} |"
+    assert f"| 2 labels of each class | fine-tuning | {shown}" in table
+    assert f"| {mean_and_interval(aurocs)} |" in table
+    counts = {row["class"]: int(row["images"]) for row in results["by_class"]}
+    assert sum(counts.values()) == 20
+    recalls = mean_and_interval([row["recall_Sneaker"] for row in results["results"]])
+    assert f"| fine-tuning | Sneaker | {counts['Sneaker']} |" in table
+    assert f"| {recalls} |" in table
+    card = (tmp_path / "out" / "seed-7" / "README.md").read_text()
+    recall, ranked = (evaluated[f"eval_{name}_Sneaker"] for name in ("recall", "average_precision"))
+    assert f"| auroc | {aurocs[1]:.4f} |" in card
+    assert f" | {recall:.4f} | {ranked:.4f} |" in card
     assert str(tmp_path) not in json.dumps(results)
     subsets = [json.loads((tmp_path / "out" / f"seed-{s}" / "subset.json").read_text()) for s in (0, 7)]
     assert [len(subset["rows"]) for subset in subsets] == [20, 20]
     assert subsets[0]["rows"] != subsets[1]["rows"]
     for folder in (tmp_path / "out" / "seed-0", pretrained):
-        assert f"| fine-tuning | {shown} |" in (folder / "README.md").read_text()
+        assert f"| fine-tuning | {shown}" in (folder / "README.md").read_text()
     before = (tmp_path / "out" / "seed-0" / "model.safetensors").stat().st_mtime_ns
     again = finetune(tmp_path / "out", *argv, "--resume_from_checkpoint", "last")  # all is done
     assert again == metrics
@@ -93,7 +108,8 @@ def test_k_nearest_neighbours_of_several_layers(pretrained, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert "k-NN" in (pretrained / "README.md").read_text()
     scratch = finetune(tmp_path / "scratch", *SCRATCH, "--knn", "--label_fraction", 0.002, "--seeds", 0, 1)
-    assert set(scratch) == {"k-NN: accuracy", "logistic regression: accuracy"}
+    figures = ("accuracy", "balanced accuracy", "macro F1", "AUROC", "average precision")
+    assert set(scratch) == {f"{method}: {name}" for method in ("k-NN", "logistic regression") for name in figures}
 
 
 def test_linear_probe_with_batch_norm_is_a_plain_classifier(pretrained, tmp_path):

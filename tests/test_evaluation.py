@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.evaluation import (
     LONE_STRENGTH,
     STRENGTHS,
+    _logistic_regression,
     choose_strength,
     evaluate_frozen,
     extract_features,
+    frozen_metrics,
     knn_accuracy,
     linear_probe_accuracy,
+    nearest_neighbours,
 )
 from modeling_a2mim.metrics import results_table
 from modeling_a2mim.subsets import draw_subset
@@ -76,6 +83,41 @@ def test_strength_of_noise_and_of_signal():
     # Many: one split, quick; classes overlap, so that the strongest is not the best by far.
     features, labels = clusters(3000, distance=1.0)
     assert choose_strength(features, labels) in STRENGTHS
+
+
+def test_figures_of_frozen_features():
+    # Three of four classes are known. The votes and log-odds for each are those of scikit-learn, which ranks by them.
+    features, labels = clusters(20, classes=4, distance=1.5)
+    train, test = (features[::2][:30], labels[::2][:30]), (features[1::2], labels[1::2])
+    known = nearest_neighbours(train, 20, 0.07)
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(*train)
+    for classifier in (known, regression):
+        found = frozen_metrics(classifier, test, 4, ["a", "b", "c", "d"])
+        votes = classifier.predict_proba(test[0])
+        expected = [roc_auc_score(test[1] == c, votes[:, c]) for c in range(3)] + [0.5]  # nothing is known of d
+        assert found["auroc"] == pytest.approx(np.mean(expected))
+        assert (found["recall_d"], found["precision_d"], found["average_precision_d"]) == (0, 0, 0.25)
+        assert found["accuracy"] == classifier.score(*test)
+        assert found["balanced_accuracy"] == pytest.approx(
+            balanced_accuracy_score(test[1], classifier.predict(test[0]))
+        )
+    two = (train[0][:20], train[1][:20]), (test[0][:20], test[1][:20])
+    regression.fit(*two[0])
+    found = frozen_metrics(regression, two[1], 2)
+    assert found["auroc"] == pytest.approx(roc_auc_score(two[1][1], regression.decision_function(two[1][0])))
+
+
+def test_weights_of_classes():
+    # One in ten: the regression finds more of the rare class if its samples count as much as the others in all.
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [180, 20])
+    features = generator.normal(size=(200, 3)) + 1.0 * labels[:, None]
+    train, test = (features[::2], labels[::2]), (features[1::2], labels[1::2])
+    recalls = {}
+    for weights in (None, "balanced", {0: 1.0, 1: 1.0}):
+        regression = _logistic_regression(choose_strength(*train, weights), weights).fit(*train)
+        recalls[str(weights)] = frozen_metrics(regression, test, 2, ["good", "bad"])["recall_bad"]
+    assert recalls["balanced"] > recalls["None"] == recalls["{0: 1.0, 1: 1.0}"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,10 +215,17 @@ def test_evaluation_of_a_frozen_encoder():
     (known,), labels = extract_features(model, train, layers=[0])
     (judged,), answers = extract_features(model, test, layers=[0])
     chosen = subsets["1 per class", 1]
-    expected = knn_accuracy((known[chosen], labels[chosen]), (judged, answers))
+    sample = known[chosen], labels[chosen]
+    expected = knn_accuracy(sample, (judged, answers))
     assert next(r["accuracy"] for r in rows if (r["images"], r["seed"], r["layer"]) == (3, 1, 0)) == expected
 
-    fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, strength=0.5)
+    row = next(
+        r for r in rows if r["method"] == "logistic regression" and (r["images"], r["seed"], r["layer"]) == (3, 1, 0)
+    )
+    assert row["accuracy"] == linear_probe_accuracy(sample, (judged, answers), LONE_STRENGTH)
+
+    fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, strength=0.5, names=["red", "green", "blue"])
     assert [r.get("strength") for r in fixed] == [None, 0.5]
+    assert {r["recall_green"] for r in fixed} <= {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
     with pytest.raises(ValueError, match="^subsets, layers: expected at least one of each"):
         evaluate_frozen(model, train, test, {})
