@@ -26,7 +26,7 @@ from .sources import LISTED, DatasetSource, ParquetSource, RowSource, is_remote
 logger = logging.getLogger("a2mim")
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data"
-SIGNS = "*?[]{}"  # of patterns
+SIGNS = ("*", "?", "[", "]", "{", "}", "::")  # of patterns and chained URLs
 
 
 def load_images(
@@ -74,10 +74,14 @@ def load_images(
         if kind != IMAGES and (every_file or not has_card(path)):
             files = files if every_file else files_of_split(str(path), split, files)
             return open_files(kind, str(path), files, split, **opened)
-        builder = str(path)
+        builder, signs = str(path), [sign for sign in SIGNS if sign in str(path)]
+        if signs and not every_file and has_card(path):
+            raise ValueError(
+                f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
+            )
         if kind != IMAGES:
             pass  # the card says which files, and what is in them
-        elif not every_file and any(sign in builder for sign in SIGNS):
+        elif signs and not every_file:
             files = files_of_split(builder, split, [file for file in _files(path) if is_image_file(file)])
             dataset = list_images(files, builder)
             return DatasetSource(dataset, builder, retries=retries) if streaming else dataset
