@@ -1,5 +1,6 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from .order import mix_counts
 from .sources import DatasetSource, MixedSource, RowSource
 
 
+logger = logging.getLogger("a2mim")
+
 EVALUATED = 256  # images that pre-training is evaluated on, where none are named
 BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
 
@@ -33,7 +36,7 @@ class DataArguments:
 
     dataset_name: list[str] | None = helped(
         None,
-        "A dataset on the Hub, a local folder of images, parquet or tar files, or one file; several are mixed.",
+        "A dataset on the Hub, a local folder of images, parquet, tar or zip files, or one file; several are mixed.",
         nargs="+",
     )
     dataset_config_name: str | None = helped(None, "Configuration of the dataset on the Hub.")
@@ -143,6 +146,7 @@ class DataArguments:
             streaming=self.streaming and train,
             every_file=every_file,
             retries=self.read_retries,
+            image_column=self.image_column_name,
             revision=self.dataset_revision,
             token=token,
         )
@@ -160,6 +164,9 @@ class DataArguments:
         column = None
         if getattr(dataset, "columns", None) is None:  # those of a mix are chosen already
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
+            others = [name for name, kind in dataset.features.items() if isinstance(kind, Image) and name != column]
+            beside = f"; other columns of images: {', '.join(others)}" if others else ""
+            logger.info("%s images from column %r%s", f"{len(dataset):,}", column, beside)
         source = self.source(dataset)
         return ImageSamples(
             source, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio
@@ -287,6 +294,9 @@ class ClassificationArguments(DataArguments):
         feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
             return dataset
+        if isinstance(dataset, DatasetSource) and isinstance(feature, Value) and not feature.dtype.startswith("float"):
+            rows = dataset.dataset.class_encode_column(column)  # all labels are at hand, only images are streamed
+            return DatasetSource(rows, dataset.name, storage_options=dataset.storage_options, retries=dataset.retries)
         if self.streaming and train:
             raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
         if not isinstance(feature, Value) or feature.dtype.startswith("float"):

@@ -1,5 +1,7 @@
 """Where images come from: what the user names, found through `datasets`, as a prepared dataset or as a stream."""
 
+import glob
+import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,14 +11,22 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
-from .sources import IMAGE_FILES, LISTED, DatasetSource, ParquetSource, RowSource, TarSource, is_remote
+from .columns import USUAL, choose_images, image_candidates
+from .data_files import split_files
+from .decoding import is_image_file
+from .formats import FORMATS, IMAGES, METADATA, Census, expected, format_of
+from .hub_files import hub_census
+from .opening import BUILDERS, open_files
+from .sources import LISTED, DatasetSource, ParquetSource, RowSource, is_remote
 
+
+logger = logging.getLogger("a2mim")
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data"
-FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+SIGNS = ("*", "?", "[", "]", "{", "}", "::")  # of patterns and chained URLs
 
 
 def load_images(
@@ -27,19 +37,21 @@ def load_images(
     streaming: bool = False,
     every_file: bool = False,
     retries: int = 5,
+    image_column: str | None = None,
     **hub_kwargs,
 ) -> Dataset | RowSource:
     """One split of a dataset with images.
 
     Args:
-        source: a folder of images (nested or not), of parquet or of WebDataset files, or saved by `save_to_disk`; one
-            such file, a pattern (`shards/*.tar`) or URL of such files; the id of a dataset on the Hub; `None` for the
-            bundled sample.
+        source: a folder of images (nested or not) or of files of one of `formats.FORMATS`, or saved by `save_to_disk`;
+            one such file, a pattern (`shards/*.tar`) or URL of such files; the id of a dataset on the Hub; `None` for
+            the bundled sample. What is there as a file or folder is that, whatever signs are in its name.
         split: the name of the split.
         config_name: configuration of a Hub dataset.
         streaming: read on the fly instead of preparing the whole dataset first.
         every_file: take all files of a folder, rather than those whose names say `split`.
         retries: further attempts to read what cannot be read, while streaming.
+        image_column: the column of the images, for formats in which rows depend on it; found if not given.
         hub_kwargs: `revision`, `token` of `datasets.load_dataset`.
 
     Raises:
@@ -49,31 +61,50 @@ def load_images(
         source = SAMPLE
         if not any(SAMPLE.glob("*.parquet")):
             raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), local_path(source)
     builder, options = text, {}
-    pattern = is_remote(text) or any(sign in text for sign in "*?[")
-    if pattern or path.is_file():
-        suffix = Path(text).suffix
-        if suffix not in FILE_BUILDERS:
-            raise ValueError(f"{source}: expected a folder or a file ending in {', '.join(FILE_BUILDERS)}")
-        builder, options = FILE_BUILDERS[suffix], {"data_files": {split: text if pattern else str(path)}}
-    elif path.is_dir():
+    opened = {"streaming": streaming, "retries": retries, "image_column": image_column, "first_folder": every_file}
+    opened["token"] = hub_kwargs.get("token")
+    if path.is_file():
+        return open_files(one_format([text]), str(path), [str(path)], split, **opened)
+    if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return load_saved(path, split, streaming)
-        suffix = next((s for s in _suffixes(path) if s in IMAGE_FILES or s in FILE_BUILDERS), None)
-        if suffix is None:
-            raise ValueError(f"{path}: no images found; expected {', '.join(sorted(IMAGE_FILES))} or .parquet")
-        builder = str(path)
-        if every_file and suffix in FILE_BUILDERS:
-            builder, options = FILE_BUILDERS[suffix], {"data_files": {split: str(path / f"**/*{suffix}")}}
+        kind, files = Census.of(_files(path)).choose(str(path))
+        if kind != IMAGES and (every_file or not has_card(path)):
+            files = files if every_file else files_of_split(str(path), split, files)
+            return open_files(kind, str(path), files, split, **opened)
+        builder, signs = str(path), [sign for sign in SIGNS if sign in str(path)]
+        if signs and not every_file and has_card(path):
+            raise ValueError(
+                f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
+            )
+        if kind != IMAGES:
+            pass  # the card says which files, and what is in them
+        elif signs and not every_file:
+            files = files_of_split(builder, split, [file for file in _files(path) if is_image_file(file)])
+            dataset = list_images(files, builder)
+            return DatasetSource(dataset, builder, retries=retries) if streaming else dataset
         elif every_file and METADATA.isdisjoint(os.listdir(path)):
             dataset = list_images(_files(path), str(path))
             return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
         elif every_file:
-            builder, options = "imagefolder", {"data_files": {split: str(path / "**")}}
+            builder, options = "imagefolder", {"data_files": {split: glob.escape(str(path)) + "/**"}}
+    elif is_remote(text):
+        builder, options = BUILDERS[one_format([text])], {"data_files": {split: text}}
+    elif any(sign in text for sign in "*?["):
+        files = sorted(file for file in glob.glob(os.path.expanduser(text), recursive=True) if os.path.isfile(file))
+        if not files:
+            raise ValueError(f"{source}: no such file")
+        if (kind := one_format(files)) != IMAGES:
+            return open_files(kind, text, files, split, **opened)
+        dataset = list_images(files, text)
+        return DatasetSource(dataset, text, retries=retries) if streaming else dataset
     else:
         check_may_be_id(text)
     try:
+        if not path.is_dir():
+            return open_remote(text, builder, split, config_name, opened, **options, **hub_kwargs)
         if streaming:
             return open_stream(text, builder, split, config_name, retries, **options, **hub_kwargs)
         return datasets.load_dataset(builder, config_name, split=split, **options, **hub_kwargs)
@@ -81,6 +112,92 @@ def load_images(
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"{source}: no such file: {error}") from error
+
+
+def local_path(source: str | os.PathLike) -> Path:
+    """The path that the user means; absolute where `datasets` would take it for a URL."""
+    path = Path(source) if os.path.exists(source) else Path(os.path.expanduser(source))
+    return path.absolute() if is_remote(str(path)) and path.exists() else path
+
+
+def one_format(files: Sequence[str]) -> str:
+    """The format of all these files.
+
+    Raises:
+        ValueError: naming a file of none, or of another than the first one.
+    """
+    kinds = [format_of(file) for file in files]
+    for file, kind in zip(files, kinds, strict=True):
+        if kind is None or (kind == IMAGES and len(files) == 1):
+            raise ValueError(f"{file}: expected a folder or a file ending in {', '.join(FORMATS)}")
+        if kind != kinds[0]:
+            raise ValueError(f"{file}: is of another format ({kind}) than {files[0]} ({kinds[0]}); name one of them")
+    return kinds[0]
+
+
+def files_of_split(root: str, split: str, files: Sequence[str]) -> list[str]:
+    """The files of a split (see `split_files`). Those of none are logged.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    found = split_files(root, files)
+    if split not in found:
+        raise ValueError(f"{root}: no split {split!r}; there are {', '.join(found)}")
+    if rest := sorted(set(files).difference(*found.values())):
+        splits = ", ".join(f"{name} ({len(own)} file{'s'[: len(own) != 1]})" for name, own in found.items())
+        logger.warning(
+            "%s: %d file(s) left out, such as %s, as their names say no split beside those that do: %s; --train_dir "
+            "takes all",
+            root,
+            len(rest),
+            rest[0][len(root) :].lstrip("/"),
+            splits,
+        )
+    return found[split]
+
+
+def has_card(path: Path) -> bool:
+    """Whether the card of a dataset says which files are its data, or what is in them."""
+    card = path / "README.md"
+    data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    return (path / ".huggingface.yaml").exists() or not {"configs", "dataset_info"}.isdisjoint(data)
+
+
+def open_remote(
+    name: str,
+    builder: str,
+    split: str,
+    config_name: str | None,
+    opened: dict,
+    data_files: dict | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+) -> Dataset | RowSource:
+    """A dataset on the Hub, or files by their URL: the format that holds the most images, where the card does not say;
+    else as `datasets` finds them. `opened` are arguments of `open_files`.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    options = {"token": token} if token else {}
+    if data_files is None and config_name is None and (known := hub_census(name, revision, token)):
+        root, census = known
+        kind, files = census.choose(root, options)
+        if kind != IMAGES:
+            return open_files(kind, name, files_of_split(root, split, files), split, **opened)
+    found = datasets.load_dataset_builder(builder, config_name, data_files=data_files, token=token, revision=revision)
+    files = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
+    if files.get(split):
+        theirs = type(found).__module__.rsplit(".", 1)[-1]
+        kind = next((ours for ours, name_of_builder in BUILDERS.items() if name_of_builder == theirs), None)
+        zips = [file for file in files[split] if format_of(file) == "zip"]
+        if kind in ("tar", "csv", "json") or zips:
+            return open_files(*(("zip", name, zips) if zips else (kind, name, files[split])), split, **opened)
+    arguments = {"data_files": data_files, "token": token, "revision": revision}
+    if opened["streaming"]:
+        return open_stream(name, builder, split, config_name, opened["retries"], **arguments)
+    return datasets.load_dataset(builder, config_name, split=split, **arguments)
 
 
 def check_may_be_id(source: str):
@@ -129,12 +246,10 @@ def open_stream(
     kind = type(found).__module__.rsplit(".", 1)[-1]
     if kind == "parquet":
         return ParquetSource(name, files[split], found.info.features, options, retries)
-    if kind == "webdataset":
-        return TarSource(name, files[split], options, retries)
     if kind == "arrow" and not any(map(is_remote, files[split])):
         saved = datasets.concatenate_datasets([Dataset.from_file(file) for file in files[split]])
         return DatasetSource(saved, name, retries=retries)
-    images = [file for file in files[split] if Path(file).suffix.lower() in IMAGE_FILES]
+    images = [file for file in files[split] if is_image_file(file)]
     if kind == "imagefolder" and images:
         return DatasetSource(list_images(images, name), name, storage_options=options, retries=retries)
     raise ValueError(
@@ -165,7 +280,7 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
         part.clear()
 
     for file in tqdm(files, desc="listing images", unit=" files", delay=3):
-        if Path(file).suffix.lower() not in IMAGE_FILES:
+        if not is_image_file(file):
             continue
         try:
             file.encode()
@@ -177,7 +292,7 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
     keep()
     paths = pa.chunked_array(chunks, pa.string())
     if not len(paths):
-        raise ValueError(f"{name}: no images found; expected {', '.join(sorted(IMAGE_FILES))}")
+        raise ValueError(f"{name}: no images found; expected {expected()}")
     empty = pa.nulls(len(paths), pa.binary())
     columns, types = {"image": pa.StructArray.from_arrays([empty, paths.combine_chunks()], ["bytes", "path"])}, {}
     types["image"] = Image()
@@ -206,13 +321,9 @@ def _files(path: Path) -> Iterator[str]:
                 yield file
 
 
-def _suffixes(path: Path) -> Iterator[str]:
-    return (Path(file).suffix.lower() for file in _files(path))
-
-
 def find_validation_split(source: str | None = None, config_name: str | None = None) -> str | None:
     """The split of a dataset that is meant for evaluation, if its name says so. `source` as in `load_images`."""
-    path = Path(SAMPLE if source is None else source).expanduser()
+    path = local_path(SAMPLE if source is None else source)
     if path.is_file():
         return None
     if (path / "dataset_dict.json").exists():
@@ -220,10 +331,24 @@ def find_validation_split(source: str | None = None, config_name: str | None = N
     elif (path / "state.json").exists():
         return None
     else:
-        if not path.is_dir():
-            check_may_be_id(str(source))
-        names = datasets.get_dataset_split_names(str(path if path.is_dir() else source), config_name)
+        if path.is_dir() and not has_card(path):
+            _, files = Census.of(_files(path)).choose(str(path), log=False)
+            names = list(split_files(str(path), files or [file for file in _files(path) if is_image_file(file)]))
+        else:
+            names = split_names(str(path) if path.is_dir() else str(source), config_name)
     return next((name for name in ("validation", "valid", "val", "test") if name in names), None)
+
+
+def split_names(source: str, config_name: str | None) -> list[str]:
+    """The splits of a dataset on the Hub, or of a folder whose card says them."""
+    if not os.path.isdir(source):
+        check_may_be_id(source)
+        if config_name is None and (known := hub_census(source)):
+            root, census = known
+            kind, files = census.choose(root, log=False)
+            if kind != IMAGES:
+                return list(split_files(root, files))
+    return datasets.get_dataset_split_names(source, config_name)
 
 
 def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, field: str) -> str:
@@ -239,12 +364,17 @@ def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, fiel
         if name not in columns:
             raise ValueError(f"{field}: the dataset has no column {name!r}; it has {', '.join(columns)}")
         return name
-    found = next((column for column in columns if isinstance(features[column], kind)), None)
-    usual: Sequence[str] = {
-        Image: ("image", "img", "jpg", "jpeg", "png", "webp"),
-        ClassLabel: ("label", "labels", "cls"),
-    }[kind]
-    found = found or next((column for column in usual if column in columns), None)
+    if kind is Image:
+        of_kind = [column for column in columns if isinstance(features[column], Image)]
+        found = choose_images(of_kind) if of_kind else next((c for c in USUAL if c in columns), None)
+        if found is None and of_kind:
+            raise ValueError(
+                f"{field}: the dataset has several columns of images ({', '.join(image_candidates(of_kind))}); choose "
+                f"one with --{field}"
+            )
+    else:
+        found = next((column for column in columns if isinstance(features[column], kind)), None)
+        found = found or next((column for column in ("label", "labels", "cls") if column in columns), None)
     if found is None:
         wanted = "images" if kind is Image else "class labels"
         raise ValueError(f"{field}: the dataset has no column of {wanted}; its columns are {', '.join(columns)}")
