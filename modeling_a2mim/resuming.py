@@ -218,9 +218,7 @@ def keep(settings: dict[str, dict], resumption: Resumption) -> dict:
 
 def _check_may_change(section: str, name: str, then, now):
     if name == "training_data":
-        raise ValueError(
-            "resume_from_checkpoint: the training data has changed since the checkpoint: its images differ"
-        )
+        raise ValueError("resume_from_checkpoint: the training data has changed since the checkpoint: other images")
     why = FIXED.get(name)
     if section == "model":
         why = "it is part of the model that is trained"

@@ -142,8 +142,6 @@ class A2MIMTrainer(Trainer):
             )
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args.choose_length(images)
-        elif self.train_dataset is not None and self.args.max_steps <= 0:
-            raise ValueError("max_steps: a train_dataset without a length needs it")
 
     push_in_progress: PushInProgress | None = None
 
@@ -232,10 +230,26 @@ class A2MIMTrainer(Trainer):
             self.resumption.check_steps_left(max_steps)
         if self._data is not None and checkpoint is not None:
             passes, batches = self._data.batches.resumed[0], self._data.batches.skipped
+        elif checkpoint is not None and dataset_length(self.train_dataset) is None:
+            passes, batches = self._place_in_stream(checkpoint)
         if checkpoint is not None and self.state.global_step >= max_steps:
             logger.info("all of the %d steps have been made (%d): no further one", max_steps, self.state.global_step)
             return num_train_epochs, 0
         return passes, batches
+
+    def _place_in_stream(self, checkpoint: str) -> tuple[int, int]:
+        """Epoch and batches of it, which Trainer does not know of data without a length: it takes `max_steps` for an
+        epoch, so that the fraction of `epoch` counts the batches."""
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if name in self.resumption.changed:
+                then, now = self.resumption.changed[name]
+                raise ValueError(
+                    f"{name}: the checkpoint was made with {then}, this run has {now}; the place in a train_dataset "
+                    "without a length is a number of batches"
+                )
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        fraction, passes = math.modf(state.epoch)
+        return int(passes), round(fraction * state.max_steps * self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         with self._pace.waiting():
