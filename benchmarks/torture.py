@@ -1,8 +1,8 @@
 """Kill pre-training again and again, go on from the last checkpoint each time as a script that restarts it would, and
 compare what comes out with a run that nothing disturbed: the weights byte for byte, and every number logged.
 
-Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, while saving, which
-is seen by the folder aside that checkpoints are written to (the process is stopped first, and goes on to a later
+Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, while saving
+(which is seen by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later
 checkpoint if that folder is gone by then), and while finishing, after the last checkpoint. At the moments of a fourth
 kind, while training as well, all processes get SIGTERM instead of SIGKILL (`--enable_jit_checkpoint`): the run has to
 end with a checkpoint of the step that it was in. The run that has finished is started once more.
