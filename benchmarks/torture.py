@@ -1,11 +1,11 @@
 """Kill pre-training again and again, go on from the last checkpoint each time as a script that restarts it would, and
 compare what comes out with a run that nothing disturbed: the weights byte for byte, and every number logged.
 
-Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, while saving
-(which is seen by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later
-checkpoint if that folder is gone by then), and while finishing, after the last checkpoint. At the moments of a fourth
-kind, while training as well, all processes get SIGTERM instead of SIGKILL (`--enable_jit_checkpoint`): the run has to
-end with a checkpoint of the step that it was in. The run that has finished is started once more.
+Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, while saving (seen
+by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later checkpoint if
+that folder is gone by then), and while finishing, after the last checkpoint. At the moments of a fifth kind, while
+training as well, all processes get SIGTERM instead of SIGKILL (`--enable_jit_checkpoint`): the run has to end with a
+checkpoint of the step that it was in. The run that has finished is started once more, and must make no step.
 
     python benchmarks/torture.py [--kills 20] [--workers 0 2] [--no-streaming]
 """
@@ -40,7 +40,7 @@ COUNT, BATCH = 120, 8
 # Stochastic depth, so that the same weights need the right random state.
 ENCODER = ["--architecture", "test_convnext", "--model_args", '{"drop_path_rate": 0.2}', "--image_size", "32"]
 ENCODER += ["--num_channels", "1", "--mask_patch_size", "8", "--mask_site", "-3", "--learning_rate", "1e-3"]
-PATIENCE = 300.0  # seconds without a new step
+PATIENCE = 600.0  # seconds without a new step
 
 
 class Run:
