@@ -16,6 +16,7 @@ from modeling_a2mim.advice import before_training
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
+from modeling_a2mim.resuming import flags
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 from modeling_a2mim.transforms import PreTrainTransform
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
         picture_samples=shown,
         picture_names=names,
         provenance=provenance,
+        flags=flags(model_args, data_args),
     )
     for warning in before_training(model, len(train_samples), args) if args.should_log else ():
         logger.warning("%s", warning)

@@ -1,10 +1,11 @@
-"""Kill pre-training with SIGKILL again and again, go on from the last checkpoint each time as a script that restarts
-it would, and compare what comes out with a run that nothing disturbed: the weights byte for byte, and every number
-logged.
+"""Kill pre-training again and again, go on from the last checkpoint each time as a script that restarts it would, and
+compare what comes out with a run that nothing disturbed: the weights byte for byte, and every number logged.
 
-Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, and while saving,
-which is seen by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later
-checkpoint if that folder is gone by then.
+Moments are drawn from a seed: while starting (which includes loading a checkpoint), while training, while saving (seen
+by the folder aside that checkpoints are written to: the process is stopped first, and goes on to a later checkpoint if
+that folder is gone by then), and while finishing, after the last checkpoint. At the moments of a fifth kind, while
+training as well, all processes get SIGTERM instead of SIGKILL (`--enable_jit_checkpoint`): the run has to end with a
+checkpoint of the step that it was in. The run that has finished is started once more, and must make no step.
 
     python benchmarks/torture.py [--kills 20] [--workers 0 2] [--no-streaming]
 """
@@ -32,13 +33,14 @@ from modeling_a2mim.loading import load_images  # noqa: E402
 from modeling_a2mim.records import PACE  # noqa: E402
 
 
-STARTING, TRAINING, SAVING = "starting", "training", "saving"
+STARTING, TRAINING, SAVING, TERMINATED, FINISHING = "starting", "training", "saving", "terminated", "finishing"
+STOPPED = 143  # how a run ends that SIGTERM has stopped
 WEIGHTS = ("model.safetensors", "pretraining/model.safetensors")
 COUNT, BATCH = 120, 8
 # Stochastic depth, so that the same weights need the right random state.
 ENCODER = ["--architecture", "test_convnext", "--model_args", '{"drop_path_rate": 0.2}', "--image_size", "32"]
 ENCODER += ["--num_channels", "1", "--mask_patch_size", "8", "--mask_site", "-3", "--learning_rate", "1e-3"]
-PATIENCE = 300.0  # seconds without a new step
+PATIENCE = 600.0  # seconds without a new step
 
 
 class Run:
@@ -46,9 +48,8 @@ class Run:
 
     def __init__(self, command: list[str], output_dir: Path, log: Path):
         self.output_dir, self.log, self.started = output_dir, log, time.monotonic()
-        # What a restart script does: go on if there is anything to go on from.
-        self.resumes = any(output_dir.glob("checkpoint-*"))
-        command = [*command, "--output_dir", str(output_dir), *(["--resume_from_checkpoint", "last"] * self.resumes)]
+        # What a restart script does: the same command each time, which goes on if there is anything to go on from.
+        command = [*command, "--output_dir", str(output_dir), "--resume_from_checkpoint", "last"]
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with open(log, "wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=env, start_new_session=True)
@@ -88,6 +89,14 @@ class Run:
         self.signal(signal.SIGKILL)
         return self.process.wait() == -signal.SIGKILL
 
+    def terminate(self) -> bool:
+        """Whether SIGTERM, sent to all processes, came early enough to stop the run, which has to save what it did."""
+        self.signal(signal.SIGTERM)
+        if self.process.wait() == STOPPED:
+            return True
+        self.finish()
+        return False
+
     def finish(self):
         if self.process.wait() != 0:
             raise SystemExit(f"a run ended with {self.process.returncode}:\n{self.tail()}")
@@ -96,12 +105,18 @@ class Run:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
 
 
-def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: random.Random) -> bool:
+def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: random.Random, last: Path) -> bool:
     """Until the moment to kill; `False` if the run ended before."""
     if kind == STARTING:
         time.sleep(draw.uniform(0, startup))
         return True
-    if kind == TRAINING:
+    if kind == FINISHING:
+        delay = draw.uniform(0, 1.5)  # it exports, evaluates and exports again
+        if not run.wait_for(last.is_dir):
+            return False
+        time.sleep(delay)
+        return run.process.poll() is None
+    if kind in (TRAINING, TERMINATED):
         steps, delay = draw.randint(1, 2 * save_steps), draw.uniform(0, 0.1)
         if not run.wait_for(lambda: run.steps >= steps):
             return False
@@ -124,15 +139,26 @@ def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: 
     return False
 
 
-def killed_run(command: list[str], folder: Path, kinds: list[str], save_steps: int, draw: random.Random) -> dict:
-    """A run that is killed at moments of these kinds, and then left to finish."""
+def killed_run(
+    command: list[str], folder: Path, kinds: list[str], save_steps: int, draw: random.Random, steps: int
+) -> dict:
+    """A run that is killed at moments of these kinds, then left to finish, and then started once more."""
     output_dir, kinds, kills, starts, startup = folder / "killed", [*kinds], [], 0, 10.0
     while True:
         run = Run(command, output_dir, folder / "killed.log")
         starts += 1
-        if not kinds or not wait_for_moment(run, kinds[0], save_steps, startup, draw) or not run.kill():
+        last = output_dir / f"checkpoint-{steps}"
+        while kinds and kinds[0] != FINISHING and last.is_dir():  # there are no steps left for the others
+            kinds.pop(0)
+        if (
+            not kinds
+            or not wait_for_moment(run, kinds[0], save_steps, startup, draw, last)
+            or not (run.terminate() if kinds[0] == TERMINATED else run.kill())
+        ):
             run.finish()
-            return {"starts": starts, "kills": kills}
+            again = Run(command, output_dir, folder / "again.log")
+            again.finish()
+            return {"starts": starts + 1, "kills": kills, "steps_of_a_finished_run": again.steps}
         kind = kinds.pop(0)
         if kind == TRAINING:
             startup = 0.9 * (time.monotonic() - run.started)
@@ -159,16 +185,18 @@ def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) 
     command = [sys.executable, str(ROOT / "run_pretraining.py"), *ENCODER, "--train_dir", str(images), "--use_cpu"]
     command += ["--per_device_train_batch_size", str(BATCH), "--max_steps", str(steps), "--logging_steps", "1"]
     command += ["--save_steps", str(args.save_steps), "--save_total_limit", "3", "--disable_tqdm", "True"]
-    command += ["--reconstruction_steps", "0", "--dataloader_num_workers", str(workers)]
+    command += ["--enable_jit_checkpoint", "--reconstruction_steps", "0", "--dataloader_num_workers", str(workers)]
     command += ["--streaming", "--shuffle_buffer_size", "50"] if args.streaming else []
     draw = random.Random(f"{args.seed} {workers}")
-    starting = args.kills // 7
-    kinds = [SAVING] * args.saving + [STARTING] * starting + [TRAINING] * (args.kills - args.saving - starting)
+    starting, terminated, finishing = args.kills // 7, args.kills // 5, args.kills // 7
+    others = max(0, args.kills - args.saving - starting - terminated - finishing)
+    kinds = [SAVING] * args.saving + [STARTING] * starting + [TERMINATED] * terminated + [TRAINING] * others
     draw.shuffle(kinds)
+    kinds += [FINISHING] * finishing
     folder.mkdir()
     undisturbed = Run(command, folder / "whole", folder / "whole.log")
     try:
-        result = killed_run(command, folder, kinds, args.save_steps, draw)
+        result = killed_run(command, folder, kinds, args.save_steps, draw, steps)
         undisturbed.finish()
     finally:
         if undisturbed.process.poll() is None:
@@ -182,6 +210,8 @@ def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) 
         "steps": steps,
         "killed": len(kills),
         "killed_while_saving": sum(kill["while_saving"] for kill in kills),
+        "terminated": sum(kill["moment"] == TERMINATED for kill in kills),
+        "killed_after_the_last_checkpoint": sum(kill["moment"] == FINISHING for kill in kills),
         "broken_checkpoints": sum(len(kill["broken_checkpoints"]) for kill in kills),
         "same_weights": not different,
         "same_curve": curves[0] == curves[1] and len(curves[0]) == steps,
@@ -193,7 +223,8 @@ def torture(args: argparse.Namespace, workers: int, folder: Path, images: Path) 
 
 def passed(args: argparse.Namespace, result: dict) -> bool:
     enough = result["killed"] >= args.kills and result["killed_while_saving"] >= args.saving
-    return enough and result["same_weights"] and result["same_curve"] and not result["broken_checkpoints"]
+    same = result["same_weights"] and result["same_curve"] and not result["steps_of_a_finished_run"]
+    return enough and same and not result["broken_checkpoints"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,11 +249,14 @@ def main(argv: list[str] | None = None) -> int:
         for workers in args.workers:
             print(f"{workers} workers", flush=True)
             results[workers] = torture(args, workers, Path(folder) / f"workers-{workers}", images)
-    print("| workers | steps | kills | while saving | starts | broken checkpoints | weights | logged numbers |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| workers | steps | kills | saving | SIGTERM | finishing | starts | broken checkpoints | weights | logged |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for workers, result in results.items():
         same = ["same" if result[name] else "DIFFERENT" for name in ("same_weights", "same_curve")]
-        counts = [result[n] for n in ("steps", "killed", "killed_while_saving", "starts", "broken_checkpoints")]
+        names = ("steps", "killed", "killed_while_saving", "terminated", "killed_after_the_last_checkpoint", "starts")
+        counts = [result[name] for name in (*names, "broken_checkpoints")]
         print("|", " | ".join(map(str, [workers, *counts, *same])), "|")
     if args.output:
         shown = re.sub(r"--output\s+\S+\s*", "", " ".join(sys.argv[1:] if argv is None else argv))

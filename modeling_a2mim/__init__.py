@@ -1,5 +1,7 @@
 """A2MIM for Hugging Face: masked image modelling for any timm encoder."""
 
+import importlib
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -33,6 +35,25 @@ AutoModelForObjectDetection.register(A2MIMDetectorConfig, A2MIMForObjectDetectio
 
 __version__ = "0.1.0"
 
+# Imported when they are asked for: what only runs a model needs neither `datasets` nor what trains.
+TRAINING = {
+    "A2MIMTrainer": "trainer",
+    "A2MIMTrainingArguments": "training_args",
+    "FineTuningArguments": "training_args",
+    "FineTuningTrainer": "finetuning",
+}
+
+
+def __getattr__(name: str):
+    if name in TRAINING:
+        return getattr(importlib.import_module(f".{TRAINING[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *TRAINING})
+
+
 __all__ = [
     "A2MIMBackbone",
     "A2MIMConfig",
@@ -44,4 +65,8 @@ __all__ = [
     "A2MIMModel",
     "A2MIMObjectDetectionOutput",
     "A2MIMPreTrainedModel",
+    "A2MIMTrainer",
+    "A2MIMTrainingArguments",
+    "FineTuningArguments",
+    "FineTuningTrainer",
 ]

@@ -68,11 +68,12 @@ def parse(
     logger.info("arguments: %s", given_arguments(parser, argv))
     logger.info("%s", args.batch_note)
     trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
-    if trains or Path(args.output_dir).is_file():
-        source = model_args.model_name_or_path
-        check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, source)
+    resume = args.resume_from_checkpoint
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
-        find_checkpoint(args.resume_from_checkpoint, args.output_dir)
+        found = find_checkpoint(resume, args.output_dir)
+        resume = resume if found or args.overwrite_output_dir else None
+    if trains or Path(args.output_dir).is_file():
+        check_output_dir(args.output_dir, resume, args.overwrite_output_dir, model_args.model_name_or_path)
     return model_args, data_args, args
 
 

@@ -211,6 +211,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
         ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
         ("learning rate", schedule),
+        ("resumed with other settings", _resumed(record.get("resumed") or [])),
         ("precision", record["precision"]),
         ("seeds", seeds),
         ("hardware", record["hardware"]),
@@ -219,6 +220,15 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     if record["log"]:
         facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
     return [(name, value) for name, value in facts if value != ""]
+
+
+def _resumed(history: list[dict]) -> str:
+    """`step 12: learning_rate 1e-05 instead of 0.001; ...`."""
+    return "; ".join(
+        f"step {entry['step']:,}: "
+        + ", ".join(f"{name} {now} instead of {then}" for name, (then, now) in entry["changed"].items())
+        for entry in history
+    )
 
 
 def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:

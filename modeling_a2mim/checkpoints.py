@@ -41,7 +41,14 @@ def prepare_aside(run_dir: str | os.PathLike) -> Path:
     return aside
 
 
-def complete(folder: Path, target: Path, model: PreTrainedModel, data: dict | None, save_only_model: bool = False):
+def complete(
+    folder: Path,
+    target: Path,
+    model: PreTrainedModel,
+    data: dict | None,
+    save_only_model: bool = False,
+    run: dict | None = None,
+):
     """Record all files of `folder`, bring them to disk, and make the folder `target`, in place of what is there.
 
     Args:
@@ -50,6 +57,7 @@ def complete(folder: Path, target: Path, model: PreTrainedModel, data: dict | No
         model: whose settings are recorded, for `check_settings`.
         data: where the data is, kept in the record as it is; must be JSON.
         save_only_model: whether what training needs to go on was left out.
+        run: what the run was set to (`resuming.keep`).
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -61,6 +69,7 @@ def complete(folder: Path, target: Path, model: PreTrainedModel, data: dict | No
         "versions": {name: version(name) for name in PACKAGES},
         "save_only_model": save_only_model,
         "settings": settings(model),
+        "run": run,
         "data": data,
         "files": files,
     }
@@ -175,7 +184,8 @@ def resumes(value: str | bool | None) -> bool:
 
 def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = False) -> str | None:
     """The checkpoint to resume from: `value` itself, or the newest complete one in it; with `True` or `"last"` the
-    newest complete one in `output_dir`. `None` if `value` says not to resume.
+    newest complete one in `output_dir`. `None` if `value` says not to resume, or if it is `True` or `"last"` and
+    `output_dir` holds no checkpoint yet, as at the first start of a job that may be started again.
 
     Args:
         thorough: compare checksums, warn of newer checkpoints that are broken, and put the last one in place if its
@@ -188,6 +198,10 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
         return None
     latest = value is True or str(value).lower() in ("true", "last")
     folder = Path(output_dir if latest else value)
+    if latest and not _begun(folder):
+        if thorough:
+            logger.info("resume_from_checkpoint %s: %s holds no checkpoint yet: a new run begins", value, folder)
+        return None
     if not folder.is_dir():
         raise ValueError(f"resume_from_checkpoint: there is no folder {folder}")
     if not latest and _is_checkpoint(folder):
@@ -211,6 +225,12 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if broken:
         raise ValueError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; {'; '.join(broken)}")
     raise ValueError(f"resume_from_checkpoint: {folder} holds no {PREFIX_CHECKPOINT_DIR}-N")
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether there is anything to go on from, complete or broken."""
+    renaming = any(not verify(path) for path in checkpoints_in(run_dir / ASIDE))  # see `_put_in_place`
+    return bool(checkpoints_in(run_dir)) or renaming
 
 
 def settings(model: PreTrainedModel) -> dict:

@@ -22,6 +22,7 @@ from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
 from .probing import LinearProbe
+from .resuming import flags
 from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
 from .scores import compute_metrics
 from .subsets import draw_subset, load_subset, save_subset
@@ -166,6 +167,7 @@ def fine_tune(
         pretraining_model=pretraining_model,
         names=images.names,
         corruptions=data_args.corruptions,
+        flags=flags(model_args, data_args),
         provenance={
             "task": model_args.task,
             **data_args.provenance(),

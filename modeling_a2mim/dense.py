@@ -175,6 +175,8 @@ class DenseTrainer(A2MIMTrainer):
         shown: the names of the images in it, from the top.
     """
 
+    arguments_class = DenseTrainingArguments
+
     def __init__(
         self,
         *args,

@@ -22,6 +22,7 @@ from .data_arguments import helped
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
 from .detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from .resuming import flags
 
 
 logger = logging.getLogger("a2mim")
@@ -295,6 +296,7 @@ def run(
             **model_args.origin(args.hub_token),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },
+        flags=flags(model_args, data_args),
     )
     metrics = trainer.run()
     if eval_samples is not None:

@@ -24,6 +24,7 @@ class FineTuningTrainer(A2MIMTrainer):
     weights are averaged, the averages are what is evaluated and exported; checkpoints hold both."""
 
     args: FineTuningArguments
+    arguments_class = FineTuningArguments
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

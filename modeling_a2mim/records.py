@@ -62,8 +62,17 @@ def earlier_runs(record: dict) -> list[dict]:
     return [{k: run[k] for k, kind in KEPT.items() if isinstance(run.get(k), kind)} for run in runs]
 
 
+def mean_loss(log: list[dict]) -> float | None:
+    """Of the steps in a log, each of whose losses is the mean since the one before; `None` if it has none."""
+    losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    before = [0, *(step for step, _ in losses)]
+    total = sum(loss * (step - last) for (step, loss), last in zip(losses, before, strict=False))
+    return total / losses[-1][0] if losses else None
+
+
 def dataset_length(dataset) -> int | None:
-    return len(dataset) if hasattr(dataset, "__len__") else None
+    counted = hasattr(dataset, "__len__") and not isinstance(dataset, dict)  # of several data sets
+    return len(dataset) if counted else None
 
 
 def describe_run(trainer, provenance: dict) -> dict:
@@ -75,7 +84,7 @@ def describe_run(trainer, provenance: dict) -> dict:
             words), `evaluated_on` (an id on the Hub), `evaluation_note`, `license`, `tags`, `example` (what
             example.png shows), and `earlier` (see `earlier_runs`).
     """
-    args, state = trainer.args, trainer.state
+    args, state, resumption = trainer.args, trainer.state, trainer.resumption
     training = [entry for entry in state.log_history if "loss" in entry]
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     return {
@@ -92,7 +101,7 @@ def describe_run(trainer, provenance: dict) -> dict:
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "warmup_steps": args.get_warmup_steps(state.max_steps),
+        "warmup_steps": args.get_warmup_steps(state.max_steps - resumption.schedule_start),
         "crop_scale": None if scale is None else list(scale),
         "regularisation": regularisation(args),
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
@@ -102,4 +111,5 @@ def describe_run(trainer, provenance: dict) -> dict:
         "versions": versions(),
         "evaluation": evaluation_of(state.log_history, dataset_length(trainer.eval_dataset)),
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
+        **({"resumed": resumption.history} if resumption.history else {}),
     }

@@ -34,6 +34,7 @@ from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, to_pixels, upright
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
 from .loading import find_column
+from .resuming import flags
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, read_labels, read_map, resized_prediction
 
 
@@ -445,6 +446,7 @@ def run(
         draw=Predictions(shown, names) if shown else None,
         shown=[eval_samples.name(row) for row in range(len(shown))],
         provenance={"task": model_args.task, **data_args.provenance(), **model_args.origin(args.hub_token)},
+        flags=flags(model_args, data_args),
     )
     metrics = trainer.run()
     if eval_samples is not None:

@@ -11,8 +11,9 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, default_data_collator
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, HubStrategy
 from transformers.utils import PushInProgress
 
@@ -44,7 +45,11 @@ from .export import describe_folder, export_model
 from .hub import push_folder
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import milestone_schedule, parameter_groups, timm_optimizer
-from .records import dataset_length, describe_run
+from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
+from .raw_data import LABELS, as_samples, collate_samples
+from .records import dataset_length, describe_run, mean_loss
+from .resuming import Resumption, compare, keep, run_settings
+from .training_args import A2MIMTrainingArguments
 from .transforms import PreTrainTransform
 
 
@@ -72,19 +77,36 @@ class A2MIMTrainer(Trainer):
         picture_names: what to call them there.
         pretraining_model: for a classifier, the model it was made from, exported beside it.
         provenance: what the model card says of data and origin (`records.describe_run`).
+        flags: the command line's arguments of model and data (`resuming.flags`), to be compared when the run resumes.
+
+    `args` may be transformers' own TrainingArguments, which keep their values. Images to train and evaluate on may be
+    rows of `datasets` with a column of images (and of labels, for a classifier), or samples with `pixel_values`.
+
+    Raises:
+        ValueError: naming the argument that cannot be used, and what to give instead.
     """
+
+    arguments_class = A2MIMTrainingArguments
 
     def __init__(
         self,
-        *args,
+        model=None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *further,
         picture_samples=None,
         picture_names: list[str] | None = None,
         pretraining_model: A2MIMForPreTraining | None = None,
         provenance: dict | None = None,
+        flags: dict[str, dict] | None = None,
         **kwargs,
     ):
-        kwargs.setdefault("data_collator", default_data_collator)
-        super().__init__(*args, **kwargs)
+        args = self.arguments_class.from_plain(args)
+        data_collator = collate_samples if data_collator is None else data_collator
+        with without_jit_callback(self):
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, *further, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"n_gpu: this process sees {self.args.n_gpu} GPUs; start one process for each, "
@@ -94,6 +116,10 @@ class A2MIMTrainer(Trainer):
         self.provenance = dict(provenance or {})
         if self.args.hub_license is not None:
             self.provenance["license"] = self.args.hub_license
+        self.train_dataset = self._samples(self.train_dataset, "train_dataset")
+        self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
+        self.flags = flags
+        self.resumption = Resumption()
         self._terms: dict[str, list] = {}
         self._pace = PaceCallback()
         for callback in (OverwriteCallback, MetricsCallback, self._pace):
@@ -101,6 +127,10 @@ class A2MIMTrainer(Trainer):
         for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
             if self.pop_callback(usual):
                 self.add_callback(readable)
+        self._sigterm = None
+        if self.args.enable_jit_checkpoint:
+            self._sigterm = SigtermCallback(self.accelerator)
+            self.add_callback(self._sigterm)
         self.reconstructs = isinstance(self._unwrapped(), A2MIMForPreTraining)
         if self.reconstructs:
             self.can_return_loss = True  # from pixels alone
@@ -120,6 +150,10 @@ class A2MIMTrainer(Trainer):
     _data: TrainingData | None = None
     _pixels: torch.Tensor | None = None
     _record: dict | None = None  # of the data, in the checkpoint that the run goes on from
+
+    def _samples(self, dataset, name: str):
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return as_samples(dataset, self._unwrapped(), seed, name)
 
     def get_train_dataloader(self):
         """Batches of this process, in an order that follows from seed and position (see `order`); for other datasets
@@ -143,13 +177,14 @@ class A2MIMTrainer(Trainer):
             samples,
             batch_sampler=self._data.batches,
             collate_fn=collate
-            if self.data_collator is default_data_collator
+            if self.data_collator is collate_samples
             else functools.partial(collate, collator=self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=ignore_sigterm if args.enable_jit_checkpoint else None,
         )
         # The batches are those of this process already.
         accelerator = self.accelerator
@@ -161,9 +196,15 @@ class A2MIMTrainer(Trainer):
         # Trainer would leave images out of the evaluation as well.
         dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            loader = super().get_eval_dataloader(self._samples(eval_dataset, "eval_dataset"))
         finally:
             self.args.dataloader_drop_last = dropped
+        if self.args.enable_jit_checkpoint:
+            loader.worker_init_fn = ignore_sigterm
+        return loader
+
+    def get_test_dataloader(self, test_dataset):
+        return super().get_test_dataloader(self._samples(test_dataset, "test_dataset"))
 
     def set_initial_training_values(self, args, dataloader):
         values = list(super().set_initial_training_values(args, dataloader))
@@ -184,11 +225,31 @@ class A2MIMTrainer(Trainer):
         passes, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )
-        if not self.args.logging_steps_given:
-            self.state.logging_steps = self.args.logging_steps  # not those of a checkpoint of a shorter run
+        if checkpoint is not None:
+            self.state.compute_steps(self.args, max_steps)  # to log, save and evaluate at, not those of the checkpoint
+            self.resumption.check_steps_left(max_steps)
         if self._data is not None and checkpoint is not None:
             passes, batches = self._data.batches.resumed[0], self._data.batches.skipped
+        elif checkpoint is not None and dataset_length(self.train_dataset) is None:
+            passes, batches = self._place_in_stream(checkpoint)
+        if checkpoint is not None and self.state.global_step >= max_steps:
+            logger.info("all of the %d steps have been made (%d): no further one", max_steps, self.state.global_step)
+            return num_train_epochs, 0
         return passes, batches
+
+    def _place_in_stream(self, checkpoint: str) -> tuple[int, int]:
+        """Epoch and batches of it, which Trainer does not know of data without a length: it takes `max_steps` for an
+        epoch, so that the fraction of `epoch` counts the batches."""
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if name in self.resumption.changed:
+                then, now = self.resumption.changed[name]
+                raise ValueError(
+                    f"{name}: the checkpoint was made with {then}, this run has {now}; the place in a train_dataset "
+                    "without a length is a number of batches"
+                )
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        fraction, passes = math.modf(state.epoch)
+        return int(passes), round(fraction * state.max_steps * self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         with self._pace.waiting():
@@ -230,6 +291,8 @@ class A2MIMTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         transform = getattr(self.train_dataset, "transform", None)
+        if self.reconstructs:
+            inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         if model.training and isinstance(transform, PreTrainTransform):  # whose masks all have as many cells
             inputs = {**inputs, "num_masked": transform.config.num_masked}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -254,6 +317,9 @@ class A2MIMTrainer(Trainer):
                     logs[f"{prefix}{name}"] = self.accelerator.gather((total / count).view(1)).mean().item()
         if "loss" in logs:
             logs |= self._pace.figures(self.state, self.accelerator)
+        if "train_loss" in logs and self.state.global_step == self._initial_global_step:
+            # No step was made, of which Trainer takes 0.0 for the mean.
+            logs["train_loss"] = mean_loss(self.state.log_history)
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None):
@@ -269,9 +335,30 @@ class A2MIMTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self.lr_scheduler is None and self.args.lr_milestones:
+            num_training_steps = self._scheduled(num_training_steps)
             self.lr_scheduler = milestone_schedule(optimizer or self.optimizer, self.args, num_training_steps)
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        return super().create_scheduler(self._scheduled(num_training_steps), optimizer)
+
+    def _scheduled(self, steps: int) -> int:
+        """How many of the steps of a run its schedule is over."""
+        return max(1, steps - self.resumption.schedule_start) if self.resumption.schedule_start else steps
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """With what the run that goes on sets anew (see `resuming`)."""
+        resumption = self.resumption
+        groups = [dict(group) for group in self.optimizer.param_groups]
+        schedule = self.lr_scheduler.state_dict()
+        super()._load_optimizer_and_scheduler(checkpoint)
+        names = resumption.grouped | ({"lr", "initial_lr"} if resumption.restarts_schedule else set())
+        for loaded, fresh in zip(self.optimizer.param_groups, groups, strict=True):
+            loaded.update({name: fresh[name] for name in names & loaded.keys() & fresh.keys()})
+        if resumption.restarts_schedule:
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_scaler(self, checkpoint):
+        if self.accelerator.scaler is not None:  # else the run was in float16 until then
+            super()._load_scaler(checkpoint)
 
     def parameter_groups(self, model) -> list[dict]:
         """The groups that the optimiser is made with (`optimization.parameter_groups`)."""
@@ -287,8 +374,14 @@ class A2MIMTrainer(Trainer):
 
     def run(self) -> dict[str, float]:
         """Train (or go on, as `args.resume_from_checkpoint` says), save, evaluate if there is anything to evaluate on,
-        and push if `args.push_to_hub`. Returns the metrics."""
+        and push if `args.push_to_hub`. Returns the metrics.
+
+        Raises:
+            SystemExit: if SIGTERM stopped the run (`args.enable_jit_checkpoint`).
+        """
         metrics = self.train(resume_from_checkpoint=self.args.resume_from_checkpoint).metrics
+        if self._sigterm is not None and self._sigterm.stopped:
+            raise SystemExit(STOPPED)  # the model is not finished
         self.save_model()
         self.save_metrics("train", metrics)
         self.save_state()
@@ -344,7 +437,24 @@ class A2MIMTrainer(Trainer):
             self.args.ignore_data_skip = False  # nothing is read to be skipped
         elif checkpoint is not None and isinstance(self.train_dataset, ImageSamples):
             raise ValueError(f"resume_from_checkpoint: {checkpoint} does not say how far it was in these images")
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self.resumption = self._resumption(checkpoint)
+        output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])
+
+    def run_settings(self) -> dict[str, dict]:
+        """What the run is set to, for a checkpoint (`resuming.run_settings`)."""
+        return run_settings(self.args, self.flags, self.train_dataset, self.eval_dataset)
+
+    def _resumption(self, checkpoint: str | None) -> Resumption:
+        self._settings = self.run_settings()
+        if checkpoint is None:
+            return Resumption()
+        step = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
+        resumption = compare(Path(checkpoint).name, read_record(checkpoint).get("run"), self._settings, step)
+        if self.is_deepspeed_enabled and (resumption.restarts_schedule or resumption.grouped):
+            names = ", ".join(resumption.changed)
+            raise ValueError(f"resume_from_checkpoint: with DeepSpeed, {names} cannot change in the middle of a run")
+        return resumption
 
     def _find_checkpoint(self, value):
         """Found by one process for each disk; all go on from the same checkpoint, or raise the same error."""
@@ -391,7 +501,8 @@ class A2MIMTrainer(Trainer):
         if self.args.should_save:
             folder = run_dir / ASIDE / target.name
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            complete(folder, target, self._unwrapped(), data, self.args.save_only_model)
+            run = keep(self._settings, self.resumption)
+            complete(folder, target, self._unwrapped(), data, self.args.save_only_model, run)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))

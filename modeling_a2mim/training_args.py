@@ -3,7 +3,7 @@
 import difflib
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from timm.optim import list_optimizers
@@ -122,7 +122,32 @@ class A2MIMTrainingArguments(TrainingArguments):
         metadata={"help": "Push pictures that show images of the data (reconstruction.png, example.png)."},
     )
 
+    @classmethod
+    def from_plain(cls, args: TrainingArguments | None) -> "A2MIMTrainingArguments":
+        """`args` as this class has them: themselves if they are, else with their own values of all that they have, and
+        the defaults of what they have not. `None`: all defaults, and Trainer's `output_dir`.
+
+        Raises:
+            ValueError: if they are those of another trainer of this package.
+        """
+        if isinstance(args, cls):
+            return args
+        if isinstance(args, A2MIMTrainingArguments):  # which has worked out its rate and length already
+            raise ValueError(f"args: this trainer takes {cls.__name__}, not {type(args).__name__}")
+        known = {f.name for f in fields(cls) if f.init}
+        given = [f.name for f in fields(args) if f.init and f.name in known] if args is not None else []
+        return cls(**{"output_dir": "tmp_trainer", **{name: getattr(args, name) for name in given}})
+
     def __post_init__(self):
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size: is not supported, as the learning rate is for one batch; give a "
+                "--per_device_train_batch_size that fits into memory, and --total_train_batch_size for larger steps"
+            )
+        if self.enable_jit_checkpoint and self.save_only_model:
+            raise ValueError(
+                "enable_jit_checkpoint: is for runs that go on later, for which --save_only_model keeps too little"
+            )
         self.timm_optim = self._find_timm_optim()
         self.length_given = str(self.num_train_epochs) != "auto"
         self._read_epochs()

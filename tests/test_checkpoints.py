@@ -280,9 +280,11 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
     with pytest.raises(ValueError, match="^resume_from_checkpoint: there is no folder .*nothing"):
         find_checkpoint(str(tmp_path / "nothing"), "")
     (tmp_path / "empty").mkdir()
-    for value in ("last", str(tmp_path / "empty")):
-        with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
-            find_checkpoint(value, str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
+        find_checkpoint(str(tmp_path / "empty"), str(tmp_path / "empty"))
+    (tmp_path / "cut" / ASIDE / "checkpoint-1").mkdir(parents=True)  # killed while it wrote its first one
+    for value, name in [("last", "empty"), (True, "nothing"), ("true", "cut")]:  # nothing to go on from yet
+        assert find_checkpoint(value, str(tmp_path / name), thorough=True) is None
     newest = str(saved / "checkpoint-5")
     (saved / "trainer_state.json").write_text("{}")  # as a finished run leaves it
     for value, folder in [(True, saved), ("true", saved), (str(saved), ""), (newest, "")]:

@@ -1,0 +1,215 @@
+"""What a user of Trainer passes as data: rows of `datasets` with a column of images become samples, and samples that
+are there already are looked at before training."""
+
+import functools
+from collections.abc import Iterator, Mapping
+
+import datasets
+import torch
+from datasets import ClassLabel, Image, Value
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import default_data_collator
+
+from .data import ImageSamples, SkippedImages
+from .decoding import BrokenImage
+from .export import timm_pretrained_cfg
+from .loading import find_column
+from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from .probing import LinearProbe
+from .transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
+
+
+LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them
+AUGMENTATION = {"scale": (0.8, 1.0), "hflip": 0.5, "vflip": 0.0}  # the command's defaults for classifiers
+MAX_SKIPPED_RATIO = 0.05
+ROWS = (datasets.Dataset, datasets.IterableDataset)
+
+
+def as_samples(dataset, model, seed: int, name: str):
+    """`dataset` as what the trainer reads: rows with a column of images become `ImageSamples`, or `StreamedSamples` if
+    they have no length; anything else, and data for other models than ours, is checked and stays as it is.
+
+    Args:
+        dataset: or a dict of several, or `None`.
+        model: that it is for: images alone for pre-training, images and labels for a classifier.
+        seed: of crops, flips and masks.
+        name: the argument: `train_dataset`, whose images are augmented, `eval_dataset`, or `test_dataset`, which need
+            have no labels.
+
+    Raises:
+        ValueError: naming `name`, and what to pass instead.
+    """
+    if isinstance(dataset, dict):
+        return {key: as_samples(one, model, seed, name) for key, one in dataset.items()}
+    ours = isinstance(model, A2MIMForPreTraining | A2MIMForImageClassification | LinearProbe)
+    if dataset is None or isinstance(dataset, ImageSamples | StreamedSamples | str) or not ours:
+        return dataset
+    if not isinstance(dataset, ROWS) or "pixel_values" in _columns(dataset) or _transformed(dataset):
+        _check_samples(dataset, model, name)
+        return dataset
+    train = name == "train_dataset"
+    try:
+        image = find_column(_Columns(dataset), Image, None, name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; cast one, dataset.cast_column('image', datasets.Image()), or pass {_wanted(model)}"
+        ) from None
+    label = None
+    if isinstance(model, A2MIMForPreTraining):
+        transform = PreTrainTransform(model.config, train=train)
+    else:
+        label = _label_column(dataset, model, name)
+        options = AUGMENTATION if train else {}
+        transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=train, **options)
+    if isinstance(dataset, datasets.IterableDataset):
+        return StreamedSamples(dataset, transform, image, label, seed, name)
+    return ImageSamples(dataset.with_format(None), transform, image, label, seed)
+
+
+class StreamedSamples(IterableDataset):
+    """Samples of a `datasets.IterableDataset`, in its order. What is drawn for a sample depends on the seed, the epoch
+    and its place in what a worker reads alone. Broken images are left out, and counted as of `ImageSamples`.
+
+    Args:
+        rows: with images.
+        transform: a stored image to a dict of tensors.
+        image_column, label_column: names of columns; no labels if `None`.
+        seed: of everything random.
+        name: what to call the data in a message.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        transform,
+        image_column: str,
+        label_column: str | None,
+        seed: int,
+        name: str,
+    ):
+        if rows.features is not None and isinstance(rows.features.get(image_column), Image):
+            rows = rows.cast_column(image_column, Image(decode=False))
+        self.rows, self.transform, self.columns = rows, transform, (image_column, label_column)
+        self.seed, self.name, self.epoch = seed, name, 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict]:
+        worker, skipped = get_worker_info(), SkippedImages(MAX_SKIPPED_RATIO)
+        image, label = self.columns
+        for place, row in enumerate(self.rows):
+            report = {"seen": {self.name: 1}, "skipped": []}
+            try:
+                with generators_kept():
+                    seed_generators(self.seed, self.epoch, worker.id if worker else 0, place)
+                    sample = self.transform(row[image])
+            except BrokenImage as error:
+                report["skipped"].append((self.name, f"row {place} of {self.name}: {error}"))
+            skipped.add(report)
+            if report["skipped"]:
+                continue
+            yield sample if label is None else {**sample, "labels": torch.tensor(row[label])}
+
+
+def collate_samples(samples: list) -> dict:
+    """As transformers' default collator.
+
+    Raises:
+        ValueError: if the samples are not dicts with `pixel_values`.
+    """
+    if not isinstance(samples[0], Mapping) or "pixel_values" not in samples[0]:
+        raise ValueError(
+            f"train_dataset, eval_dataset: a sample is {_described(samples[0])}; pass dicts with pixel_values (and "
+            "labels, for a classifier), rows of datasets with a column of images, or a data_collator"
+        )
+    return default_data_collator(samples)
+
+
+class _Columns:
+    """The columns of rows, of a stream that does not know its features as well."""
+
+    def __init__(self, dataset):
+        self.features = dataset.features or dict.fromkeys(_columns(dataset))
+
+
+@functools.lru_cache(1)
+def _first_row(dataset) -> dict:
+    return next(iter(dataset.take(1)), {})
+
+
+def _columns(dataset) -> list[str]:
+    return list(dataset.features or dataset.column_names or _first_row(dataset))
+
+
+def _transformed(dataset) -> bool:
+    """Whether the rows have a transform of the user's (`with_transform`)."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+
+
+def _label_column(dataset, model, name: str) -> str | None:
+    count, own = model.config.num_labels, [model.config.id2label[i] for i in range(model.config.num_labels)]
+    try:
+        column = find_column(_Columns(dataset), ClassLabel, None, name)
+    except ValueError as error:
+        if name == "test_dataset":
+            return None
+        raise ValueError(f"{error}; a classifier needs them") from None
+    feature = (dataset.features or {}).get(column)
+    if isinstance(feature, ClassLabel):
+        if feature.num_classes != count:
+            raise ValueError(
+                f"{name}: column {column!r} has {feature.num_classes} classes, the model {count}; make the model with "
+                "id2label of these classes"
+            )
+        if own != [f"LABEL_{i}" for i in range(count)] and own != feature.names:
+            raise ValueError(
+                f"{name}: the classes of column {column!r}, {feature.names[:5]}, are not those of the model, "
+                f"{own[:5]}; give the model the same id2label, or align them, dataset.align_labels_with_mapping"
+            )
+    elif feature is not None and not (isinstance(feature, Value) and "int" in feature.dtype):
+        raise ValueError(
+            f"{name}: column {column!r} holds {feature}, which are no numbers of classes; "
+            f"dataset.class_encode_column({column!r}) makes them"
+        )
+    elif isinstance(dataset, datasets.Dataset):
+        wrong = [value for value in dataset.unique(column) if value is None or not 0 <= value < count]
+        if wrong:
+            raise ValueError(f"{name}: column {column!r} holds {wrong[0]}, the model's classes are 0 to {count - 1}")
+    return column
+
+
+def _check_samples(dataset, model, name: str):
+    """
+    Raises:
+        ValueError: if the first sample is not what the model takes. Those of a stream are seen by `collate_samples`.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not len(dataset):
+        return
+    with generators_kept():  # the sample may be drawn at random
+        sample = dataset[0]
+    values = sample.get("pixel_values") if isinstance(sample, Mapping) else None
+    if values is None:
+        raise ValueError(f"{name}: a sample is {_described(sample)}; pass {_wanted(model)}, or rows of datasets")
+    shape = tuple(getattr(values, "shape", ()))
+    if shape and (len(shape) != 3 or shape[0] != model.config.num_channels):
+        raise ValueError(f"{name}: pixel_values of a sample are of shape {shape}; pass {_wanted(model)}")
+    needs_labels = not isinstance(model, A2MIMForPreTraining) and name != "test_dataset"
+    if needs_labels and not any(key in sample for key in LABELS):
+        raise ValueError(f"{name}: a sample has no labels, but {', '.join(sample)}; pass {_wanted(model)}")
+
+
+def _wanted(model) -> str:
+    config = model.config
+    height, width = config.input_size
+    labels = "" if isinstance(model, A2MIMForPreTraining) else ", and labels, each the number of a class"
+    return f"samples with pixel_values, normalised tensors of shape ({config.num_channels}, {height}, {width}){labels}"
+
+
+def _described(sample) -> str:
+    if isinstance(sample, Mapping):
+        return f"a dict of {', '.join(map(str, sample)) or 'nothing that the model takes'}"
+    if isinstance(sample, tuple | list):
+        return f"a {type(sample).__name__} of {', '.join(type(part).__name__ for part in sample)}"
+    return f"a {type(sample).__name__}"
