@@ -314,11 +314,7 @@ def labelled_rows(
     out = found.unlabelled
     if not out:
         return source
-    kinds = {
-        "without a map": len(found.missing),
-        "ignored in all pixels": len(found.ignored),
-        "broken": len(found.broken),
-    }
+    kinds = {"without a map": found.missing, "ignored in all pixels": found.ignored, "broken": found.broken}
     logger.warning(
         "%s: %s of %s images are left out (%s), as %s",
         what,

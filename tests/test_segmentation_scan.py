@@ -93,9 +93,14 @@ ONE = (
 @pytest.mark.parametrize(
     ("train", "names", "flags", "message"),
     [
-        (BINARY, ["ground", "defect"], [], ONE.format("ground", 62.5) + r" it from; ignored: 255 \(37.5% of the pix"),
+        (
+            BINARY,
+            ["ground", "defect"],
+            [],
+            ONE.format("ground", 62.5) + r".*ignored: 255 \(37.5%",
+        ),
         (BINARY, None, [], ONE.format("class 0", 62.5) + ".*give --ignore_index none"),
-        ([halves(0, 0)] * 2, ["a", "b"], [], ONE.format("a", 100) + " it from; nothing is ignored$"),
+        ([halves(0, 0)] * 2, ["a", "b"], [], ONE.format("a", 100) + ".*; nothing is ignored$"),
         (BINARY, {"0": "a", "255": "b"}, ["--ignore_index", "255"], "^ignore_index: 255 is the class 'b'"),
         (BINARY, {"0": "a", "255": "b"}, ["--ignore_index", "all"], "^ignore_index: expected a value of pixels"),
         (BINARY, ["a", "b"], ["--ignore_index", "none"], r"^labels_file: training maps hold values of .* 255 \(37.5%"),
@@ -153,14 +158,14 @@ def test_streams_are_looked_through_as_well(tmp_path, caplog):
     assert "the split validation has no maps with classes: there is no evaluation" in caplog.text
     assert json.loads((folder / "out/training.json").read_text())["images"] == 2
     with pytest.raises(ValueError, match="^validation_split: no image for evaluation has a map in 'mask'"):
-        start(folder, "--validation_split", "validation")
+        start(folder, "--validation_split", "validation", "--overwrite_output_dir")
 
 
 def test_jpeg_maps(tmp_path, caplog):
     noisy = np.uint8(np.add.outer(np.arange(SIDE), np.arange(SIDE)) % 7 > 3) * 255
     maps = [encoded(noisy, "JPEG", quality=75)] * 2
     values = len(np.unique(np.asarray(Image.open(io.BytesIO(maps[0]["bytes"])))))
-    assert values > 50
+    assert values > 30
     told = "2 of 2 maps are JPEG files, whose compression changes values"
     with pytest.raises(ValueError, match=f"^label_column_name: {told}: there are {values - 1}, .*as PNG"):
         start(write(tmp_path / "found", maps), "--do_eval", "False")
