@@ -158,14 +158,14 @@ class SegmentationArguments(DenseArguments):
         sources = {what: self.source(split) for what, split in sources.items() if split is not None}
         reading = {"max_pixels": self.max_image_pixels, "most_broken": self.max_skipped_ratio}
         sources, labels = label_maps(sources, column, named, **options, ignore_value=ignored, **reading)
-        if sources[TRAINING] is None:
+        if sources.get(TRAINING) is None and train is not None:
             raise ValueError(f"label_column_name: no training image has a map in {column!r} with a class")
         validation = sources.get(EVALUATION)
         if validation is None and EVALUATION in sources:
             if self.names_evaluation:
                 raise ValueError(f"validation_split: no image for evaluation has a map in {column!r} with a class")
             logger.warning("the split %s has no maps with classes: there is no evaluation", self.validation_split)
-        return Labelled(sources[TRAINING], validation, labels)
+        return Labelled(sources.get(TRAINING), validation, labels)
 
     def _find_labels_file(self, token: str | None) -> Path | None:
         if self.labels_file is not None:

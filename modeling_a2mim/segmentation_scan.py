@@ -116,7 +116,8 @@ def count_values(pixels: np.ndarray) -> dict[int, int]:
 
 def is_far(source: RowSource) -> bool:
     """Whether its rows come over the network, which is no place to look through all of them first."""
-    source = getattr(source, "source", source)
+    while isinstance(source, RowsOf):
+        source = source.source
     return source.remote or any(map(is_remote, getattr(source, "files", ())))
 
 
