@@ -205,7 +205,7 @@ def _check(found: FoundObjects, annotations: Annotations, what: str):
 def _report(found: FoundObjects, annotations: Annotations, what: str, source: RowSource):
     names, counts = annotations.names, found.classes
     logger.info(
-        "%s: %s objects in %s images, %s of which have none; %d classes: %s",
+        "%s: %s objects to use in %s images, %s of which have none; %d classes: %s",
         what,
         f"{counts.total():,}",
         f"{found.images:,}",
