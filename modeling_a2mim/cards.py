@@ -202,6 +202,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("task", record.get("task")),
         *_earlier_facts(record),
         ("data", record.get("data")),
+        ("labels", record.get("labels") or ""),
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
         ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
         ("batch", f"{record['total_batch_size']:,} images over {record['processes']} process(es)"),

@@ -5,26 +5,29 @@ Reading and measuring masks, and the measure itself, are pycocotools'.
 
 import contextlib
 import io
-import logging
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .decoding import BrokenImage, turned
 
-logger = logging.getLogger("a2mim")
 
 BOX_FIELDS = ("bbox", "bboxes", "boxes", "box")
 CLASS_FIELDS = ("category", "category_id", "categories", "label", "labels")
 BOX_FORMATS = ("coco", "pascal_voc", "yolo")
+# Why objects are left out.
+NO_NUMBERS, NO_CLASS, NO_AREA = "with a box that is not four finite numbers", "of no known class", "with an empty box"
+NO_MASK, OUTSIDE = "without a usable mask", "outside the image"
+ROUNDING = 1e-5  # share of an image's side that a box may be outside by without being counted as cut off
 # What COCOeval.summarize counts, in its order: precision, then recall with 1, 10 and 100 detections.
 FIGURES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 FIGURES += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
@@ -40,7 +43,8 @@ class Objects:
         crowd: (objects,), bool: regions of many objects, which neither count as found nor as missed.
         area: (objects,), float64, in pixels.
         masks: run-length encoded, one for each object; `None` if they are not read.
-        dropped: boxes that were left out, as nothing of them lies in the image.
+        reasons: how many objects were left out, by the reason; `dropped` in all.
+        clipped: boxes of which only a part lies in the image; the rest is cut off.
     """
 
     boxes: np.ndarray
@@ -48,13 +52,28 @@ class Objects:
     crowd: np.ndarray
     area: np.ndarray
     masks: list[dict] | None
-    dropped: int = 0
+    reasons: Counter = field(default_factory=Counter)
+    clipped: int = 0
+
+    @property
+    def dropped(self) -> int:
+        return self.reasons.total()
 
     def decoded_masks(self, height: int, width: int) -> torch.Tensor:
         """uint8 (objects, height, width), 1 = object."""
         if not self.masks:
             return torch.zeros(0, height, width, dtype=torch.uint8)
         return torch.from_numpy(np.ascontiguousarray(rle.decode(self.masks).transpose(2, 0, 1)))
+
+    def turned(self, stored: tuple[bool, bool, bool], height: int, width: int) -> "Objects":
+        """The same in the image brought the right way up (see `decoding.orientation`), from one of this size."""
+        swapped, mirrored, upside_down = stored
+        x0, y0, x1, y1 = self.boxes.T
+        x0, x1 = (width - x1, width - x0) if mirrored else (x0, x1)
+        y0, y1 = (height - y1, height - y0) if upside_down else (y0, y1)
+        boxes = np.stack([y0, x0, y1, x1] if swapped else [x0, y0, x1, y1], axis=1)
+        masks = self.masks and [rle.encode(np.asfortranarray(turned(rle.decode(m), stored))) for m in self.masks]
+        return replace(self, boxes=boxes, masks=masks)
 
 
 class Annotations:
@@ -118,80 +137,114 @@ class Annotations:
             raise ValueError(f"id2label: there is no class {value!r} among {', '.join(self.names[:20])}")
         return self._index[value]
 
-    def check(self, dataset: datasets.Dataset):
-        """Look at all boxes and classes of a prepared dataset, without its images, before training on it.
+    def renumber(self, names: list[str], places: list[int | None]):
+        """Number the classes as a model does that has these names: each one here as its place there; objects of those
+        without a place (`None`) are left out."""
+        index = {key: places[i] for key, i in self._index.items()}
+        self.names, self._index = names, {key: place for key, place in index.items() if place is not None}
 
-        Raises:
-            ValueError: naming the argument, if there are no boxes, if most of them have no area, if one is no four
-                finite numbers, or if a class has no name.
-        """
-        count = empty = 0
-        for boxes, classes in _leaves(dataset, self.column, self.box, self.category):
-            if boxes.shape[1:] != (4,) or len(boxes) != len(classes) or not np.isfinite(boxes).all():
-                raise ValueError(f"objects_column_name: {self.column!r} has boxes that are not four finite numbers")
-            for value in set(classes):
-                self.index(value)
-            size = boxes[:, 2:] - boxes[:, :2] if self.box_format == "pascal_voc" else boxes[:, 2:]
-            count, empty = count + len(boxes), empty + int((size <= 0).any(1).sum())
-        if not count:
-            raise ValueError(f"objects_column_name: {self.column!r} holds no boxes at all")
-        if 2 * empty > count:
-            raise ValueError(
-                f"bbox_format: {empty:,} of {count:,} boxes have no area when read as {self.box_format}; "
-                f"there are {', '.join(BOX_FORMATS)}"
-            )
-        if empty:
-            logger.warning("%s of %s boxes have no area and are left out", f"{empty:,}", f"{count:,}")
+    def problem(self, row: dict) -> str | None:
+        """Why an object cannot be used, whatever the size of its image; `None` if it can."""
+        box = row.get(self.box)
+        try:
+            x, y, right, bottom = (float(number) for number in box)
+        except (TypeError, ValueError):
+            return NO_NUMBERS
+        if not all(map(math.isfinite, (x, y, right, bottom))):
+            return NO_NUMBERS
+        category = row.get(self.category)
+        if not isinstance(category, int | float | str) or category not in self._index:
+            return NO_CLASS
+        if (right - x <= 0 or bottom - y <= 0) if self.box_format == "pascal_voc" else (right <= 0 or bottom <= 0):
+            return NO_AREA
+        return NO_MASK if self.masks and segmentation(row.get("segmentation")) is None else None
 
     def read(self, value, height: int, width: int) -> Objects:
-        """The objects of an image of this size in pixels. What of a box lies outside is cut off.
+        """The objects of an image of this size in pixels. What of a box lies outside is cut off; objects that cannot
+        be used are left out. Both are counted.
 
         Raises:
-            ValueError: if an annotation cannot be read.
+            BrokenImage: if the annotation is none.
         """
-        rows = as_rows(value)
         try:
-            boxes = np.array([row[self.box] for row in rows], dtype=np.float64).reshape(len(rows), 4)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"has boxes that are not four numbers each: {error}") from error
-        if not np.isfinite(boxes).all():
-            raise ValueError("has boxes that are not four finite numbers")
+            rows = as_rows(value)
+        except ValueError as error:
+            raise BrokenImage(str(error)) from error
+        problems = [self.problem(row) for row in rows]
+        reasons = Counter(filter(None, problems))
+        rows = [row for row, problem in zip(rows, problems, strict=True) if problem is None]
+        boxes = np.array([row[self.box] for row in rows], dtype=np.float64).reshape(len(rows), 4)
         if self.box_format == "yolo":
             boxes *= (width, height, width, height)
             boxes[:, :2] -= boxes[:, 2:] / 2
         if self.box_format != "pascal_voc":
             boxes[:, 2:] += boxes[:, :2]
+        whole = boxes
         boxes = np.stack([boxes[:, 0::2].clip(0, width), boxes[:, 1::2].clip(0, height)], axis=2).reshape(-1, 4)
-        size = boxes[:, 2:] - boxes[:, :2]
-        kept = np.flatnonzero((size > 0).all(1))
-        masks = [self._mask(rows[i], height, width) for i in kept] if self.masks else None
+        inside = (boxes[:, 2:] - boxes[:, :2] > 0).all(1)
+        reasons[OUTSIDE] += int((~inside).sum())
+        masks = [None] * len(rows)
+        if self.masks:
+            masks = [self._mask(row, height, width) if good else None for row, good in zip(rows, inside, strict=True)]
+            without = inside & np.array([mask is None for mask in masks], dtype=bool)
+            reasons[NO_MASK] += int(without.sum())
+            inside &= ~without
+        kept = np.flatnonzero(inside)
+        size, masks = boxes[kept, 2:] - boxes[kept, :2], [masks[i] for i in kept] if self.masks else None
         # COCO's areas are those of the masks, and tell small objects from large ones.
-        area = np.prod(size[kept], axis=1) if masks is None else np.array([rle.area(mask) for mask in masks], float)
+        area = np.prod(size, axis=1) if masks is None else np.array([rle.area(mask) for mask in masks], float)
         given = [rows[i].get("area") for i in kept]
+        given = [g if isinstance(g, int | float) and math.isfinite(g) else None for g in given]
         return Objects(
             boxes=boxes[kept],
             classes=np.array([self.index(rows[i][self.category]) for i in kept], dtype=np.int64),
             crowd=np.array([bool(rows[i].get("iscrowd")) for i in kept], dtype=bool),
             area=np.array([a if g is None else g for a, g in zip(area, given, strict=True)], dtype=np.float64),
             masks=masks,
-            dropped=len(rows) - len(kept),
+            reasons=+reasons,
+            clipped=int((np.abs(whole - boxes)[kept] > ROUNDING * max(height, width)).any(1).sum()),
         )
 
-    def _mask(self, row: dict, height: int, width: int) -> dict:
-        stored = row.get("segmentation")
+    def _mask(self, row: dict, height: int, width: int) -> dict | None:
+        """Run lengths of the mask of an object; `None` if it is of another size, or empty."""
+        stored = segmentation(row["segmentation"])
         if isinstance(stored, dict):  # run lengths, as numbers or compressed
             counts = stored["counts"]
-            if list(stored["size"]) != [height, width]:
-                raise ValueError(f"has a mask of {stored['size']} px on an image of {[height, width]} px")
+            if list(stored["size"]) != [height, width] or (isinstance(counts, list) and sum(counts) != height * width):
+                return None
             if isinstance(counts, list):
-                return rle.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
-            return {"counts": counts.encode() if isinstance(counts, str) else counts, "size": [height, width]}
-        if stored and not isinstance(stored[0], Iterable):  # one polygon, without the list around it
-            stored = [stored]
-        polygons = [[float(number) for number in polygon] for polygon in stored or [] if len(polygon) >= 6]
-        if not polygons:
-            raise ValueError("has an object without segmentation, which masks are made of")
-        return rle.merge(rle.frPyObjects(polygons, height, width))
+                mask = rle.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+            else:
+                mask = {"counts": counts.encode() if isinstance(counts, str) else counts, "size": [height, width]}
+        else:
+            mask = rle.merge(rle.frPyObjects(stored, height, width))
+        return mask if rle.area(mask) else None
+
+
+def segmentation(stored) -> dict | list[list[float]] | None:
+    """Run lengths (`size`, `counts`) or polygons of at least three points, from what is stored for an object, maybe as
+    JSON; `None` if there is nothing of the kind."""
+    if isinstance(stored, str):
+        try:
+            stored = json.loads(stored)
+        except ValueError:
+            return None
+    if isinstance(stored, dict):
+        good = isinstance(stored.get("counts"), str | bytes | list) and isinstance(stored.get("size"), list | tuple)
+        return stored if good and stored["counts"] else None
+    if not isinstance(stored, list) or not stored:
+        return None
+    if not isinstance(stored[0], Iterable):  # one polygon, without the list around it
+        stored = [stored]
+    polygons = []
+    for polygon in stored:
+        try:
+            numbers = [float(number) for number in polygon]
+        except (TypeError, ValueError):
+            return None
+        if len(numbers) >= 6 and len(numbers) % 2 == 0 and all(map(math.isfinite, numbers)):
+            polygons.append(numbers)
+    return polygons or None
 
 
 def as_rows(value) -> list[dict]:
@@ -238,36 +291,6 @@ def find_objects_column(features, name: str | None = None) -> str:
             f"objects_column_name: the dataset has no column of objects with a bbox; it has {', '.join(features)}"
         )
     return column
-
-
-def stored_classes(dataset: datasets.Dataset, column: str) -> dict[int | str, str]:
-    """The classes that occur in a prepared dataset that does not name them, as `id2label`."""
-    fields = object_fields(dataset.features[column]) or {}
-    box, category = (next((n for n in names if n in fields), names[0]) for names in (BOX_FIELDS, CLASS_FIELDS))
-    found = set()
-    for _, classes in _leaves(dataset, column, box, category):
-        found.update(classes)
-    return {value: str(value) for value in sorted(found)}
-
-
-def _leaves(dataset: datasets.Dataset, column: str, box: str, category: str):
-    """(boxes (objects, 4), list of classes) of a thousand images at a time, without turning the rest into Python."""
-    for table in dataset.select_columns([column]).with_format("arrow").iter(1000):
-        values = table[column].combine_chunks()
-        if isinstance(values, pa.ChunkedArray):  # of no images at all
-            return
-        lists = pa.types.is_struct(values.type)
-        names = [values.type.field(i).name for i in range(values.type.num_fields)] if lists else None
-        if lists and not {box, category} <= set(names):
-            raise ValueError(f"objects_column_name: {column!r} has {', '.join(names)}; expected {box} and {category}")
-        flat = None if lists else pc.list_flatten(values)
-        boxes, classes = (
-            pc.list_flatten(pc.struct_field(values, name)) if lists else pc.struct_field(flat, name)
-            for name in (box, category)
-        )
-        numbers = pc.list_flatten(boxes).to_numpy(zero_copy_only=False).astype(np.float64)
-        even = len(numbers) == 4 * len(boxes) and set(pc.list_value_length(boxes).to_pylist()) <= {4}
-        yield (numbers.reshape(-1, 4) if even else numbers[:, None]), classes.to_pylist()
 
 
 class AveragePrecision:

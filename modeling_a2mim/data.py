@@ -145,10 +145,11 @@ class ImageSamples(torch_data.Dataset):
         try:
             if isinstance(image, BrokenImage):
                 raise image
-            if label is None and self.source.columns[1] is not None:
+            takes_label = getattr(transform, "takes_label", False)  # also that there is none
+            if label is None and self.source.columns[1] is not None and not takes_label:
                 raise ValueError(f"has no {self.source.columns[1]}")
             seed_generators(self.seed, number, row, torch_only=self._torch_only)
-            if getattr(transform, "takes_label", False):
+            if takes_label:
                 return transform(image, label)
             sample = transform(image)
         except ValueError as error:

@@ -153,12 +153,13 @@ def upright_size(image: Image.Image | torch.Tensor) -> tuple[int, int]:
     """Height and width of an image the right way up."""
     if isinstance(image, torch.Tensor):
         return tuple(image.shape[-2:])
-    swapped, _, _ = _orientation(image)
+    swapped, _, _ = orientation(image)
     width, height = image.size
     return (width, height) if swapped else (height, width)
 
 
-def _orientation(image: Image.Image) -> tuple[bool, bool, bool]:
+def orientation(image: Image.Image) -> tuple[bool, bool, bool]:
+    """How an image is stored, as in `ORIENTATIONS`."""
     with _codec("decoding"):
         if image.format not in JPEGS:  # may say so behind the pixels (PNG), or are turned by Pillow (TIFF)
             image.load()
@@ -167,10 +168,17 @@ def _orientation(image: Image.Image) -> tuple[bool, bool, bool]:
 
 def upright(image: Image.Image) -> Image.Image:
     """The whole image, decoded and the right way up."""
-    if not any(_orientation(image)):
+    if not any(orientation(image)):
         return image
     with _codec("decoding"):
         return ImageOps.exif_transpose(image)
+
+
+def turned(array: np.ndarray, stored: tuple[bool, bool, bool]) -> np.ndarray:
+    """An array (height, width) that lies as an image is stored (see `orientation`), the right way up."""
+    swapped, mirrored, upside_down = stored
+    array = np.flip(array, [axis for axis, flip in ((0, upside_down), (1, mirrored)) if flip])
+    return np.ascontiguousarray(array.T if swapped else array)
 
 
 def to_pixels(image, num_channels: int) -> Image.Image | torch.Tensor:
@@ -257,7 +265,7 @@ def resized_crop(
         return _resize(image[:, top : top + height, left : left + width], size)
     top, left, height, width = box
     rows, columns = size
-    swapped, mirrored, upside_down = _orientation(image)
+    swapped, mirrored, upside_down = orientation(image)
     if swapped:
         top, left, height, width, rows, columns = left, top, width, height, columns, rows
     if mirrored:

@@ -131,12 +131,18 @@ class DenseArguments(DataArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self._given_split = self.validation_split
         if self.train_dir is None and self.dataset_name is None:
             raise ValueError("dataset_name: annotated images are needed; give --dataset_name or --train_dir")
         if len(self.sources) > 1:
             raise ValueError("dataset_name: annotated images come from one source")
         if list(self.crop_scale) != [0.8, 1.0]:
             raise ValueError("crop_scale: is for pre-training and classification; here see --resize_scale")
+
+    @property
+    def names_evaluation(self) -> bool:
+        """Whether the user named what to evaluate on."""
+        return self.validation_dir is not None or self._given_split is not None
 
     def load(self, train: bool, token: str | None = None):
         if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:

@@ -7,22 +7,26 @@ import functools
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import ClassLabel
 from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
-from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column, stored_classes
+from .annotation_folders import annotated_splits, choose_split
+from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
-from .detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from .detection_samples import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from .detection_scan import NoObjects, look_at_objects, stored_classes, with_sizes
 from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 from .resuming import flags
+from .segmentation_scan import is_far
 
 
 logger = logging.getLogger("a2mim")
@@ -61,7 +65,8 @@ class DetectionTrainer(DenseTrainer):
         self._sums = Counter()  # since the last log: terms of the loss, dropped boxes, batches
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self._sums[DROPPED] += inputs.pop(DROPPED)
+        for name in (DROPPED, CLIPPED):
+            self._sums[name] += inputs.pop(name)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -74,18 +79,24 @@ class DetectionTrainer(DenseTrainer):
     def log(self, logs, start_time=None):
         if "loss" in logs and self._sums:
             sums, self._sums = self._sums, Counter()
-            batches, dropped = sums.pop("batches"), sums.pop(DROPPED)
+            batches, boxes = sums.pop("batches"), [sums.pop(DROPPED), sums.pop(CLIPPED)]
             known = torch.stack([torch.as_tensor(value, device=self.accelerator.device) for value in sums.values()])
             means = self.accelerator.gather(known[None]).mean(0) / batches
             logs |= dict(zip(sums, means.tolist(), strict=True))
-            dropped = torch.tensor([dropped], device=self.accelerator.device)
-            logs[DROPPED] = int(self.accelerator.gather(dropped).sum())
+            boxes = self.accelerator.gather(torch.tensor([boxes], device=self.accelerator.device)).sum(0)
+            logs |= dict(zip((DROPPED, CLIPPED), boxes.tolist(), strict=True))
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         names = [self._unwrapped().config.id2label[i] for i in range(self._unwrapped().num_labels)]
         self._judge = AveragePrecision(names, self._unwrapped().config.predict_masks)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        reasons = sum((image["objects"].reasons for image in self._judge.images), Counter())
+        clipped = sum(image["objects"].clipped for image in self._judge.images)
+        if (reasons or clipped) and self.args.should_log:
+            words = [f"{count:,} objects left out, {reason}" for reason, count in reasons.items()]
+            words += [f"{clipped:,} boxes cut off at the edge of their image"] * (clipped > 0)
+            logger.warning("evaluated with %s", "; ".join(words))
         # Each process is asked which checkpoint is best, one computes it.
         found = broadcast_object_list([self._judge.compute() if self.is_world_process_zero() else None])[0]
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
@@ -181,28 +192,67 @@ class DetectionArguments(DenseArguments):
             raise ValueError(f"horizontal_flip: must be in [0, 1], got {self.horizontal_flip}")
         self.shortest_edge = None if self.shortest_edge is None else sorted(self.shortest_edge)
 
-    def annotations(self, dataset, masks: bool, like: Annotations | None = None) -> tuple[str, Annotations]:
-        """The column of the objects of a dataset from `load`, and how to read it.
+    def load(self, train: bool, token: str | None = None):
+        """As `DataArguments.load`; folders in COCO's or YOLO's form are read as well."""
+        source = self.validation_dir if not train and self.validation_dir else self.sources[0]
+        folder = None if source is None else Path(source).expanduser()
+        splits = annotated_splits(folder) if folder is not None and folder.is_dir() else None
+        if splits is None:
+            return super().load(train, token)
+        if self.bbox_format == "pascal_voc":
+            raise ValueError(f"bbox_format: {folder} is in COCO's or YOLO's form, which tells how boxes are stored")
+        self.bbox_format = "coco"  # which they are made
+        given = self.train_split if train else self.validation_split
+        whole = not train and self.validation_dir is not None
+        only = next(iter(splits)) if len(splits) == 1 and (whole or self.train_dir) else None
+        name = only if only is not None else choose_split(splits, given, train, folder)
+        if name is None:
+            return None
+        if not train and not whole and self.validation_split is None:
+            self.validation_split = name
+        dataset = splits[name]()
+        if self.id2label is not None and isinstance(dataset.features["objects"]["category"].feature, ClassLabel):
+            raise ValueError(f"id2label: the annotations in {folder} name their classes; leave it out")
+        count = self.max_train_samples if train else self.max_eval_samples
+        logger.info("%s, %s: %s annotated images", folder, name or "all of it", f"{len(dataset):,}")
+        return dataset if count is None else dataset.take(min(count, len(dataset)))
+
+    def samples(self, dataset, transform, seed, label_column=None):
+        return super().samples(with_sizes(self.source(dataset)), transform, seed, label_column)
+
+    def annotations(
+        self, dataset, masks: bool, like: Annotations | None = None, others: Sequence = (), what: str = "training data"
+    ) -> tuple[str, Annotations]:
+        """The column of the objects of a dataset from `load`, and how to read it. All of them are looked at, where
+        that does not take the network, and what cannot be used is counted in the log.
 
         Args:
             dataset: to read.
             masks: whether its segmentations are needed.
-            like: those of the training data, whose classes are taken where the dataset names none.
+            like: those of the training data, whose classes are taken; the dataset's own are told apart by names.
+            others: further datasets, whose classes are taken as well where no names are known.
+            what: to call the dataset in messages.
 
         Raises:
-            ValueError: naming the argument, if there are no objects or no names of classes.
+            NoObjects: if there is none that can be used.
+            ValueError: naming the argument, if there is no column of objects, or no names of classes.
         """
         column, names = find_objects_column(dataset.features, self.objects_column_name), self._names()
-        feature, prepared = dataset.features.get(column), isinstance(dataset, datasets.Dataset)
+        feature, source = dataset.features.get(column), self.source(dataset)
         make = functools.partial(Annotations, feature, column, box_format=self.bbox_format, masks=masks)
         try:
             annotations = make(names)
         except ValueError as error:
-            if not str(error).startswith("id2label") or not (like or prepared):
+            if not str(error).startswith("id2label") or (is_far(source) and not like):
                 raise
-            annotations = make(like.id2label if like else stored_classes(dataset, column))
-        if prepared:
-            annotations.check(dataset)
+            known = like.id2label if like else stored_classes([source, *map(self.source, others)], column)
+            if not known:
+                raise NoObjects(f"objects_column_name: {column!r} of the {what} holds no objects at all") from error
+            annotations = make(known)
+        if like is not None and annotations.names != like.names:
+            places = {name: place for place, name in enumerate(like.names)}
+            annotations.renumber(like.names, [places.get(name) for name in annotations.names])
+        look_at_objects(source, annotations, what)
         return column, annotations
 
     def _names(self) -> dict[str, str] | None:
@@ -249,7 +299,17 @@ def run(
         ValueError: naming the argument that is wrong, before anything is written.
     """
     train, validation = (data_args.load(train=which, token=args.hub_token) for which in (True, False))
-    column, annotations = data_args.annotations(train, masks)
+    others = [] if validation is None else [validation]
+    column, annotations = data_args.annotations(train, masks, others=others)
+    try:
+        if validation is not None:
+            known = {"like": annotations, "what": "evaluation data"}
+            eval_column, eval_annotations = data_args.annotations(validation, masks, **known)
+    except NoObjects as error:
+        if data_args.names_evaluation:
+            raise
+        logger.warning("there is no evaluation, of %s; %s", data_args.validation_split, error)
+        validation = None
     seed = args.seed if args.data_seed is None else args.data_seed
     set_seed(args.seed)
     model = model_args.build(annotations.names, masks, token=args.hub_token)
@@ -264,11 +324,6 @@ def run(
     if validation is None:
         args.without_evaluation()
     else:
-        eval_column, eval_annotations = data_args.annotations(validation, masks, like=annotations)
-        if eval_annotations.names != annotations.names:
-            raise ValueError(
-                f"validation_dir: its classes {eval_annotations.names} are not those trained on, {annotations.names}"
-            )
         eval_samples = data_args.samples(validation, make(eval_annotations, train=False), seed, eval_column)
         shown = eval_samples.first(PICTURES)
         draw = functools.partial(draw_predictions, samples=shown, canvas=sizes.canvas)

@@ -16,11 +16,13 @@ from transformers.image_utils import get_image_size_for_max_height_width
 
 from .coco import Annotations
 from .configuration_a2mim import A2MIMConfig
-from .decoding import MAX_PIXELS, open_image, to_pixels, upright
+from .decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
+from .detection_scan import Sized
 from .modeling_detection import A2MIMForObjectDetection
 
 
 DROPPED = "dropped_boxes"  # key of a batch, and of the logs: boxes that no training image shows anything of
+CLIPPED = "clipped_boxes"  # the same of boxes that are cut off, as they reach out of their image
 TRUTH = "truth"  # key of a batch for evaluation: what is in its images, in their own pixels
 LEAST_SIDE = 1.0  # pixels of a box after resizing; what is smaller is not trained on
 PICTURE_SIDE, PICTURE_SCORE = 320, 0.5  # pixels of an image in predictions.png, and least score of what it shows
@@ -92,20 +94,24 @@ class DetectionTransform:
         """
         Args:
             image: as `decoding.open_image` takes it.
-            objects: as `coco.Annotations.read` takes them.
+            objects: as `coco.Annotations.read` takes them, or `Sized`. If they are in pixels of the image as it is
+                stored, and it is shown turned (EXIF), they are turned with it.
 
         Returns:
             `pixel_values`, float32 (channels, height, width); `labels`, as `A2MIMForObjectDetection` takes them;
-            `dropped_boxes`, a number; and for evaluation `truth`: the `Objects`, with the `size` of the image.
+            `dropped_boxes` and `clipped_boxes`, numbers; and for evaluation `truth`: the `Objects`, with the `size` of
+            the image.
 
         Raises:
-            BrokenImage: if there is no image that can be used.
-            ValueError: if the objects cannot be read.
+            BrokenImage: if there is no image that can be used, or the objects are none, or of an image of another
+                size.
         """
-        picture = to_pixels(upright(open_image(image, self.max_pixels)), self.num_channels)
+        opened = open_image(image, self.max_pixels)
+        stored, turn = (opened.height, opened.width), orientation(opened)
+        picture = to_pixels(upright(opened), self.num_channels)
         pixels = tv_tensors.Image(pil_to_tensor(picture))
         original = tuple(pixels.shape[-2:])
-        known = self.annotations.read(objects, *original)
+        known = self._read(objects, original, stored, turn)
         kept = torch.from_numpy(~known.crowd)
         sample = {
             "pixel_values": pixels,
@@ -126,8 +132,22 @@ class DetectionTransform:
             "pixel_values": self.finish(sample.pop("pixel_values")),
             "labels": {name: value[large] for name, value in sample.items()},
             DROPPED: known.dropped + int((~large).sum()),
+            CLIPPED: known.clipped,
         }
         return result if self.train else {**result, TRUTH: {"objects": known, "size": original}}
+
+    def _read(self, objects, original: tuple[int, int], stored: tuple[int, int], turn: tuple[bool, bool, bool]):
+        """The objects in pixels of the image the right way up, whose size is `original`; as it is stored, `stored`."""
+        size = original
+        if isinstance(objects, Sized):
+            objects, *told = objects
+            size = tuple(told) if all(told) else original
+        if size == stored != original:
+            return self.annotations.read(objects, *stored).turned(turn, *stored)
+        if size != original and (self.annotations.box_format != "yolo" or self.annotations.masks):
+            sizes = " x ".join(map(str, size)), " x ".join(map(str, original))
+            raise BrokenImage("its objects are in pixels of an image of {}, it has {}".format(*sizes))
+        return self.annotations.read(objects, *original)
 
 
 def pad_batch(samples: list[dict], canvas: tuple[int, int] | None = None) -> dict:
@@ -136,7 +156,7 @@ def pad_batch(samples: list[dict], canvas: tuple[int, int] | None = None) -> dic
 
     Returns:
         `pixel_values` (batch, channels, height, width), `pixel_mask` (batch, height, width) with 1 = image, `labels`
-        of each image, the sum of `dropped_boxes`, and for evaluation `truth` of each image.
+        of each image, the sums of `dropped_boxes` and `clipped_boxes`, and for evaluation `truth` of each image.
     """
     sizes = [sample["pixel_values"].shape[-2:] for sample in samples]
     height, width = canvas or (max(h for h, _ in sizes), max(w for _, w in sizes))
@@ -151,7 +171,7 @@ def pad_batch(samples: list[dict], canvas: tuple[int, int] | None = None) -> dic
             {name: padded(value) if name == "masks" else value for name, value in sample["labels"].items()}
             for sample in samples
         ],
-        DROPPED: sum(sample[DROPPED] for sample in samples),
+        **{name: sum(sample.get(name, 0) for sample in samples) for name in (DROPPED, CLIPPED)},
     }
     return {**batch, TRUTH: [s[TRUTH] for s in samples]} if TRUTH in samples[0] else batch
 

@@ -9,9 +9,10 @@ import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from datasets import Dataset, Image
+from datasets import Image
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from PIL.Image import Image as PILImage
@@ -19,7 +20,6 @@ from torch import nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 from transformers import (
     SegformerImageProcessor,
     TimmBackboneConfig,
@@ -31,11 +31,14 @@ from transformers import (
 from .analysis.reconstruction import to_picture
 from .columns import choose_images
 from .data_arguments import helped, hub_id
-from .decoding import BrokenImage, open_image, to_pixels, upright
+from .decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
 from .loading import find_column
 from .resuming import flags
-from .segmentation_maps import MeanIoU, confusion, predictions_picture, read_labels, read_map, resized_prediction
+from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
+from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
+from .segmentation_scan import EVALUATION, TRAINING, label_maps
+from .sources import RowSource
 
 
 logger = logging.getLogger("a2mim")
@@ -80,10 +83,16 @@ class SegmentationArguments(DenseArguments):
 
     label_column_name: str | None = helped(None, "Column of the maps of classes (images); found if not given.")
     labels_file: str | None = helped(
-        None, f'JSON of class names, {{"0": "wall", ...}} or a list; default: {LABELS_FILE} beside the data, if any.'
+        None,
+        'JSON of class names by the values of their pixels, {"0": "wall", ...}, by their colours, {"#ff0000": "wall", '
+        f"...}}, or a list for 0, 1, ...; default: {LABELS_FILE} beside the data, if any.",
     )
-    do_reduce_labels: bool = helped(False, "0 in the maps is no class, and 1 the first one (ADE20K).")
-    ignore_index: int = helped(255, "Value in the maps of pixels that are neither trained nor evaluated on.")
+    do_reduce_labels: bool = helped(False, "0 in the maps is no class, and 1 the first one, called 0 (ADE20K).")
+    ignore_index: str = helped(
+        AUTO,
+        "Value in the maps (or #rrggbb) of pixels that are neither trained nor evaluated on; none for no value. "
+        f"{AUTO}: 255, unless --labels_file names that.",
+    )
     resize_scale: list[float] = field(
         default_factory=lambda: [0.5, 2.0],
         metadata={"help": "Random factor of training images, 1: just covers the crop; lowest, highest.", "nargs": 2},
@@ -96,6 +105,7 @@ class SegmentationArguments(DenseArguments):
         low, high = self.resize_scale
         if not 0 < low <= high:
             raise ValueError(f"resize_scale: expected 0 < lowest <= highest, got {low} {high}")
+        ignored_value(self.ignore_index, (), str(self.ignore_index).startswith("#"))  # whether it is one
 
     def columns(self, dataset) -> tuple[str, str]:
         """The columns of the images and of their maps of classes.
@@ -128,19 +138,42 @@ class SegmentationArguments(DenseArguments):
             raise ValueError(f"image_column_name: no column of images beside {label!r}; there are {', '.join(kinds)}")
         return find_column(dataset, Image, image, "image_column_name"), label
 
-    def names(self, dataset, column: str, token: str | None = None) -> list[str]:
-        """The names of the classes: those of the file, or numbers for what is found in the maps.
+    def labels(self, train, validation, column: str, token: str | None = None) -> "Labelled":
+        """Look through all maps of both splits, as far as they are on this machine: the classes, and the images that
+        have labels.
+
+        Args:
+            train, validation: from `load`; the latter may be `None`.
+            column: of the maps.
 
         Raises:
-            ValueError: naming the file that is wrong, or if there are fewer than two classes.
+            ValueError: naming the argument or the file, if there are not two classes, values of no class, or no image
+                with a label.
         """
-        found = self._find_labels_file(token)
-        names = self._found_in_maps(dataset, column) if found is None else read_labels(found)
-        if len(names) < 2:
-            raise ValueError(f"labels_file: fewer than two classes: {', '.join(names)}")
-        if self.ignore_index < len(names):
-            raise ValueError(f"ignore_index: {self.ignore_index} is the class {names[self.ignore_index]!r}")
-        return names
+        named, colours = None, False
+        if (file := self._find_labels_file(token)) is not None:
+            named, colours = read_labels(file)
+            if len(named) < 2:
+                raise ValueError(f"labels_file: fewer than two classes: {', '.join(named.values())}")
+            if colours and self.do_reduce_labels:
+                raise ValueError("do_reduce_labels: is for maps of numbers, and --labels_file names colours")
+        options = {"reduce_labels": self.do_reduce_labels, "colours": colours}
+        taken = LabelValues(list((named or {}).values()), list(named or ()), None, **options)
+        ignored = ignored_value(self.ignore_index, taken.stored, colours)
+        if ignored in taken.stored:
+            raise ValueError(f"ignore_index: {self.ignore_index} is the class {taken.names[taken.stored[ignored]]!r}")
+        sources = {TRAINING: train, EVALUATION: validation}
+        sources = {what: self.source(split) for what, split in sources.items() if split is not None}
+        reading = {"max_pixels": self.max_image_pixels, "most_broken": self.max_skipped_ratio}
+        sources, labels = label_maps(sources, column, named, **options, ignore_value=ignored, **reading)
+        if sources.get(TRAINING) is None and train is not None:
+            raise ValueError(f"label_column_name: no training image has a map in {column!r} with a class")
+        validation = sources.get(EVALUATION)
+        if validation is None and EVALUATION in sources:
+            if self.names_evaluation:
+                raise ValueError(f"validation_split: no image for evaluation has a map in {column!r} with a class")
+            logger.warning("the split %s has no maps with classes: there is no evaluation", self.validation_split)
+        return Labelled(sources.get(TRAINING), validation, labels)
 
     def _find_labels_file(self, token: str | None) -> Path | None:
         if self.labels_file is not None:
@@ -159,20 +192,13 @@ class SegmentationArguments(DenseArguments):
         places = [folder, folder.parent] if self.train_dir else [folder]
         return next((place / LABELS_FILE for place in places if (place / LABELS_FILE).is_file()), None)
 
-    def _found_in_maps(self, dataset, column: str) -> list[str]:
-        if not isinstance(dataset, Dataset):
-            raise ValueError("labels_file: a stream is not read through to find its classes; name them")
-        logger.warning("no names of classes (--labels_file): reading %d maps to find which there are", len(dataset))
-        maps = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-        seen: set[int] = set()
-        for row in tqdm(maps, desc="looking for classes", leave=False):
-            seen.update(
-                torch.from_numpy(read_map(row[column], self.do_reduce_labels, self.ignore_index)).unique().tolist()
-            )
-        classes = sorted(seen - {self.ignore_index})
-        if not classes:
-            raise ValueError(f"label_column_name: the maps in {column!r} hold no class")
-        return [f"class {i}" for i in range(classes[-1] + 1)]
+
+class Labelled(NamedTuple):
+    """The images with labels to train and, if there are any, to evaluate on, and the classes of their maps."""
+
+    train: RowSource
+    validation: RowSource | None
+    labels: LabelValues
 
 
 class SegmentationTransform:
@@ -182,8 +208,8 @@ class SegmentationTransform:
     Args:
         processor: size and normalisation; what evaluation uses, and users of the model.
         num_channels: of the images.
-        names: of the classes.
-        args: augmentation, and how to read maps.
+        labels: how to read maps.
+        args: augmentation.
         train: whether to augment.
     """
 
@@ -193,15 +219,15 @@ class SegmentationTransform:
         self,
         processor: SegformerImageProcessor,
         num_channels: int,
-        names: list[str],
+        labels: LabelValues,
         args: SegmentationArguments,
         train: bool = True,
     ):
         self.processor, self.num_channels, self.train = processor, num_channels, train
-        self.names, self.args = names, args
+        self.labels, self.args = labels, args
         self.size = (processor.size["height"], processor.size["width"])
         mean, std = list(processor.image_mean), list(processor.image_std)
-        fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: args.ignore_index}
+        fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: labels.ignored}
         steps = [v2.RandomCrop(self.size, pad_if_needed=True, fill=fill)]
         if args.horizontal_flip:
             steps.append(v2.RandomHorizontalFlip())
@@ -219,22 +245,20 @@ class SegmentationTransform:
             evaluation also `maps`, int64, the annotation at its own size.
 
         Raises:
-            BrokenImage: if there is no image or map that can be used, or one is larger than the other.
-            ValueError: if the map holds what is no class.
+            BrokenImage: if there is no image or map that can be used, the map holds what is no class, or one is larger
+                than the other.
+            ValueError: if the map is no image of numbers or colours.
         """
-        pixels = to_pixels(upright(open_image(image, self.args.max_image_pixels)), self.num_channels)
-        pixels = v2.functional.pil_to_tensor(pixels)
-        classes = torch.from_numpy(
-            read_map(label, self.args.do_reduce_labels, self.args.ignore_index, self.args.max_image_pixels)
-        )
+        opened = open_image(image, self.args.max_image_pixels)
+        raw, turn = (opened.height, opened.width), orientation(opened)
+        pixels = v2.functional.pil_to_tensor(to_pixels(upright(opened), self.num_channels))
+        classes = self.labels.read(label, self.args.max_image_pixels)
+        if classes.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
+            classes = turned(classes, turn)
+        classes = torch.from_numpy(classes)
         if classes.shape != pixels.shape[1:]:
             sizes = " x ".join(map(str, classes.shape)), " x ".join(map(str, pixels.shape[1:]))
             raise BrokenImage("its map of classes has {} pixels, the image {}".format(*sizes))
-        wrong = classes[(classes != self.args.ignore_index) & ((classes < 0) | (classes >= len(self.names)))]
-        if len(wrong):
-            raise ValueError(
-                f"labels_file: a map holds the class {int(wrong[0])}, but there are names of {len(self.names)} classes"
-            )
         return self._augmented(pixels, classes) if self.train else self._whole(pixels, classes.long())
 
     def _augmented(self, pixels: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -415,13 +439,14 @@ def run(
     train = data_args.load(train=True, token=args.hub_token)
     validation = data_args.load(train=False, token=args.hub_token)
     data_args.image_column_name, column = data_args.columns(train)
-    names = data_args.names(train, column, args.hub_token)
+    train, validation, labels = data_args.labels(train, validation, column, args.hub_token)
+    names = labels.names
     set_seed(args.seed)
-    model = build(model_args, names, data_args.ignore_index, args.hub_token)
+    model = build(model_args, names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
     seed = args.seed if args.data_seed is None else args.data_seed
-    augment = SegmentationTransform(processor, channels, names, data_args)
-    whole = SegmentationTransform(processor, channels, names, data_args, train=False)
+    augment = SegmentationTransform(processor, channels, labels, data_args)
+    whole = SegmentationTransform(processor, channels, labels, data_args, train=False)
     train_samples = data_args.samples(train, augment, seed, column)
     eval_samples = None if validation is None else data_args.samples(validation, whole, seed, column)
     train_samples.first(1)  # what is wrong with the maps is told now
@@ -442,11 +467,16 @@ def run(
         eval_dataset=eval_samples,
         processing_class=processor,
         names=names,
-        ignore_index=data_args.ignore_index,
+        ignore_index=labels.ignored,
         draw=Predictions(shown, names) if shown else None,
         shown=[eval_samples.name(row) for row in range(len(shown))],
-        provenance={"task": model_args.task, **data_args.provenance(), **model_args.origin(args.hub_token)},
         flags=flags(model_args, data_args),
+        provenance={
+            "task": model_args.task,
+            "labels": f"by the values in the maps: {labels.describe()}",
+            **data_args.provenance(),
+            **model_args.origin(args.hub_token),
+        },
     )
     metrics = trainer.run()
     if eval_samples is not None:

@@ -1,8 +1,6 @@
-"""Maps of classes: how they are read, how well predicted ones agree with annotated ones, and a picture of both."""
+"""Maps of classes: how well predicted ones agree with annotated ones, and a picture of both."""
 
 import colorsys
-import json
-from pathlib import Path
 
 import datasets
 import evaluate
@@ -13,60 +11,10 @@ from PIL import Image
 from torch.nn import functional
 
 from .analysis.figures import new_figure
-from .decoding import MAX_PIXELS, BrokenImage, open_image
 
 
 BLACK = (0.0, 0.0, 0.0)  # of ignored pixels
 LEGEND = 24  # classes that a legend names at most
-
-
-def read_labels(path: Path) -> list[str]:
-    """Class names from a JSON file, `{"0": "wall", ...}` or a list.
-
-    Raises:
-        ValueError: if the file is missing or something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"labels_file: {path} cannot be read: {error}") from error
-    if isinstance(data, dict):
-        numbers = sorted(data, key=lambda key: int(key) if key.isdigit() else -1)
-        if numbers != [str(i) for i in range(len(data))]:
-            raise ValueError(f"labels_file: {path} must number the classes from 0 on; it has {', '.join(numbers[:5])}")
-        data = [data[number] for number in numbers]
-    if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
-        raise ValueError(f"labels_file: {path} must hold names of classes, by number or as a list")
-    if len(set(data)) < len(data):
-        twice = next(name for name in data if data.count(name) > 1)
-        raise ValueError(f"labels_file: {path} names two classes {twice!r}")
-    return data
-
-
-def read_map(value, reduce_labels: bool = False, ignore_index: int = 255, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A map of classes, int32 (height, width), from what a row holds (see `decoding.open_image`). Of images with a
-    palette, the indices are the classes.
-
-    Args:
-        value: the stored image.
-        reduce_labels: 0 becomes `ignore_index`, and every other value one less, but for `ignore_index` itself.
-
-    Raises:
-        BrokenImage: if it cannot be decoded.
-        ValueError: if it has several channels or is no image of numbers.
-    """
-    image = open_image(value, max_pixels)
-    try:
-        pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenImage(f"its map of classes cannot be decoded: {error}") from error
-    if pixels.ndim != 2 or pixels.dtype.kind not in "biu":
-        raise ValueError(f"label_column_name: expected maps with one class for each pixel, found mode {image.mode}")
-    classes = pixels.astype(np.int32)
-    if reduce_labels:
-        kept = (classes != 0) & (classes != ignore_index)
-        classes = np.where(kept, classes - 1, ignore_index).astype(np.int32)
-    return classes
 
 
 def confusion(prediction: torch.Tensor, truth: torch.Tensor, classes: int, ignore_index: int) -> torch.Tensor:

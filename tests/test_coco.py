@@ -1,12 +1,15 @@
 """Annotations in the layouts of the Hub, and average precision against values computed by hand."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
 
-from modeling_a2mim.coco import Annotations, AveragePrecision, as_rows, find_objects_column, stored_classes
+from modeling_a2mim.coco import Annotations, AveragePrecision, as_rows
+from modeling_a2mim.decoding import ORIENTATIONS, BrokenImage, turned
 
 
 NAMES = {0: "cat", 1: "dog"}
@@ -48,6 +51,8 @@ def test_boxes_are_cut_off_or_dropped_and_counted():
     objects = Annotations(struct_of_lists()).read(rows([*boxes, [9.0, 9.0, -3.0, 5.0]], [0] * 5), 50, 100)
     assert objects.boxes.tolist() == [[0, 0, 5, 5], [90, 40, 100, 50]]
     assert objects.dropped == 3
+    assert objects.reasons == {"outside the image": 1, "with an empty box": 2}
+    assert objects.clipped == 2
     empty = Annotations(struct_of_lists()).read(rows([], []), 50, 100)
     assert empty.boxes.shape == (0, 4)
     assert empty.decoded_masks(50, 100).shape == (0, 50, 100)
@@ -66,44 +71,15 @@ def test_masks_in_all_forms():
         objects = annotations.read([{"bbox": [2, 2, 10, 10], "category": 0, "segmentation": form}], 20, 30)
         assert torch.equal(objects.decoded_masks(20, 30)[0], torch.from_numpy(mask)), form
         assert objects.area.tolist() == [100]
-    for wrong in (None, [], [[1.0, 2.0]]):
-        with pytest.raises(ValueError, match="^has an object without segmentation"):
-            annotations.read([{"bbox": [2, 2, 10, 10], "category": 0, "segmentation": wrong}], 20, 30)
-    with pytest.raises(ValueError, match=r"^has a mask of \[20, 30\] px on an image of \[30, 20\] px"):
-        annotations.read([{"bbox": [2, 2, 10, 10], "category": 0, "segmentation": packed}], 30, 20)
+    # What is no mask, or one of another image, is left out, and the rest is read.
+    wrong = [None, [], [[]], [[1.0, 2.0]], [[1.0, 2.0, 3.0, 4.0]], [["a"] * 6], "polygon", {"counts": "x"}, 7]
+    wrong += [{**packed, "size": [30, 20]}, {"counts": [7], "size": [20, 30]}, [[float("nan")] * 6]]
+    stored = [{"bbox": [2, 2, 10, 10], "category": 0, "segmentation": form} for form in (*wrong, json.dumps(SQUARE))]
+    objects = annotations.read(stored, 20, 30)
+    assert objects.decoded_masks(20, 30).tolist() == [mask.tolist()]
+    assert objects.reasons == {"without a usable mask": len(wrong)}
     with pytest.raises(ValueError, match="^objects_column_name: 'objects' has no segmentation"):
         Annotations(struct_of_lists(), masks=True)
-
-
-@pytest.mark.parametrize("listed", [False, True])
-def test_whole_datasets_are_checked_early(listed, caplog):
-    def dataset(*values):
-        stored = [as_rows(value) if listed else value for value in values]
-        return datasets.Dataset.from_dict({"image_id": list(range(len(stored))), "objects": stored})
-
-    good = dataset(rows(), rows([], []), rows())
-    column = find_objects_column(good.features)
-    assert column == "objects"
-    assert stored_classes(good, column) == {0: "0", 1: "1"}
-    annotations = Annotations(good.features[column], column, NAMES)
-    annotations.check(good)
-    assert not caplog.records
-    annotations.check(dataset(rows(), rows([*BOXES, [1.0, 1.0, 0.0, 1.0]], [0, 0, 0])))
-    assert "1 of 5 boxes have no area" in caplog.text
-    with pytest.raises(ValueError, match="^id2label: there is no class 7 among cat, dog"):
-        annotations.check(dataset(rows(classes=[7, 0])))
-    with pytest.raises(ValueError, match="^objects_column_name: 'objects' has boxes that are not four finite numbers"):
-        annotations.check(dataset(rows([[1.0, 2.0, float("nan"), 1.0]], [0])))
-    with pytest.raises(ValueError, match="^objects_column_name: 'objects' has boxes that are not four finite numbers"):
-        annotations.check(dataset(rows([[1.0, 2.0, 3.0]], [0])))
-    with pytest.raises(ValueError, match="^bbox_format: 2 of 2 boxes have no area when read as pascal_voc"):
-        Annotations(good.features[column], column, NAMES, "pascal_voc").check(
-            dataset(rows([[50.0, 50.0, 20.0, 9.0], [40.0, 9.0, 9.0, 30.0]]))
-        )
-    with pytest.raises(ValueError, match="^objects_column_name: the dataset has no column of objects with a bbox"):
-        find_objects_column(good.remove_columns("objects").features)
-    with pytest.raises(ValueError, match="^objects_column_name: the dataset has no column 'things'"):
-        find_objects_column(good.features, "things")
 
 
 def test_errors_name_the_argument():
@@ -113,13 +89,50 @@ def test_errors_name_the_argument():
         Annotations(struct_of_lists(), box_format="xy")
     annotations = Annotations(struct_of_lists())
     for value, message in (
-        (rows([[1, 2, 3]], [0]), "has boxes that are not four numbers"),
-        (rows([[1, 2, 3, float("inf")]], [0]), "has boxes that are not four finite numbers"),
         (rows(classes=[0]), "has objects with 2 bbox, 1 category"),
         ("no objects", "holds no objects but 'no objects'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(BrokenImage, match=message):
             annotations.read(value, 50, 100)
+
+
+def test_objects_that_cannot_be_used_are_left_out():
+    """Each with its reason; what can be used is read as ever."""
+    wrong = [[1, 2, 3], [1, 2, 3, float("inf")], [1, 2, float("nan"), 4], None, ["a"] * 4, [1, 2, 3, None]]
+    stored = as_rows(rows([*wrong, *BOXES, BOXES[0], BOXES[0], BOXES[0]], [0] * 6 + [1, 0, 7, None, [0]]))
+    objects = Annotations(struct_of_lists()).read(stored, 50, 100)
+    assert objects.boxes.tolist() == CORNERS
+    assert objects.classes.tolist() == [1, 0]
+    assert objects.reasons == {"with a box that is not four finite numbers": 6, "of no known class": 3}
+    # Sizes of other kinds than numbers are those of the boxes.
+    sizes = Annotations(struct_of_lists()).read(rows(area=[float("nan"), None]), 50, 100).area
+    assert sizes.tolist() == [200, 240]
+
+
+def test_objects_turn_with_their_image():
+    """Boxes around the pixels of masks stay that, in each of the eight ways that an image may be stored."""
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[3:8, 4:20] = 1
+    fields = {**struct_of_lists(), "segmentation": datasets.List(datasets.Value("string"))}
+    one = {"bbox": [4, 3, 16, 5], "category": 1, "segmentation": rle.encode(np.asfortranarray(mask))}
+    objects = Annotations(fields, masks=True).read([one], 20, 30)
+    seen = set()
+    for stored in [(False, False, False), *ORIENTATIONS.values()]:
+        after, whole = objects.turned(stored, 20, 30), turned(mask, stored)
+        assert torch.equal(after.decoded_masks(*whole.shape)[0], torch.from_numpy(whole))
+        x0, y0, x1, y1 = after.boxes[0].astype(int)
+        assert whole[y0:y1, x0:x1].all()
+        assert whole.sum() == (x1 - x0) * (y1 - y0) == 80
+        seen.add((x0, y0, x1, y1))
+    assert len(seen) == 8
+
+
+def test_classes_of_other_data_are_told_apart_by_names():
+    annotations = Annotations(struct_of_lists(datasets.ClassLabel(names=["dog", "bird", "cat"])))
+    annotations.renumber(["cat", "dog"], [1, None, 0])
+    objects = annotations.read(rows([BOXES[0]] * 3, [0, 1, 2]), 50, 100)
+    assert objects.classes.tolist() == [1, 0]
+    assert objects.reasons == {"of no known class": 1}
 
 
 def judged(truth, found, size=(200, 200), classes=None, scores=None, crowd=None, masks=False):

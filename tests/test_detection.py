@@ -303,7 +303,10 @@ def test_wrong_arguments(folder, tmp_path):
         (["--horizontal_flip", 2], r"^horizontal_flip: must be in \[0, 1\]"),
         (["--id2label", "names.json"], "^id2label: expected a JSON object or a file of one"),
         (["--id2label", "[1]"], "^id2label: expected a JSON object"),
-        (["--id2label", '{"0": "shoe"}'], "^id2label: there is no class"),
+        (
+            ["--id2label", '{"0": "shoe"}'],
+            "^id2label: 27 of 30 .* without a name .*; there is no such class among shoe",
+        ),
         (["--objects_column_name", "things"], "^objects_column_name: the dataset has no column 'things'"),
     ):
         with pytest.raises(ValueError, match=message):

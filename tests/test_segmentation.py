@@ -36,15 +36,8 @@ from modeling_a2mim.segmentation import (
     run,
     without_package,
 )
-from modeling_a2mim.segmentation_maps import (
-    MeanIoU,
-    colours,
-    confusion,
-    predictions_picture,
-    read_labels,
-    read_map,
-    resized_prediction,
-)
+from modeling_a2mim.segmentation_labels import LabelValues
+from modeling_a2mim.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
 from modeling_a2mim.transforms import seeded
 
 from .families import FAMILIES, family_config
@@ -152,48 +145,6 @@ def test_predictions_are_resized_as_users_do():
 # Reading
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
-def test_read_map(mode):
-    values = np.array([[0, 1, 2], [150, 254, 255]], dtype=np.uint16 if mode == "I;16" else np.uint8)
-    assert read_map(png(values, mode)).tolist() == values.tolist()
-    reduced = read_map(png(values, mode), reduce_labels=True)
-    assert reduced.tolist() == [[255, 0, 1], [149, 253, 255]]
-    if mode == "I;16":
-        assert read_map(png(values * 200)).max() == 51000
-
-
-def test_what_is_no_map():
-    with pytest.raises(ValueError, match="^label_column_name: expected maps with one class for each pixel, .* RGB"):
-        read_map(png(np.zeros((2, 2, 3), dtype=np.uint8)))
-    stored = png(np.zeros((90, 90), dtype=np.uint8))
-    with pytest.raises(BrokenImage):
-        read_map({**stored, "bytes": stored["bytes"][:60]})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"0": "a", "2": "b"}', "must number the classes from 0 on"),
-        ('{"one": "a"}', "must number the classes from 0 on"),
-        ('["a", "b", "a"]', "names two classes 'a'"),
-        ("[1, 2]", "must hold names"),
-        ("nothing", "cannot be read"),
-    ],
-)
-def test_wrong_labels_files(tmp_path, content, message):
-    (tmp_path / "names.json").write_text(content)
-    with pytest.raises(ValueError, match=f"^labels_file: .*{message}"):
-        read_labels(tmp_path / "names.json")
-
-
-def test_labels_files(tmp_path):
-    path = tmp_path / "names.json"
-    path.write_text(json.dumps({"1": "b", "10": "k", **{str(i): str(i) for i in (0, *range(2, 10))}}))
-    assert read_labels(path) == ["0", "b", *map(str, range(2, 10)), "k"]
-    path.write_text('["a", "b"]')
-    assert read_labels(path) == ["a", "b"]
-
-
 def rows(**columns):
     kinds = {name: datasets.Image() for name in columns}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
@@ -203,23 +154,22 @@ def test_names_and_columns_that_are_found(data, tmp_path):
     args = SegmentationArguments(dataset_name=[str(data)])
     train = args.load(train=True)
     assert args.columns(train) == ("image", "annotation")
-    assert args.names(train, "annotation") == NAMES
-    assert (
-        SegmentationArguments(train_dir=[str(data / "data")]).names(None, "annotation") == NAMES
-    )  # beside the folder
+    assert args.labels(train, None, "annotation").labels.names == NAMES
+    beside = SegmentationArguments(train_dir=[str(data / "data")])  # of which the file is
+    assert beside.labels(train, None, "annotation").labels.names == NAMES
     maps = [png(np.uint8([[3, 255, 1]])), png(np.uint8([[0, 0, 1]]))]
     found = rows(annotation=maps, image=maps)  # images need not come first
     args = SegmentationArguments(dataset_name=[str(tmp_path)])
     assert args.columns(found) == ("image", "annotation")
-    assert args.names(found, "annotation") == [f"class {i}" for i in range(4)]
+    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 1", "class 3"]
     args = SegmentationArguments(dataset_name=[str(tmp_path)], do_reduce_labels=True)
-    assert args.names(found, "annotation") == [f"class {i}" for i in range(3)]
+    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 2"]
     with pytest.raises(ValueError, match="^label_column_name: the dataset has no column of maps"):
         args.columns(rows(image=maps, other=maps))
     with pytest.raises(ValueError, match="^image_column_name: no column of images beside 'mask'"):
         args.columns(rows(mask=maps))
     with pytest.raises(ValueError, match="^ignore_index: 2 is the class 'Trouser'"):
-        SegmentationArguments(dataset_name=[str(data)], ignore_index=2).names(train, "annotation")
+        SegmentationArguments(dataset_name=[str(data)], ignore_index=2).labels(train, None, "annotation")
 
 
 # Augmentation
@@ -229,7 +179,7 @@ def transform(size=(24, 16), channels=1, names=16, train=True, **kwargs):
     config = A2MIMConfig.for_encoder(list(size), architecture="test_resnet", num_channels=channels)
     model = type("Model", (), {"backbone": type("Backbone", (), {"config": config})})
     args = SegmentationArguments(dataset_name=["x"], **kwargs)
-    return SegmentationTransform(image_processor(model), channels, NAMES[:1] * names, args, train)
+    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), args, train)
 
 
 def test_maps_move_with_their_images():
@@ -284,7 +234,7 @@ def test_wrong_maps():
     image = png(np.zeros((8, 8), dtype=np.uint8))
     with pytest.raises(BrokenImage, match="its map of classes has 8 x 7 pixels, the image 8 x 8"):
         transform()(image, png(np.zeros((8, 7), dtype=np.uint8)))
-    with pytest.raises(ValueError, match="^labels_file: a map holds the class 16, but there are names of 16 classes"):
+    with pytest.raises(BrokenImage, match="its map of classes holds the value 16, which is no class"):
         transform()(image, png(np.full((8, 8), 16, dtype=np.uint8)))
     with pytest.raises(ValueError, match="^photometric_distortion: is for RGB images"):
         transform(photometric_distortion=True)
