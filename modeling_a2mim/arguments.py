@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from .cards import PRETRAINING_CONFIG
 from .checkpoints import find_checkpoint
-from .configuration_a2mim import A2MIMConfig
+from .configuration_a2mim import A2MIMConfig, check_statistics
 from .data_arguments import helped
 from .export import earlier_of, load_encoder, load_into_encoder, read_record, resized_weights
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
@@ -125,8 +125,13 @@ class EncoderArguments:
     image_size: list[int] | None = helped(None, "Image size in pixels: one number, or height and width.", nargs="+")
     num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
     image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
-    image_std: list[float] | None = helped(None, "Standard deviation of each channel.", nargs="+")
+    image_std: list[float] | None = helped(None, "Standard deviation of each channel (pixels in [0, 1]).", nargs="+")
     crop_pct: float | None = helped(None, "Share of the resized image that is seen in evaluation. Default 0.95.")
+
+    def __post_init__(self):
+        for field in ("image_mean", "image_std"):
+            if getattr(self, field) is not None:
+                check_statistics(field, getattr(self, field))
 
     def given(self) -> dict:
         """What was given, as keyword arguments of A2MIMConfig."""
@@ -252,6 +257,7 @@ class ClassifierArguments(EncoderArguments):
     add_to_card: bool = helped(False, "Write what was measured into the card of the folder --model_name_or_path.")
 
     def __post_init__(self):
+        super().__post_init__()
         modes = [name for name in ("linear_probe", "knn", "eval_only") if getattr(self, name)]
         if len(modes) > 1:
             raise ValueError(f"{modes[1]}: give either it or --{modes[0]}")

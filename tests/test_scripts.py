@@ -203,6 +203,7 @@ def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
         (["--read_retries", "-1"], "^read_retries: must be at least 0"),
         (["--dataset_weights", "1", "2"], "^dataset_weights: there are 1 sources, but 2 weights"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        (["--image_mean", "118.3"], r"^image_mean: is of pixels in \[0, 1\], got .*, divide by 255: 0.4639$"),
         (["--hflip", "1.5"], r"^hflip: must be in \[0, 1\], got 1.5"),
         (["--vflip", "-0.1"], r"^vflip: must be in \[0, 1\], got -0.1"),
         (["--grayscale", "nan"], r"^grayscale: must be in \[0, 1\], got nan"),
@@ -364,6 +365,9 @@ def test_labels_as_words(images, pretrained, tmp_path):
     [
         ([], "^model_name_or_path: give either it or"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        ([*SMALL[:4], "--image_std", "59.7"], r"^image_std: is of pixels in .*, divide by 255: 0.2341$"),
+        (["--task", "semantic-segmentation", "--image_std", "0"], r"^image_std: must be positive, got \[0.0\]"),
+        (["--task", "object-detection", "--image_mean", "124"], "^image_mean: .* divide by 255: 0.4863$"),
         ([*SMALL[:4], "--labels_per_class", "5000"], "^labels_per_class: class 0 has only 1000 images, not 5000"),
         ([*SMALL[:4], "--labels_per_class", "5", "--streaming"], "^labels_per_class: a stream cannot be drawn from"),
         ([*SMALL[:4], "--label_column_name", "image"], "^label_column_name: column 'image' holds Image"),
