@@ -200,6 +200,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     facts = [
         ("task", record.get("task")),
         *_earlier_facts(record),
+        ("changed since", "; ".join(record.get("changed") or ())),
         ("data", record.get("data")),
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
         ("steps", f"{record['steps']:,}, {record['epochs']} passes"),

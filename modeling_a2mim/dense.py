@@ -32,11 +32,12 @@ from .configuration_a2mim import A2MIMConfig
 from .data_arguments import DataArguments, helped
 from .decoding import MODES
 from .encoders import NoValues
-from .export import SCRATCH, load_encoder, load_into_encoder, replace_files, resized_weights
+from .export import SCRATCH, load_encoder, load_into_encoder, replace_files
 from .hub import PREDICTIONS
 from .loading import find_validation_split
 from .modeling_a2mim import A2MIMModel
 from .records import RECORD_FILE
+from .resizing import resized_weights
 from .trainer import A2MIMTrainer
 from .training_args import A2MIMTrainingArguments
 

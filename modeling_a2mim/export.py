@@ -245,32 +245,6 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
         raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
 
 
-def resized_weights(
-    weights: dict[str, torch.Tensor], before: A2MIMConfig, after: A2MIMModel
-) -> dict[str, torch.Tensor]:
-    """Weights of an encoder made for images of another size, as `after` takes them: timm resamples the positions of
-    those that know any.
-
-    Raises:
-        ValueError: naming `image_size`, if timm does not know how.
-    """
-    new = after.encoder.state_dict()
-    if before.input_size == after.config.input_size or all(
-        value.shape == new[name].shape for name, value in weights.items() if name in new
-    ):
-        return weights
-    encoder = A2MIMModel(before).encoder
-    encoder.load_state_dict({name: value for name, value in weights.items() if name in encoder.state_dict()})
-    sizes = [" x ".join(map(str, config.input_size)) for config in (before, after.config)]
-    if not hasattr(encoder, "set_input_size"):
-        raise ValueError(
-            f"image_size: {before.architecture} was pre-trained at {sizes[0]} px, and timm does not know how to bring "
-            f"its weights to {sizes[1]} px"
-        )
-    encoder.set_input_size(after.config.input_size)
-    return encoder.state_dict()
-
-
 def _find_file(folder_or_repo: str, name: str, **hub_kwargs) -> Path | None:
     """A file of a folder or Hub repository, `None` if it has no such file."""
     if Path(folder_or_repo).is_dir():

@@ -380,25 +380,49 @@ def test_fine_tuning_mistakes(tmp_path, args, message):
 
 
 def test_what_was_given_of_a_model_that_continues(pretrained, tmp_path, caplog):
-    """It keeps its own settings: what contradicts them is refused, what is the same is not."""
+    """Takes effect, from flags, recipe and preset, and is told; what its weights do not fit is refused."""
     source = ["--model_name_or_path", pretrained]
-    for flag, value, message in (
-        (
-            "--mask_ratio",
-            0.9,
-            r"^mask_ratio: the model that continues \(--model_name_or_path\) has 0.6, not 0.9; leave",
-        ),
-        (
-            "--architecture",
-            "test_resnet",
-            "^architecture: the model that continues .* has test_convnext, not test_resnet",
-        ),
-        ("--decoder", "multiscale", "^decoder: the model that continues .* has linear, not multiscale"),
-        ("--recipe", "small_data", "^decoder: the model that continues .* has linear, not multiscale"),
-        ("--image_size", 64, "^image_size: the model that continues .* has 32, not 64"),
+    message = r"^{}: the weights in --model_name_or_path are for {}, not {}; leave --{} out"
+    for flag, value, name, theirs, ours in (
+        ("--architecture", "test_resnet", "architecture", "test_convnext", "test_resnet"),
+        ("--recipe", "resnet50_a2mim_100ep", "architecture", "test_convnext", "resnet50"),
+        ("--decoder", "multiscale", "decoder", "linear", "multiscale"),
+        ("--recipe", "small_data", "decoder", "linear", "multiscale"),
+        ("--num_channels", 3, "num_channels", 1, 3),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message.format(name, theirs, ours, name)):
             pretrain(tmp_path / "out", *source, flag, value, small=[])
-        assert not (tmp_path / "out").exists()
-    pretrain(tmp_path / "out", *source, "--preset", "vit", "--max_train_samples", 16)  # with its own flags again
-    assert "preset vit: a model that continues keeps its own mask, token and loss" in caplog.text
+    for args, error in (
+        (("--model_args", '{"dims": [24, 32, 48, 72]}'), "^model_args: the weights .* do not fit test_convnext with"),
+        (("--image_size", 36), "^mask_patch_size: 8 does not divide the image_size 36"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            pretrain(tmp_path / "out", *source, *args, small=[])
+    assert not (tmp_path / "out").exists()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("arguments: {mask_ratio: 0.75, crop_pct: 0.5}")
+    flags = ["--recipe", recipe, "--preset", "vit", "--image_size", 64, "--mask_patch_size", 16, "--crop_pct", 0.9]
+    pretrain(tmp_path / "out", *source, *flags, "--max_train_samples", 8, "--max_steps", 1, small=[])
+    config = json.loads((tmp_path / "out" / "pretraining" / "config.json").read_text())
+    changes = {  # the convnext was made with what `resnet` has
+        "mask_site": (-3, None),
+        "mask_gamma_init": (1e-6, None),
+        "spatial_loss": ("focal_l1", "l1"),
+        "frequency_loss_weight": (0.5, 0.1),
+        "frequency_unmasked_weight": (1e-3, 0.0),
+        "image_size": (32, 64),
+        "mask_ratio": (0.6, 0.75),
+        "mask_patch_size": (8, 16),
+        "crop_pct": (0.95, 0.9),
+    }
+    assert {name: config[name] for name in changes} == {name: new for name, (_, new) in changes.items()}
+    changed = json.loads((tmp_path / "out" / "training.json").read_text())["changed"]
+    assert set(changed) == {
+        *(f"{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "mask_site"),
+        "mask_site: stages.1 -> stages.2",
+        "start anew: a2mim.mask_token.token",
+    }
+    assert set(changed) <= {record.getMessage() for record in caplog.records}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 12 of 16 cells of 16 x 16 px, filled with: mean |" in card
+    assert f"| changed since | {'; '.join(changed)} |" in card
