@@ -135,7 +135,9 @@ def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: 
         (scratch / EVAL_RESULTS_FOLDER / name).write_text(text)
     files = {path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file()}
     files |= {name for name in (PICTURE, EXAMPLE, CONFUSION, PRETRAINING_CONFIG) if (folder / name).is_file()}
-    model_card(model, record, repo_id, files).save(scratch / "README.md")
+    beside = [place / PRETRAINING_CONFIG for place in (scratch, folder) if (place / PRETRAINING_CONFIG).is_file()]
+    pretraining = A2MIMConfig.from_pretrained(beside[0].parent) if beside else None
+    model_card(model, record, repo_id, files, pretraining).save(scratch / "README.md")
 
 
 def replace_files(folder: Path, scratch: Path):

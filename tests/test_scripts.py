@@ -262,7 +262,12 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
     records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     assert "earlier" not in records[0]
     rate = records[0]["learning_rate"]
-    common = {"task": "masked image modelling", "data": "the bundled sample of Fashion-MNIST", "total_batch_size": 8}
+    common = {
+        "task": "masked image modelling",
+        "method": "A2MIM",
+        "data": "the bundled sample of Fashion-MNIST",
+        "total_batch_size": 8,
+    }
     runs = [
         {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": rate},
         {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": rate},
@@ -284,11 +289,16 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
 
 
 def test_a_run_of_one_step_has_a_curve(tmp_path):
-    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1)
+    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1, "--preset", "simmim")
     picture = np.asarray(Image.open(tmp_path / "out" / "loss_curve.png").convert("RGB")).astype(int)
     blue = (np.abs(picture - (31, 119, 180)) < 10).all(-1)  # matplotlib's first colour
     assert blue.sum() > 60  # the marker in the legend and the one that is drawn
-    assert "![Loss by step](loss_curve.png)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "![Loss by step](loss_curve.png)" in card
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["method"] == "SimMIM"
+    assert "# test_convnext, pre-trained with SimMIM\n" in card
+    assert "@inproceedings{xie2022simmim," in card
+    assert "li2023a2mim" not in card
 
 
 def test_the_arguments_that_were_given(tmp_path, caplog):
@@ -336,6 +346,13 @@ def test_fine_tuning(pretrained, tmp_path, mode):
         if "head.fc" not in name and not value.equal(start.get_parameter(name))
     ]
     assert bool(moved) == (mode != "probe")
+    card = (tmp_path / "out" / "README.md").read_text()
+    pretrained_by = (
+        " an encoder pre-trained by masked image modelling ([A2MIM](https://arxiv.org/abs/2205.13943)), with"
+    )
+    made = {"scratch": ", trained from scratch, with", "probe": f", a linear probe of{pretrained_by}"}
+    assert made.get(mode, f", fine-tuned from{pretrained_by}") in card
+    assert ("A2MIM" in card, "## Citation" in card) == ((mode != "scratch",) * 2)
 
 
 def test_fine_tuning_at_another_size(pretrained, tmp_path):
