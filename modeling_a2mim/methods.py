@@ -20,7 +20,7 @@ BIBTEX = {
   year = {2023}
 }""",
     "SimMIM": """@inproceedings{xie2022simmim,
-  title = {{SimMIM}: A Simple Framework for Masked Image Modeling},
+  title = "{SimMIM}: A Simple Framework for Masked Image Modeling",
   author = {Xie, Zhenda and Zhang, Zheng and Cao, Yue and Lin, Yutong and Bao, Jianmin and Yao, Zhuliang
             and Dai, Qi and Hu, Han},
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},

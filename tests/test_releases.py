@@ -81,7 +81,7 @@ def unfilled(monkeypatch):
 @pytest.mark.parametrize("name", FOUND)
 def test_which_model_it_is(unfilled, name):
     unfilled.setattr(conversion, "_place", lambda parts, build: None)
-    (config, _), kind, method = convert(empty_weights(name))
+    (config, _), kind, method, *_ = convert(empty_weights(name))
     classes = 1000 if name.startswith("ft_") else 0
     assert kind == ("fine-tuned classifier" if classes else "pre-training checkpoint")
     assert (config.num_labels == 1000) == bool(classes)
@@ -93,7 +93,7 @@ def test_which_model_it_is(unfilled, name):
 @pytest.mark.parametrize("name", PLACED)
 def test_every_weight_finds_its_place(unfilled, name):
     state = empty_weights(name)
-    (_, weights), _, _ = convert(state)
+    (_, weights), *_ = convert(state)
     assert len(weights) == len(state)
     assert sum(w.numel() for w in weights.values()) == sum(w.numel() for w in state.values())
 
