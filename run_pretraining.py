@@ -14,6 +14,7 @@ from transformers import set_seed
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.advice import before_training
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
+from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
 from modeling_a2mim.resuming import flags
@@ -43,8 +44,9 @@ def main(argv: list[str] | None = None) -> dict:
     if config is None:
         source = folder_or_id(model_args.model_name_or_path)
         model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
+        model, changed = with_settings(model, model_args.settings_for(model.config))
+        provenance |= {"changed": changed} if changed else {}
         config = model.config
-        model_args.check_continues(config)
         earlier = earlier_of(source, revision=model_args.model_revision, token=args.hub_token)
         provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:

@@ -15,18 +15,22 @@ from transformers import HfArgumentParser
 
 from .cards import PRETRAINING_CONFIG
 from .checkpoints import find_checkpoint
-from .configuration_a2mim import A2MIMConfig
+from .configuration_a2mim import A2MIMConfig, check_statistics
 from .data_arguments import helped
-from .export import earlier_of, load_encoder, load_into_encoder, read_record, resized_weights
+from .export import earlier_of, load_encoder, load_into_encoder, read_record
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .outputs import check_output_dir
 from .recipes import as_flags, load_recipe
+from .resizing import resized_weights
 from .sources import ReadError
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
 SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
+# What each of them decides, be it the default.
+PRESET_FIELDS = ("mask_fill", "mask_site", "mask_token_mode", "mask_gamma_init", "spatial_loss")
+PRESET_FIELDS += ("frequency_loss_weight", "frequency_unmasked_weight")
 
 logger = logging.getLogger("a2mim")
 
@@ -126,8 +130,13 @@ class EncoderArguments:
     image_size: list[int] | None = helped(None, "Image size in pixels: one number, or height and width.", nargs="+")
     num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
     image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
-    image_std: list[float] | None = helped(None, "Standard deviation of each channel.", nargs="+")
+    image_std: list[float] | None = helped(None, "Standard deviation of each channel (pixels in [0, 1]).", nargs="+")
     crop_pct: float | None = helped(None, "Share of the resized image that is seen in evaluation. Default 0.95.")
+
+    def __post_init__(self):
+        for field in ("image_mean", "image_std"):
+            if getattr(self, field) is not None:
+                check_statistics(field, getattr(self, field))
 
     def given(self) -> dict:
         """What was given, as keyword arguments of A2MIMConfig."""
@@ -152,11 +161,14 @@ class PreTrainingModelArguments(EncoderArguments):
 
     preset: str = helped(
         "auto",
-        "Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic ones.",
+        "Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic ones, "
+        "its own for a model that continues.",
         choices=PRESETS,
     )
     model_name_or_path: str | None = helped(
-        None, "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights."
+        None,
+        "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not given "
+        "stays as it is; what its weights do not fit is refused.",
     )
     model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
     mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
@@ -200,25 +212,18 @@ class PreTrainingModelArguments(EncoderArguments):
                 raise ValueError(f"mask_gamma_init: expected a number or none, got {gamma!r}") from None
         return values
 
-    def check_continues(self, config: A2MIMConfig):
-        """Refuse what was given of the model, if it is not what the model to continue has.
-
-        Raises:
-            ValueError: naming the first such argument, and both values.
-        """
-        for name, own in self.given().items():
-            theirs = getattr(config, name)
-            same = [
-                value if isinstance(value, list | dict) or "size" not in name else [value] * 2
-                for value in (own, theirs)
-            ]
-            if own != theirs and same[0] != same[1]:
-                raise ValueError(
-                    f"{name}: the model that continues (--model_name_or_path) has {theirs}, not {own}; leave --{name} "
-                    "out, or start a new model"
-                )
-        if self.preset != "auto":
-            logger.warning("preset %s: a model that continues keeps its own mask, token and loss", self.preset)
+    def settings_for(self, config: A2MIMConfig) -> dict:
+        """What was given of the model, `preset` included, for a model that continues: fields of its configuration."""
+        values = self.given()
+        if self.preset == "auto":
+            return values
+        kept = {name: getattr(config, name) for name in ("architecture", "model_args", "num_channels")}
+        kept |= {name: values[name] for name in (*kept, "image_size") if name in values}
+        preset, plain = getattr(A2MIMConfig, self.preset)(**kept), A2MIMConfig(**kept)
+        names = [
+            f for f in A2MIMConfig.__annotations__ if f in PRESET_FIELDS or getattr(preset, f) != getattr(plain, f)
+        ]
+        return {**{name: getattr(preset, name) for name in names}, **values}
 
 
 @dataclass
@@ -253,6 +258,7 @@ class ClassifierArguments(EncoderArguments):
     add_to_card: bool = helped(False, "Write what was measured into the card of the folder --model_name_or_path.")
 
     def __post_init__(self):
+        super().__post_init__()
         modes = [name for name in ("linear_probe", "knn", "eval_only") if getattr(self, name)]
         if len(modes) > 1:
             raise ValueError(f"{modes[1]}: give either it or --{modes[0]}")

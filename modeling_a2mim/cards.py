@@ -13,7 +13,9 @@ import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from .class_figures import class_figure, class_rows
+from .configuration_a2mim import A2MIMConfig
 from .decoding import MODES
+from .methods import BIBTEX, EITHER, MASKED, linked, made_from, method_of, method_tags, names_in, recorded_method
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 
 
@@ -34,7 +36,7 @@ SPELLED = {  # of `analysis.baselines`
     "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
     "blur_l1": "L1 error of that blur",
 }
-TAGS = ("timm", "transformers", "a2mim", "masked-image-modeling", "arxiv:2205.13943")
+TAGS = ("timm", "transformers")
 
 
 def model_card(
@@ -42,6 +44,7 @@ def model_card(
     record: dict | None = None,
     repo_id: str | None = None,
     files: Collection[str] = (),
+    pretraining: A2MIMConfig | None = None,
 ) -> ModelCard:
     """The card of a published folder.
 
@@ -50,16 +53,20 @@ def model_card(
         record: how the model was made (`records`), `None` if that is not known.
         repo_id: its name on the Hub; without it the card says `ORG/NAME`, which `hub.push_folder` replaces.
         files: the other files in the folder, which decide what the card shows.
+        pretraining: of the pre-training model beside it, if there is one.
     """
     record, config, repo = record or {}, model.config, repo_id or PLACEHOLDER
+    method = method_of(config) if isinstance(model, A2MIMForPreTraining) else recorded_method(record)
+    if pretraining is not None and method in (None, EITHER):
+        method = method_of(pretraining)
     classifier = isinstance(model, A2MIMForImageClassification)
     core = model if isinstance(model, A2MIMModel) else model.a2mim
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     content = template.render(
-        card_data=card_data(model, record, repo, files).to_yaml(),
-        title=f"{config.architecture}, {'an image classifier' if classifier else 'pre-trained with A2MIM'}",
-        summary=_summary(model, record, files),
+        card_data=card_data(model, record, repo, files, method).to_yaml(),
+        title=f"{config.architecture}, {_title(classifier, method)}",
+        summary=_summary(model, record, method),
         repo=repo,
         auto_class="AutoModelForImageClassification" if classifier else "AutoModel",
         pipeline_tag=_pipeline_tag(model),
@@ -71,12 +78,13 @@ def model_card(
         files=files,
         facts=[(name, table_cell(value)) for name, value in _facts(model, core, record)],
         evaluation=evaluation_lines(record, classifier),
-        limits=_limits(config, classifier),
+        limits=_limits(config, classifier, method),
+        citations=[BIBTEX[name] for name in names_in(method)],
     )
     return ModelCard(content)
 
 
-def card_data(model, record: dict, repo: str, files: Collection[str] = ()) -> ModelCardData:
+def card_data(model, record: dict, repo: str, files: Collection[str] = (), method: str | None = None) -> ModelCardData:
     """The metadata by which the Hub finds, shows and runs a model. `library_name: timm` with the tag `transformers`
     gives the snippets of both."""
     classifier, config = isinstance(model, A2MIMForImageClassification), model.config
@@ -91,7 +99,7 @@ def card_data(model, record: dict, repo: str, files: Collection[str] = ()) -> Mo
         license=record.get("license"),
         library_name="timm",
         pipeline_tag=_pipeline_tag(model),
-        tags=[_pipeline_tag(model), *TAGS, *record.get("tags", ())],
+        tags=[_pipeline_tag(model), *TAGS, *method_tags(method), *record.get("tags", ())],
         datasets=record.get("datasets") or None,
         metrics=["accuracy"] if "accuracy" in (record.get("evaluation") or ()) else None,
         base_model=record.get("base_model"),
@@ -141,17 +149,24 @@ def four_stages(core: A2MIMModel) -> list[int]:
     return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
-def _summary(model, record: dict, files: Collection[str]) -> str:
+def _title(classifier: bool, method: str | None) -> str:
+    if classifier:
+        return "an image classifier"
+    return f"pre-trained with {method}" if method else "an image encoder"
+
+
+def _summary(model, record: dict, method: str | None) -> str:
     config = model.config
     images = f"images of {by_sides(config.input_size)} px with {config.num_channels} channel(s)"
-    method = f"masked image modelling ([A2MIM]({PAPER}))"
     if not isinstance(model, A2MIMForImageClassification):
-        return f"{config.architecture} for {images}, pre-trained by {method}: an encoder, without a classifier."
+        made = (
+            f"pre-trained by {MASKED} ({linked(method)})" if method else "of which it is not known how it was trained"
+        )
+        return f"{config.architecture} for {images}, {made}: an encoder, without a classifier."
     names = [config.id2label[i] for i in range(config.num_labels)]
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
-    origin = f"`{record['base_model']}`" if record.get("base_model") else "an encoder"
-    made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING_CONFIG in files else ""
-    return f"{config.architecture} for {images}{made}, with {len(names)} classes: {shown}."
+    made = made_from(record, method)
+    return f"{config.architecture} for {images}{made and f', {made}'}, with {len(names)} classes: {shown}."
 
 
 def _facts(model, core: A2MIMModel, record: dict) -> list[tuple[str, object]]:
@@ -201,6 +216,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     facts = [
         ("task", record.get("task")),
         *_earlier_facts(record),
+        ("changed since", "; ".join(record.get("changed") or ())),
         ("data", record.get("data")),
         ("labels", record.get("labels") or ""),
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
@@ -251,6 +267,7 @@ def _run(run: dict) -> str | None:
         return run.get("origin")
     form = {
         "task": "{}",
+        "method": "method {}",
         "steps": "{:,} steps",
         "epochs": "{:,} passes",
         "images": "{:,} images in a pass",
@@ -299,7 +316,7 @@ def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
     return head + ["| " + " | ".join(table_cell(row[name]) for name in columns) + " |" for row in rows]
 
 
-def _limits(config, classifier: bool) -> list[str]:
+def _limits(config, classifier: bool, method: str | None) -> list[str]:
     height, width = config.input_size
     images = (
         f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor resizes them."
@@ -316,6 +333,6 @@ def _limits(config, classifier: bool) -> list[str]:
         "For fine-tuning, linear probing, retrieval, or under a detection or segmentation head, best on images like "
         "those it was trained on. It names no classes.",
         images,
-        "Features of masked image modelling are meant for fine-tuning; try them frozen before relying on that.",
+        *(["Features of masked image modelling are meant for fine-tuning; try them frozen first."] if method else []),
         bias,
     ]

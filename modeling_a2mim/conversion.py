@@ -27,6 +27,7 @@ import torch
 from .cards import IMAGENET
 from .encoders import NoValues, classifier_parameters
 from .export import export_model
+from .methods import EITHER
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
 from .official import official_config, official_family
 from .releases import Published, published_for
@@ -73,22 +74,32 @@ class Official(NamedTuple):
 
     model: A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification
     kind: str  # in words
-    method: str | None  # "A2MIM" or "SimMIM", `None` if neither the file nor its name tells
+    method: str | None  # "A2MIM" or "SimMIM", `None` if the file does not tell
+    by_name: bool = False  # whether the method is known by the file's name alone
+    in_format: bool = True  # of OpenMixup; else its names are any ResNet's
 
     @property
     def published(self) -> list[Published]:
-        """The paper's numbers for this encoder, of both methods where it is not known which one this is."""
+        """The paper's numbers for this encoder, none where it is not known to be the paper's."""
         classifier = isinstance(self.model, A2MIMForImageClassification)
-        methods = ("A2MIM", "SimMIM") if self.method is None else (self.method,)
-        return [row for method in methods for row in published_for(self.model.config, classifier, method)]
+        return [] if self.method is None else published_for(self.model.config, classifier, self.method)
+
+    @property
+    def told(self) -> str:
+        """What it is, in words."""
+        if self.method is None:
+            return f"{self.kind}, of which the file does not tell how it was trained"
+        return f"{self.kind} of {self.method}{', by the name of the file' if self.by_name else ''}"
 
     @property
     def record(self) -> dict:
         """For the model card (`records`)."""
         imagenet = any(row.pretraining.startswith("ImageNet-1K") for row in self.published)
+        has_token = getattr(getattr(self.model, "a2mim", self.model), "mask_token", None) is not None
         return {
-            "origin": f"converted from OpenMixup's format: {self.kind} ({self.method or 'A2MIM or SimMIM'})",
-            "license": "apache-2.0",  # of the official release
+            "origin": f"converted from {'OpenMixup' if self.in_format else 'torchvision'}'s format: {self.told}",
+            "method": self.method or (EITHER if has_token else None),
+            "license": None if self.method is None else "apache-2.0",  # of the official release
             "datasets": [IMAGENET] if imagenet else [],
             "classifier": isinstance(self.model, A2MIMForImageClassification),
             "published": [asdict(row) for row in self.published],
@@ -104,6 +115,7 @@ class _Parts(NamedTuple):
     decoder: dict[str, torch.Tensor]
     head: dict[str, torch.Tensor]
     method: str | None  # as the decoder tells
+    in_format: bool  # whether its names, or a token, are only OpenMixup's
 
 
 def load_official(
@@ -142,7 +154,11 @@ def convert(
     which tells the method where the file does not."""
     state, config_text = _unwrap(content)
     parts = _split(state, encoder_only)
-    method = parts.method or _method(parts, config_text, name)
+    method, by_name = parts.method or _method(parts, config_text), False
+    in_format = bool(parts.in_format or config_text)
+    if method is None and in_format:  # a ResNet of torchvision or timm may be called anything
+        method = _named_method(name)
+        by_name = method is not None
     config = official_config(
         parts.encoder,
         token=parts.token,
@@ -159,7 +175,7 @@ def convert(
     else:
         kind, build = "encoder", partial(A2MIMModel, use_mask_token=parts.token is not None)
     weights = _place(parts, partial(build, config))
-    return Official(_fill(partial(build, config), weights), kind, method)
+    return Official(_fill(partial(build, config), weights), kind, method, by_name, in_format)
 
 
 def _read(path: Path):
@@ -255,7 +271,8 @@ def _split(state: dict[str, torch.Tensor], encoder_only: bool) -> _Parts:
         raise ValueError("weights missing: mask_token")
     if token is not None and head:
         raise ValueError("weights left over: a mask_token beside a classifier")
-    return _Parts(encoder, token, gamma, _unnamed(neck), _unnamed(head), method)
+    in_format = is_whole or token is not None or official_family(encoder) != "resnet"
+    return _Parts(encoder, token, gamma, _unnamed(neck), _unnamed(head), method, in_format)
 
 
 def _layer(weights: Mapping, names) -> str | None:
@@ -267,11 +284,16 @@ def _unnamed(layer: Mapping) -> dict[str, torch.Tensor]:
     return {key.rpartition(".")[2]: tensor for key, tensor in layer.items()}
 
 
-def _method(parts: _Parts, config_text: str, name: str) -> str | None:
+def _method(parts: _Parts, config_text: str) -> str | None:
     if parts.gamma is not None:
         return "A2MIM"
-    found = re.search(r"type\s*=\s*['\"](A2MIM|SimMIM)['\"]", config_text) or re.search("(a2mim|simmim)", name.lower())
-    return {"a2mim": "A2MIM", "simmim": "SimMIM"}[found[1].lower()] if found else None
+    found = re.search(r"type\s*=\s*['\"](A2MIM|SimMIM)['\"]", config_text)
+    return found[1] if found else None
+
+
+def _named_method(name: str) -> str | None:
+    found = re.search("(a2mim|simmim)", name.lower())
+    return {"a2mim": "A2MIM", "simmim": "SimMIM"}[found[1]] if found else None
 
 
 def _place(parts: _Parts, build: Callable[[], A2MIMPreTrainedModel]) -> dict[str, torch.Tensor]:
@@ -360,7 +382,7 @@ def _summary(official: Official) -> str:
     model = official.model
     core = model if isinstance(model, A2MIMModel) else model.a2mim
     facts = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
-    facts.append(f"{official.kind} of {official.method or 'A2MIM or SimMIM, which it does not say'}")
+    facts.append(official.told)
     if core.site is not None:
         kept = "" if isinstance(model, A2MIMForPreTraining) else " (which is not exported)"
         facts.append(f"token at {core.site.module}{kept}")

@@ -18,7 +18,6 @@ from .arguments import ClassifierArguments, EncoderArguments, folder_or_id
 from .backbone import A2MIMBackbone
 from .cards import (
     CURVE,
-    PAPER,
     PLACEHOLDER,
     TAGS,
     TEMPLATE,
@@ -32,11 +31,13 @@ from .configuration_a2mim import A2MIMConfig
 from .data_arguments import DataArguments, helped
 from .decoding import MODES
 from .encoders import NoValues
-from .export import SCRATCH, load_encoder, load_into_encoder, replace_files, resized_weights
+from .export import SCRATCH, load_encoder, load_into_encoder, replace_files
 from .hub import PREDICTIONS
 from .loading import find_validation_split
+from .methods import BIBTEX, made_from, method_tags, names_in, recorded_method
 from .modeling_a2mim import A2MIMModel
 from .records import RECORD_FILE
+from .resizing import resized_weights
 from .trainer import A2MIMTrainer
 from .training_args import A2MIMTrainingArguments
 
@@ -270,21 +271,19 @@ def dense_card(
         plain: whether transformers loads it without this package.
     """
     core = next(module for module in model.modules() if isinstance(module, A2MIMModel))
+    method = recorded_method(record)
     config, names, repo = core.config, list(model.config.id2label.values()), repo_id or PLACEHOLDER
     data = ModelCardData(
         license=record.get("license"),
         library_name="transformers",
         pipeline_tag=task.pipeline_tag,
-        tags=[task.pipeline_tag, *TAGS, *record.get("tags", ())],
+        tags=[task.pipeline_tag, *TAGS, *method_tags(method), *record.get("tags", ())],
         datasets=record.get("datasets") or None,
         metrics=[task.metric] if task.metric in (record.get("evaluation") or ()) else None,
         base_model=record.get("base_model"),
     )
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else ".")
-    origin = "trained from scratch" if record.get("task") == "training from scratch" else "fine-tuned from "
-    if origin.endswith(" "):
-        known = record.get("base_model")
-        origin += f"`{known}`" if known else f"an encoder pre-trained by masked image modelling ([A2MIM]({PAPER}))"
+    made = made_from(record, method)
     images = f"{by_sides(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"
     args = f" with `{config.model_args}`" if config.model_args else ""
     facts = [
@@ -301,7 +300,7 @@ def dense_card(
     content = environment.from_string(DENSE_TEMPLATE.read_text(encoding="utf-8")).render(
         card_data=data.to_yaml(),
         title=f"{config.architecture}, {task.title}",
-        summary=f"{config.architecture} as {task.title}, {origin}, with {len(names)} classes: {shown}",
+        summary=f"{config.architecture} as {task.title}{made and f', {made}'}, with {len(names)} classes: {shown}",
         repo=repo,
         task=task,
         plain=plain,
@@ -311,5 +310,6 @@ def dense_card(
         facts=[(name, table_cell(value)) for name, value in facts],
         evaluation=evaluation_lines(record, True),
         limits=task.limits,
+        citations=[BIBTEX[name] for name in names_in(method)],
     )
     return ModelCard(content)

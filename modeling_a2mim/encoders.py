@@ -76,6 +76,16 @@ def plan_encoder(config, for_masking: bool = True) -> EncoderPlan:
     return _plan(json.dumps({name: getattr(config, name) for name in fields}), for_masking)
 
 
+def encoder_shapes(config, size: tuple[int, int]) -> dict[str, torch.Size]:
+    """The shapes of what an encoder holds, built for images of `size` (height, width) in pixels.
+
+    Raises:
+        ValueError: naming `model_args`, if timm builds none for this size.
+    """
+    encoder = _meta_encoder({**_create_args(config), "img_size": list(size)})
+    return {name: value.shape for name, value in encoder.state_dict().items()}
+
+
 def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int = 3) -> dict[str, Layout]:
     """The layers of a timm encoder by depth, as timm counts them for layer-wise decay (`group_matcher`): for each the
     last of its modules that gives a feature map of images of this size, and the layout of that. Where timm does not

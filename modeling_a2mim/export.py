@@ -135,7 +135,9 @@ def _describe(model, scratch: Path, folder: Path, record: dict | None, repo_id: 
         (scratch / EVAL_RESULTS_FOLDER / name).write_text(text)
     files = {path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file()}
     files |= {name for name in (PICTURE, EXAMPLE, CONFUSION, PRETRAINING_CONFIG) if (folder / name).is_file()}
-    model_card(model, record, repo_id, files).save(scratch / "README.md")
+    beside = [place / PRETRAINING_CONFIG for place in (scratch, folder) if (place / PRETRAINING_CONFIG).is_file()]
+    pretraining = A2MIMConfig.from_pretrained(beside[0].parent) if beside else None
+    model_card(model, record, repo_id, files, pretraining).save(scratch / "README.md")
 
 
 def replace_files(folder: Path, scratch: Path):
@@ -243,32 +245,6 @@ def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, tor
     wrong = [*unexpected, *(name for name in missing if name in model.a2mim.plan.names - new)]
     if wrong:
         raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
-
-
-def resized_weights(
-    weights: dict[str, torch.Tensor], before: A2MIMConfig, after: A2MIMModel
-) -> dict[str, torch.Tensor]:
-    """Weights of an encoder made for images of another size, as `after` takes them: timm resamples the positions of
-    those that know any.
-
-    Raises:
-        ValueError: naming `image_size`, if timm does not know how.
-    """
-    new = after.encoder.state_dict()
-    if before.input_size == after.config.input_size or all(
-        value.shape == new[name].shape for name, value in weights.items() if name in new
-    ):
-        return weights
-    encoder = A2MIMModel(before).encoder
-    encoder.load_state_dict({name: value for name, value in weights.items() if name in encoder.state_dict()})
-    sizes = [" x ".join(map(str, config.input_size)) for config in (before, after.config)]
-    if not hasattr(encoder, "set_input_size"):
-        raise ValueError(
-            f"image_size: {before.architecture} was pre-trained at {sizes[0]} px, and timm does not know how to bring "
-            f"its weights to {sizes[1]} px"
-        )
-    encoder.set_input_size(after.config.input_size)
-    return encoder.state_dict()
 
 
 def _find_file(folder_or_repo: str, name: str, **hub_kwargs) -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import PACKAGES
+from .methods import method_of
 
 
 RECORD_FILE = "training.json"
@@ -19,7 +20,7 @@ PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run 
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
 
 # What is kept of an earlier run; `origin` is what is said of a converted model instead.
-KEPT = dict.fromkeys(("task", "origin", "data", "recipe"), str)
+KEPT = dict.fromkeys(("task", "method", "origin", "data", "recipe"), str)
 KEPT |= dict.fromkeys(("steps", "epochs", "images", "total_batch_size", "learning_rate"), (int, float))
 
 
@@ -89,6 +90,7 @@ def describe_run(trainer, provenance: dict) -> dict:
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     return {
         **provenance,
+        **({"method": method_of(trainer.model.config)} if trainer.reconstructs else {}),
         "images": dataset_length(trainer.train_dataset),
         "steps": state.global_step,
         "epochs": None if state.epoch is None else round(state.epoch, 2),

@@ -75,14 +75,13 @@ PATTERN = r"""---
 
 ## Intended use and limits
 
-(?P<limits>(?:- [^\n]+\n)+)
+(?P<limits>(?:- [^\n]+\n)+)(?:
 ## Citation
 
 ```bibtex
-@inproceedings\{li2023a2mim,
-.+
+(?P<citation>@inproceedings\{.+)
 ```
-"""
+)?"""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +123,67 @@ def test_of_an_encoder_of_which_nothing_is_known(encoder):
             "arxiv:2205.13943",
         ],
     }
+
+
+SIMMIM = {"mask_fill": "none", "mask_token_mode": "replace", "mask_gamma_init": None, "spatial_loss": "l1"}
+SIMMIM |= {"frequency_loss_weight": 0.0}
+LINKS = {"A2MIM": "[A2MIM](https://arxiv.org/abs/2205.13943)", "SimMIM": "[SimMIM](https://arxiv.org/abs/2111.09886)"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "cited"),
+    [
+        ({}, "A2MIM", ["li2023a2mim"]),
+        ({"mask_fill": "zero", "frequency_loss_weight": 0.0, "spatial_loss": "l1"}, "A2MIM", ["li2023a2mim"]),
+        (SIMMIM, "SimMIM", ["xie2022simmim"]),
+        ({**SIMMIM, "frequency_loss_weight": 0.1}, "a mixture of A2MIM and SimMIM", ["li2023a2mim", "xie2022simmim"]),
+        ({"mask_fill": "none"}, "a mixture of A2MIM and SimMIM", ["li2023a2mim", "xie2022simmim"]),
+    ],
+)
+def test_the_method_is_that_of_the_settings(settings, method, cited):
+    card = model_card(A2MIMForPreTraining(family_config("resnet", **settings)), RECORD)
+    found = parts(card)
+    assert found["title"] == f"test_resnet, pre-trained with {method}"
+    linked = method
+    for name, link in LINKS.items():
+        linked = linked.replace(name, link)
+    assert f"pre-trained by masked image modelling ({linked}): an encoder" in found["summary"]
+    assert re.findall(r"@inproceedings\{(\w+),", found["citation"]) == cited
+    assert ("arxiv:2205.13943" in card.data.tags, "arxiv:2111.09886" in card.data.tags) == tuple(
+        name in method for name in LINKS
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "made", "method"),
+    [
+        ({"task": "training from scratch", "base_model": None}, ", trained from scratch, with", None),
+        ({"base_model": "timm/resnet18.a1_in1k"}, ", fine-tuned from `timm/resnet18.a1_in1k`, with", None),
+        ({"base_model": None}, ", fine-tuned from an encoder, with", None),
+        ({"task": "linear probing"}, ", a linear probe of `org/encoder`, with", None),
+        (
+            {"earlier": [{"task": "masked image modelling", "method": "SimMIM"}, {"task": "fine-tuning"}]},
+            f", fine-tuned from `org/encoder` pre-trained by masked image modelling ({LINKS['SimMIM']}), with",
+            "SimMIM",
+        ),
+        (
+            {"earlier": [{"task": "masked image modelling"}], "base_model": None},  # of an earlier version
+            f"an encoder pre-trained by masked image modelling ({LINKS['A2MIM']} or {LINKS['SimMIM']}), with",
+            "A2MIM or SimMIM",
+        ),
+    ],
+)
+def test_what_a_classifier_was_made_from(classifier, record, made, method):
+    card = model_card(classifier, {**RECORD, **record})
+    found = parts(card)
+    assert made in found["summary"]
+    names = [name for name in LINKS if name in (method or "")]
+    assert (found["citation"] is None) == (not names)
+    tags = {"masked-image-modeling", "a2mim", "simmim", "arxiv:2205.13943", "arxiv:2111.09886"} & set(card.data.tags)
+    assert bool(tags) == bool(names)
+    assert {name.lower() for name in names} <= tags
+    if not names:
+        assert not re.search("(?i)a2mim|simmim|masked image", str(card))
 
 
 def test_of_a_run(encoder):
@@ -177,8 +237,9 @@ def test_what_is_kept_of_records_of_others():
 
 
 def test_of_a_classifier(classifier):
-    card = model_card(classifier, {**RECORD, "example": "a | b"}, "org/name", ALL)
+    card = model_card(classifier, {**RECORD, "example": "a | b"}, "org/name", ALL, family_config("vit"))
     found = parts(card)
+    assert f"`org/encoder` pre-trained by masked image modelling ({LINKS['A2MIM']})" in found["summary"]
     assert "a | b, {{ 7 * 7 }}, line" in found["summary"]  # names are not run as templates
     assert "fine-tuned from `org/encoder`" in found["summary"]
     assert "| accuracy | 0.8125 |" in found["evaluation"]

@@ -85,6 +85,7 @@ BAD = [
     *(("num_channels", value) for value in (0, -1, 1.5, True, None)),
     *(("image_mean", value) for value in ([0.5], "abc", [0.5, 0.5, float("nan")], 0.5)),
     *(("image_std", value) for value in ([0.5], [0.5, 0.5, 0], [0.5, 0.5, -1], [0.5, 0.5, True])),
+    ("image_mean", [-0.1, 0.5, 0.5]),
     *(("image_size", value) for value in (0, -224, 1.5, True, None, "224", [224], [224, 224, 3], [224, 0])),
     *(("mask_patch_size", value) for value in (0, -32, 1.5, True, "32", [32], [32, 32, 3], 30, [32, 30], 448)),
     *(("mask_ratio", value) for value in (0, 1, -0.1, 1.1, "0.6", None, True, float("nan"), 0.999)),
@@ -103,6 +104,27 @@ BAD = [
     *(("crop_pct", value) for value in (0, 1.1, None, "all")),
     *(("initializer_range", value) for value in (-0.02, None, float("nan"))),
 ]
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "hint"),
+    [
+        ("image_mean", [123.675, 116.28, 103.53], "of pixels of 0-255, divide by 255: 0.485, 0.456, 0.406"),
+        ("image_std", [58.395, 57.12, 57.375], "of pixels of 0-255, divide by 255: 0.229, 0.224, 0.225"),
+        ("image_mean", [0.2, 0.9, 1.5], "of pixels of 0-255, divide by 255: 0.0007843, 0.003529, 0.005882"),
+        ("image_std", [12000, 11000, 9000.5], "of pixels of 0-65535, divide by 65535: 0.1831, 0.1678, 0.1373"),
+    ],
+)
+def test_means_of_pixels_that_are_not_in_0_to_1(field, values, hint):
+    message = rf"^{field}: is of pixels in \[0, 1\], got \[.*; if these are {hint}$"
+    with pytest.raises(ValueError, match=message):
+        A2MIMConfig(**{field: values})
+
+
+def test_means_at_the_ends_of_their_range():
+    """Such as of models that were trained on pixels in [0, 1] as they are."""
+    config = A2MIMConfig(num_channels=2, image_mean=[0, 1], image_std=[1, 1 / 255])
+    assert (config.image_mean, config.image_std) == ([0, 1], [1, 1 / 255])
 
 
 def test_other_values_cover_every_field():

@@ -5,14 +5,18 @@ import importlib
 import io
 import os
 import pickle
+import re
 import subprocess
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -238,11 +242,33 @@ def test_command_line(resnet, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["resnet18.pth", "a2mim_resnet18.pth", "resnet18_simmim.pth"])
+def test_command_line_for_a_resnet_of_anyone(name, tmp_path, capsys, monkeypatch):
+    """Whose names are torchvision's and timm's: neither they nor its own tell how it was trained."""
+    weights = timm.create_model("resnet18", num_classes=0).state_dict()
+    torch.save({"state_dict": weights}, tmp_path / name)
+    monkeypatch.setattr(conversion, "published_for", lambda *args: [PUBLISHED[0]])
+    main([str(tmp_path / name), str(tmp_path / "out")])
+    told = "encoder, of which the file does not tell how it was trained"
+    assert f"resnet18: 11,176,512 parameters, {told}, to " in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "# resnet18, an image encoder\n" in card.text
+    assert "3 channel(s), of which it is not known how it was trained: an encoder" in card.text
+    assert f"| training | converted from torchvision's format: {told} |" in card.text
+    assert "| licence of the weights | not stated |" in card.text
+    assert "Not evaluated." in card.text
+    assert (card.data.license, card.data.datasets) == (None, None)
+    assert card.data.tags == ["image-feature-extraction", "timm", "transformers"]
+    assert not re.search("(?i)a2mim|simmim|masked|paper|imagenet|81.7", card.content)
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys()
+
+
 def test_command_line_for_classifiers_and_encoders(vit, vit_classifier, tmp_path, capsys):
     images = torch.randn(1, 3, 64, 64)
     torch.save(vit_classifier, tmp_path / "ft.pth")
     main([str(tmp_path / "ft.pth"), str(tmp_path / "classifier")])
-    assert "fine-tuned classifier of A2MIM or SimMIM, which it does not say, 10 classes" in capsys.readouterr().out
+    told = "fine-tuned classifier, of which the file does not tell how it was trained"
+    assert f"{told}, 10 classes" in capsys.readouterr().out
     stranger = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
     with torch.no_grad():
         expected = official.VitForward(vit_classifier)(images)

@@ -6,15 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 
-from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.export import (
     export_model,
     load_encoder,
     load_into_encoder,
     load_pretraining_model,
-    resized_weights,
 )
 
 from .families import family_config
@@ -161,15 +159,3 @@ def test_mean_pooled_vit_gets_a_new_norm():
     assert torch.equal(model.a2mim.encoder.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
     with pytest.raises(ValueError, match=r"^model_name_or_path: weights missing or left over: extra"):
         load_into_encoder(model, {**weights, "extra": torch.zeros(1)})
-
-
-def test_weights_for_another_size():
-    args = {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 1, "embed_dim": 24, "patch_size": 8}}
-    small, large = (A2MIMModel(A2MIMConfig.for_encoder(image_size=size, **args)) for size in (32, 48))
-    weights = small.encoder.state_dict()
-    assert resized_weights(weights, small.config, small) is weights
-    found = resized_weights(weights, small.config, large)
-    large.encoder.load_state_dict(found)
-    expected = resample_abs_pos_embed(weights.pop("pos_embed"), new_size=[6, 6], num_prefix_tokens=1)
-    assert torch.equal(found["pos_embed"], expected)
-    assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -81,7 +81,7 @@ def unfilled(monkeypatch):
 @pytest.mark.parametrize("name", FOUND)
 def test_which_model_it_is(unfilled, name):
     unfilled.setattr(conversion, "_place", lambda parts, build: None)
-    (config, _), kind, method = convert(empty_weights(name))
+    (config, _), kind, method, *_ = convert(empty_weights(name))
     classes = 1000 if name.startswith("ft_") else 0
     assert kind == ("fine-tuned classifier" if classes else "pre-training checkpoint")
     assert (config.num_labels == 1000) == bool(classes)
@@ -93,7 +93,7 @@ def test_which_model_it_is(unfilled, name):
 @pytest.mark.parametrize("name", PLACED)
 def test_every_weight_finds_its_place(unfilled, name):
     state = empty_weights(name)
-    (_, weights), _, _ = convert(state)
+    (_, weights), *_ = convert(state)
     assert len(weights) == len(state)
     assert sum(w.numel() for w in weights.values()) == sum(w.numel() for w in state.values())
 
@@ -177,14 +177,14 @@ def test_the_paper_gives_no_number_for_a_vit_at_another_size():
     assert published_for(config) == []
 
 
-def test_a_file_that_does_not_say_its_method_gets_the_numbers_of_both():
+def test_a_file_that_does_not_say_its_method_gets_no_numbers():
     keys = official.classifier(official.vit(32, 2, 2, grid=4, norm="fc_norm"), 32, 10)
     converted = convert(official.random_weights(keys))
-    assert converted.published == converted.record["published"] == []
     converted.model.config.update({"architecture": "resnet101", "model_args": {}, "num_labels": 1000})
-    assert [row.value for row in converted.published] == ["81.9", "81.3"]
-    assert [row["method"] for row in converted.record["published"]] == ["A2MIM", "SimMIM"]
-    assert [row.value for row in Official(converted.model, "", "SimMIM").published] == ["81.3"]
+    assert (converted.published, converted.record["license"], converted.record["datasets"]) == ([], None, [])
+    known = Official(converted.model, "", "SimMIM")
+    assert [row.value for row in known.published] == ["81.3"]
+    assert (known.record["license"], known.record["method"]) == ("apache-2.0", "SimMIM")
 
 
 def test_every_number_says_whose_it_is():

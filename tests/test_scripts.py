@@ -203,6 +203,7 @@ def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
         (["--read_retries", "-1"], "^read_retries: must be at least 0"),
         (["--dataset_weights", "1", "2"], "^dataset_weights: there are 1 sources, but 2 weights"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        (["--image_mean", "118.3"], r"^image_mean: is of pixels in \[0, 1\], got .*, divide by 255: 0.4639$"),
         (["--hflip", "1.5"], r"^hflip: must be in \[0, 1\], got 1.5"),
         (["--vflip", "-0.1"], r"^vflip: must be in \[0, 1\], got -0.1"),
         (["--grayscale", "nan"], r"^grayscale: must be in \[0, 1\], got nan"),
@@ -261,7 +262,12 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
     records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     assert "earlier" not in records[0]
     rate = records[0]["learning_rate"]
-    common = {"task": "masked image modelling", "data": "the bundled sample of Fashion-MNIST", "total_batch_size": 8}
+    common = {
+        "task": "masked image modelling",
+        "method": "A2MIM",
+        "data": "the bundled sample of Fashion-MNIST",
+        "total_batch_size": 8,
+    }
     runs = [
         {**common, "steps": 2, "epochs": 0.5, "images": 32, "learning_rate": rate},
         {**common, "steps": 3, "epochs": 1.5, "images": 16, "learning_rate": rate},
@@ -283,11 +289,16 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
 
 
 def test_a_run_of_one_step_has_a_curve(tmp_path):
-    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1)
+    pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1, "--preset", "simmim")
     picture = np.asarray(Image.open(tmp_path / "out" / "loss_curve.png").convert("RGB")).astype(int)
     blue = (np.abs(picture - (31, 119, 180)) < 10).all(-1)  # matplotlib's first colour
     assert blue.sum() > 60  # the marker in the legend and the one that is drawn
-    assert "![Loss by step](loss_curve.png)" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "![Loss by step](loss_curve.png)" in card
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["method"] == "SimMIM"
+    assert "# test_convnext, pre-trained with SimMIM\n" in card
+    assert "@inproceedings{xie2022simmim," in card
+    assert "li2023a2mim" not in card
 
 
 def test_the_arguments_that_were_given(tmp_path, caplog):
@@ -335,6 +346,13 @@ def test_fine_tuning(pretrained, tmp_path, mode):
         if "head.fc" not in name and not value.equal(start.get_parameter(name))
     ]
     assert bool(moved) == (mode != "probe")
+    card = (tmp_path / "out" / "README.md").read_text()
+    pretrained_by = (
+        " an encoder pre-trained by masked image modelling ([A2MIM](https://arxiv.org/abs/2205.13943)), with"
+    )
+    made = {"scratch": ", trained from scratch, with", "probe": f", a linear probe of{pretrained_by}"}
+    assert made.get(mode, f", fine-tuned from{pretrained_by}") in card
+    assert ("A2MIM" in card, "## Citation" in card) == ((mode != "scratch",) * 2)
 
 
 def test_fine_tuning_at_another_size(pretrained, tmp_path):
@@ -364,6 +382,9 @@ def test_labels_as_words(images, pretrained, tmp_path):
     [
         ([], "^model_name_or_path: give either it or"),
         (["--model_name_or_path", "./nowhere"], "^model_name_or_path: there is no folder"),
+        ([*SMALL[:4], "--image_std", "59.7"], r"^image_std: is of pixels in .*, divide by 255: 0.2341$"),
+        (["--task", "semantic-segmentation", "--image_std", "0"], r"^image_std: must be positive, got \[0.0\]"),
+        (["--task", "object-detection", "--image_mean", "124"], "^image_mean: .* divide by 255: 0.4863$"),
         ([*SMALL[:4], "--labels_per_class", "5000"], "^labels_per_class: class 0 has only 1000 images, not 5000"),
         ([*SMALL[:4], "--labels_per_class", "5", "--streaming"], "^labels_per_class: a stream cannot be drawn from"),
         ([*SMALL[:4], "--label_column_name", "image"], "^label_column_name: column 'image' holds Image"),
@@ -376,25 +397,49 @@ def test_fine_tuning_mistakes(tmp_path, args, message):
 
 
 def test_what_was_given_of_a_model_that_continues(pretrained, tmp_path, caplog):
-    """It keeps its own settings: what contradicts them is refused, what is the same is not."""
+    """Takes effect, from flags, recipe and preset, and is told; what its weights do not fit is refused."""
     source = ["--model_name_or_path", pretrained]
-    for flag, value, message in (
-        (
-            "--mask_ratio",
-            0.9,
-            r"^mask_ratio: the model that continues \(--model_name_or_path\) has 0.6, not 0.9; leave",
-        ),
-        (
-            "--architecture",
-            "test_resnet",
-            "^architecture: the model that continues .* has test_convnext, not test_resnet",
-        ),
-        ("--decoder", "multiscale", "^decoder: the model that continues .* has linear, not multiscale"),
-        ("--recipe", "small_data", "^decoder: the model that continues .* has linear, not multiscale"),
-        ("--image_size", 64, "^image_size: the model that continues .* has 32, not 64"),
+    message = r"^{}: the weights in --model_name_or_path are for {}, not {}; leave --{} out"
+    for flag, value, name, theirs, ours in (
+        ("--architecture", "test_resnet", "architecture", "test_convnext", "test_resnet"),
+        ("--recipe", "resnet50_a2mim_100ep", "architecture", "test_convnext", "resnet50"),
+        ("--decoder", "multiscale", "decoder", "linear", "multiscale"),
+        ("--recipe", "small_data", "decoder", "linear", "multiscale"),
+        ("--num_channels", 3, "num_channels", 1, 3),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message.format(name, theirs, ours, name)):
             pretrain(tmp_path / "out", *source, flag, value, small=[])
-        assert not (tmp_path / "out").exists()
-    pretrain(tmp_path / "out", *source, "--preset", "vit", "--max_train_samples", 16)  # with its own flags again
-    assert "preset vit: a model that continues keeps its own mask, token and loss" in caplog.text
+    for args, error in (
+        (("--model_args", '{"dims": [24, 32, 48, 72]}'), "^model_args: the weights .* do not fit test_convnext with"),
+        (("--image_size", 36), "^mask_patch_size: 8 does not divide the image_size 36"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            pretrain(tmp_path / "out", *source, *args, small=[])
+    assert not (tmp_path / "out").exists()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("arguments: {mask_ratio: 0.75, crop_pct: 0.5}")
+    flags = ["--recipe", recipe, "--preset", "vit", "--image_size", 64, "--mask_patch_size", 16, "--crop_pct", 0.9]
+    pretrain(tmp_path / "out", *source, *flags, "--max_train_samples", 8, "--max_steps", 1, small=[])
+    config = json.loads((tmp_path / "out" / "pretraining" / "config.json").read_text())
+    changes = {  # the convnext was made with what `resnet` has
+        "mask_site": (-3, None),
+        "mask_gamma_init": (1e-6, None),
+        "spatial_loss": ("focal_l1", "l1"),
+        "frequency_loss_weight": (0.5, 0.1),
+        "frequency_unmasked_weight": (1e-3, 0.0),
+        "image_size": (32, 64),
+        "mask_ratio": (0.6, 0.75),
+        "mask_patch_size": (8, 16),
+        "crop_pct": (0.95, 0.9),
+    }
+    assert {name: config[name] for name in changes} == {name: new for name, (_, new) in changes.items()}
+    changed = json.loads((tmp_path / "out" / "training.json").read_text())["changed"]
+    assert set(changed) == {
+        *(f"{name}: {old} -> {new}" for name, (old, new) in changes.items() if name != "mask_site"),
+        "mask_site: stages.1 -> stages.2",
+        "start anew: a2mim.mask_token.token",
+    }
+    assert set(changed) <= {record.getMessage() for record in caplog.records}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| 12 of 16 cells of 16 x 16 px, filled with: mean |" in card
+    assert f"| changed since | {'; '.join(changed)} |" in card
