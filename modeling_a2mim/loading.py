@@ -1,8 +1,9 @@
 """Where images come from: what the user names, found through `datasets`, as a prepared dataset or as a stream."""
 
+import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -11,12 +12,16 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 from tqdm.auto import tqdm
 
+from .image_folders import FIRST_FOLDER, LAST_FOLDER, METADATA, ImageFolder, LeftOut
+from .metadata_files import MetadataError, rows_of
+from .named_splits import check_splits
 from .sources import IMAGE_FILES, LISTED, DatasetSource, ParquetSource, RowSource, TarSource, is_remote
 
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data"
 FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
+
+logger = logging.getLogger("a2mim")
 
 
 def load_images(
@@ -27,6 +32,8 @@ def load_images(
     streaming: bool = False,
     every_file: bool = False,
     retries: int = 5,
+    train: bool = True,
+    needs: str = "columns",
     **hub_kwargs,
 ) -> Dataset | RowSource:
     """One split of a dataset with images.
@@ -40,6 +47,10 @@ def load_images(
         streaming: read on the fly instead of preparing the whole dataset first.
         every_file: take all files of a folder, rather than those whose names say `split`.
         retries: further attempts to read what cannot be read, while streaming.
+        train: with `every_file`, leave out the images that the names of their folders say are for evaluation; else
+            those for training.
+        needs: what the images are read for: `images` alone, which no bad metadata file stands in the way of, with
+            `labels`, without which images are left out where others have some, or with whatever `columns`.
         hub_kwargs: `revision`, `token` of `datasets.load_dataset`.
 
     Raises:
@@ -66,16 +77,18 @@ def load_images(
         builder = str(path)
         if every_file and suffix in FILE_BUILDERS:
             builder, options = FILE_BUILDERS[suffix], {"data_files": {split: str(path / f"**/*{suffix}")}}
-        elif every_file and METADATA.isdisjoint(os.listdir(path)):
-            dataset = list_images(_files(path), str(path))
-            return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
         elif every_file:
-            builder, options = "imagefolder", {"data_files": {split: str(path / "**")}}
+            dataset = load_folder(str(path), train, needs)
+            return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
     else:
         check_may_be_id(text)
     try:
+        if path.is_dir() and not every_file:
+            dataset = load_split(str(path), split, config_name, needs)
+            if dataset is not None:
+                return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
         if streaming:
-            return open_stream(text, builder, split, config_name, retries, **options, **hub_kwargs)
+            return open_stream(text, builder, split, config_name, retries, needs=needs, **options, **hub_kwargs)
         return datasets.load_dataset(builder, config_name, split=split, **options, **hub_kwargs)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
@@ -87,6 +100,74 @@ def check_may_be_id(source: str):
     """Raises ValueError, if what is no file or folder cannot be the id of a dataset on the Hub either."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"{source}: no such file or folder")
+
+
+def load_folder(root: str, train: bool, needs: str) -> Dataset:
+    """All images of a folder, with the columns of its metadata files, or labels by the first folder below `root`.
+
+    Args:
+        train, needs: as `load_images`.
+
+    Raises:
+        ValueError: naming what is wrong with the folder or its metadata.
+    """
+    folder = ImageFolder(root, train)
+    dataset = list_images(folder.files(), root, folder.label)
+    if folder.metadata:
+        listed = [image["path"] for image in dataset.data["image"].to_pylist()]
+        rows = with_metadata(folder.metadata, listed, folder.left_out, needs, folder.excluded)
+        dataset = dataset if rows is None else rows
+    elif needs == "labels" and "label" in dataset.features:
+        labelled = np.flatnonzero(dataset.data["label"].is_valid())
+        if len(labelled) < len(dataset):
+            first = dataset.data["image"][int(np.argmin(dataset.data["label"].is_valid()))].as_py()["path"]
+            reason = "images are left out, as they lie in no class folder"
+            folder.left_out.add(reason, first, len(dataset) - len(labelled))
+            dataset = dataset.select(labelled, new_fingerprint=dataset._fingerprint)
+        if folder.empty:
+            logger.warning("%s: folders without images, which are no classes: %s", root, ", ".join(folder.empty))
+    folder.left_out.say()
+    return dataset
+
+
+def load_split(root: str, split: str, config_name: str | None, needs: str) -> Dataset | None:
+    """A split of a folder of images that has metadata files, as `datasets` finds it; `None` without such files.
+
+    Raises:
+        ValueError: naming what is wrong with the folder, its splits or its metadata.
+    """
+    found = datasets.load_dataset_builder(root, config_name)
+    files = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
+    kind = type(found).__module__.rsplit(".", 1)[-1]
+    left_out = LeftOut(root)
+    check_splits(root, split, files, kind, left_out)
+    images = {name: [f for f in own if Path(f).suffix.lower() in IMAGE_FILES] for name, own in files.items()}
+    metadata = [file for file in files[split] if os.path.basename(file) in METADATA]
+    rows = None
+    if kind == "imagefolder" and images[split] and metadata:
+        rows = with_metadata(metadata, images[split], left_out, needs)
+        rows = list_split(images, split, root) if rows is None else rows
+    left_out.say()
+    return rows
+
+
+def with_metadata(
+    files: Sequence[str], images: Sequence[str], left_out: LeftOut, needs: str, excluded=(), token: str | None = None
+) -> Dataset | None:
+    """The rows of metadata files; `None` where they are not imagefolder's and only images are needed, which is said.
+
+    Raises:
+        ValueError: naming the file and what to do.
+    """
+    try:
+        return rows_of(files, images, left_out, excluded, token)
+    except MetadataError as error:
+        if needs == "images":
+            logger.warning("%s; it is not needed here, and ignored: all images are used", error)
+            return None
+        raise ValueError(
+            f"{error}; correct it, or move it out of the folder, without which the names of folders are the labels"
+        ) from error
 
 
 def load_saved(path: Path, split: str, streaming: bool) -> Dataset | RowSource:
@@ -112,6 +193,7 @@ def open_stream(
     data_files: dict | None = None,
     token: str | None = None,
     revision: str | None = None,
+    needs: str = "columns",
 ) -> RowSource:
     """The files that `datasets` finds for a split, read on the fly.
 
@@ -134,23 +216,48 @@ def open_stream(
     if kind == "arrow" and not any(map(is_remote, files[split])):
         saved = datasets.concatenate_datasets([Dataset.from_file(file) for file in files[split]])
         return DatasetSource(saved, name, retries=retries)
-    images = [file for file in files[split] if Path(file).suffix.lower() in IMAGE_FILES]
-    if kind == "imagefolder" and images:
-        return DatasetSource(list_images(images, name), name, storage_options=options, retries=retries)
+    images = {key: [f for f in own if Path(f).suffix.lower() in IMAGE_FILES] for key, own in files.items()}
+    if kind == "imagefolder" and images[split]:
+        rows, left_out = None, LeftOut(name)
+        if metadata := [file for file in files[split] if file.rsplit("/", 1)[-1] in METADATA]:
+            rows = with_metadata(metadata, images[split], left_out, needs, token=token)
+            left_out.say()
+        rows = list_split(images, split, name) if rows is None else rows
+        return DatasetSource(rows, name, storage_options=options, retries=retries)
     raise ValueError(
         f"{name}: {kind} files cannot be streamed with exact resume (parquet, WebDataset, image files and local Arrow "
         "files can); leave --streaming out, which prepares them once on the disk"
     )
 
 
-def list_images(files: Iterable[str], name: str) -> Dataset:
-    """A dataset of image files, with a label for each folder that holds some where all lie equally deep, as
-    `imagefolder` does; made without a second copy of the list, for millions of files.
+def list_split(images: dict[str, list[str]], split: str, name: str) -> Dataset:
+    """The images of a split as `imagefolder` lists them: each folder that holds some names a class, where those of
+    all splits lie equally deep."""
+    folders = {os.path.dirname(file) for files in images.values() for file in files}
+    classes = sorted({os.path.basename(folder) for folder in folders})
+    if len(classes) < 2 or len({folder.count("/") for folder in folders}) > 1:
+        return list_images(images[split], name)
+    listed = list_images(images[split], name, lambda file: os.path.basename(os.path.dirname(file)), classes)
+    listed.info.description = LAST_FOLDER
+    return listed
+
+
+def list_images(
+    files: Iterable[str],
+    name: str,
+    label: Callable[[str], str | None] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """A dataset of image files, made without a second copy of the list, for millions of files.
+
+    Args:
+        label: gives the class of a file by its path; `None` for none.
+        classes: all of them; those that occur if not given.
 
     Raises:
         ValueError: if there are none, or a name is no text.
     """
-    chunks, labels, depths, part = [], {}, set(), []
+    chunks, labels, part = [], {}, []
     codes: list[np.ndarray] = []
     root, checksum = len(name) if os.path.isdir(name) else 0, 0
 
@@ -158,10 +265,8 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
         nonlocal checksum
         checksum = zlib.crc32("\n".join(file[root:] for file in part).encode(), checksum)
         chunks.append(pa.array(part, pa.string()))
-        folders = [os.path.dirname(file) for file in part]
-        depths.update(folder.count("/") for folder in folders)
-        names = [os.path.basename(folder) for folder in folders]
-        codes.append(np.array([labels.setdefault(n, len(labels)) for n in names], dtype=np.int32))
+        names = [label(file) if label else None for file in part]
+        codes.append(np.array([-1 if n is None else labels.setdefault(n, len(labels)) for n in names], dtype=np.int64))
         part.clear()
 
     for file in tqdm(files, desc="listing images", unit=" files", delay=3):
@@ -181,13 +286,16 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
     empty = pa.nulls(len(paths), pa.binary())
     columns, types = {"image": pa.StructArray.from_arrays([empty, paths.combine_chunks()], ["bytes", "path"])}, {}
     types["image"] = Image()
-    if len(labels) > 1 and len(depths) == 1:
-        names = sorted(labels)
-        ranks = np.argsort(np.argsort(list(labels)))  # of the names in the order of their codes
-        columns["label"] = pa.array(ranks[np.concatenate(codes)].astype(np.int64))
-        types["label"] = ClassLabel(names=names)
+    if labels:
+        classes = sorted(labels) if classes is None else classes
+        places = {n: place for place, n in enumerate(classes)}
+        ranks = np.array([*(places[n] for n in labels), -1])  # of the names in the order of their codes, and of none
+        ranks = ranks[np.concatenate(codes)]
+        columns["label"] = pa.array(ranks, mask=ranks < 0)
+        types["label"] = ClassLabel(names=list(classes))
     table = pa.table(columns, schema=Features(types).arrow_schema)
-    return Dataset(datasets.table.InMemoryTable(table), fingerprint=f"{LISTED}{checksum:08x}")
+    info = datasets.DatasetInfo(features=Features(types), description=FIRST_FOLDER if label else "")
+    return Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{LISTED}{checksum:08x}")
 
 
 def _files(path: Path) -> Iterator[str]:
