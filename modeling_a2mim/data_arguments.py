@@ -1,5 +1,6 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
+import logging
 import math
 import re
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .order import mix_counts
 from .sources import DatasetSource, MixedSource, RowSource
 
 
+logger = logging.getLogger("a2mim")
+
 EVALUATED = 256  # images that pre-training is evaluated on, where none are named
 BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
 
@@ -34,7 +37,7 @@ class DataArguments:
 
     dataset_name: list[str] | None = helped(
         None,
-        "A dataset on the Hub, a local folder of images, parquet or tar files, or one file; several are mixed.",
+        "A dataset on the Hub, a local folder of images, parquet, tar or zip files, or one file; several are mixed.",
         nargs="+",
     )
     dataset_config_name: str | None = helped(None, "Configuration of the dataset on the Hub.")
@@ -153,6 +156,7 @@ class DataArguments:
             retries=self.read_retries,
             train=train,
             needs=self.needs,
+            image_column=self.image_column_name,
             revision=self.dataset_revision,
             token=token,
         )
@@ -170,6 +174,9 @@ class DataArguments:
         column = None
         if getattr(dataset, "columns", None) is None:  # those of a mix are chosen already
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
+            others = [name for name, kind in dataset.features.items() if isinstance(kind, Image) and name != column]
+            beside = f"; other columns of images: {', '.join(others)}" if others else ""
+            logger.info("%s images from column %r%s", f"{len(dataset):,}", column, beside)
         source = self.source(dataset)
         return ImageSamples(
             source, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio

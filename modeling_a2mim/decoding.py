@@ -22,7 +22,14 @@ except ImportError:  # there are platforms without it; the pixels are the same
     simplejpeg = None
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")  # EPS would run a program
+# HEIF and JXL are those of `PLUGINS`, where they are installed. EPS would run a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
+# Rare, and some begin with nothing that tells them from noise: tried where the file's name ends in their suffix.
+NAMED_FORMATS = ("TGA", "PCX", "DIB", "SGI", "SUN", "PSD", "ICO", "DDS", "QOI", "FITS")
+PLUGINS = {  # distributions that teach Pillow a format, and how its files are called
+    "pillow-heif": (".heic", ".heif", ".hif", ".heics", ".heifs"),
+    "pillow-jxl-plugin": (".jxl",),
+}
 JPEGS = ("JPEG", "MPO")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # How an image is stored: with rows and columns swapped, flipped from left to right, flipped from top to bottom.
@@ -78,7 +85,27 @@ def _codec(action: str) -> Iterator[None]:
 @functools.cache
 def _formats() -> list[str]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        import pillow_jxl  # noqa: F401 - registers itself
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+@functools.cache
+def image_suffixes() -> dict[str, str]:
+    """What the names of files end in that `open_image` decodes (lower case, with the dot), and their formats. Those of
+    `PLUGINS` are among them where the plugin is installed."""
+    known = {*_formats(), *NAMED_FORMATS}
+    registered = {suffix: name for suffix, name in Image.registered_extensions().items() if name in known}
+    return {**registered, ".jif": "JPEG", ".mpo": "JPEG"}
+
+
+def is_image_file(name: str) -> bool:
+    """Whether the name of a file says that `open_image` decodes it."""
+    return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -90,11 +117,14 @@ def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
         max_pixels: larger images are refused before anything is decoded.
 
     Raises:
-        BrokenImage: if there is no image, if it is too large, or in none of `FORMATS`.
+        BrokenImage: if there is no image, if it is too large, or in none of `FORMATS` (nor in that of `NAMED_FORMATS`
+            that its path names).
         OSError: if the file cannot be read.
     """
+    path = value
     if isinstance(value, dict):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        path = value.get("path")
+        value = path if value.get("bytes") is None else value["bytes"]
     if value is None:
         raise BrokenImage("a sample holds no image")
     if isinstance(value, Image.Image):
@@ -104,9 +134,12 @@ def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
     data = Path(value).read_bytes() if isinstance(value, str | os.PathLike) else value
     if not data:
         raise BrokenImage("an empty file")
-    stream = io.BytesIO(data)
+    stream, formats = io.BytesIO(data), _formats()
+    if isinstance(path, str | os.PathLike):
+        named = image_suffixes().get(os.path.splitext(path)[1].lower())
+        formats = [*formats, named] if named in NAMED_FORMATS else formats
     with _codec("opening"):
-        image = Image.open(stream, formats=_formats())
+        image = Image.open(stream, formats=formats)
     pixels = image.width * image.height
     if not 0 < pixels <= max_pixels:
         raise BrokenImage(f"{image.width} x {image.height} pixels; expected 1 to {max_pixels} (max_pixels)")

@@ -3,14 +3,15 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from .sources import IMAGE_FILES
+from .data_files import split_files
+from .decoding import is_image_file
+from .formats import METADATA
 
 
 logger = logging.getLogger("a2mim")
 
-METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 # Where file servers and operating systems keep thumbnails and what was deleted. Hidden folders are left out as well.
 SYSTEM_FOLDERS = {
     *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
@@ -42,10 +43,6 @@ class LeftOut:
             logger.warning("%s: %s %s, such as %s", self.root, f"{count:,}", reason, os.path.relpath(path, self.root))
 
 
-def is_image_file(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_FILES
-
-
 def is_system(name: str) -> bool:
     """Whether a folder is hidden, or none of the user's."""
     return name.startswith((".", "__")) or name.lower() in SYSTEM_FOLDERS
@@ -70,16 +67,22 @@ def split_kinds(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def count_images(folder: str) -> int:
-    return sum(is_image_file(name) for _, _, files in os.walk(folder) for name in files)
+def count_files(folder: str, wanted: Callable[[str], bool]) -> int:
+    return sum(wanted(name) for _, _, files in os.walk(folder) for name in files)
 
 
-def walk(root: str, left_out: LeftOut, excluded: dict[str, str] | None = None, train: bool = True) -> Iterator[str]:
+def walk(
+    root: str,
+    left_out: LeftOut,
+    excluded: dict[str, str] | None = None,
+    train: bool = True,
+    wanted: Callable[[str], bool] = is_image_file,
+) -> Iterator[str]:
     """Files below a folder in order, but for hidden ones, system folders, links that lead nowhere, and folders that
     links repeat.
 
     Args:
-        left_out: counts the images among what is left out.
+        left_out: counts what is left out, of files only those that are `wanted` by their names.
         excluded: paths of folders to leave out, and why; splits of the other kind that are found on the way are added.
         train: whether images for evaluation are left out, or those for training.
     """
@@ -104,9 +107,9 @@ def walk(root: str, left_out: LeftOut, excluded: dict[str, str] | None = None, t
         for name in sorted(folders):
             path = os.path.join(folder, name)
             if is_system(name):
-                left_out.add("images in hidden and system folders are left out", path, count_images(path))
+                left_out.add("files in hidden and system folders are left out", path, count_files(path, wanted))
             elif path in excluded:
-                left_out.add(excluded[path], path, count_images(path))
+                left_out.add(excluded[path], path, count_files(path, wanted))
             else:
                 kept.append(name)
         folders[:] = kept
@@ -115,7 +118,7 @@ def walk(root: str, left_out: LeftOut, excluded: dict[str, str] | None = None, t
             if os.path.islink(path) and not os.path.exists(path):
                 left_out.add("links lead nowhere", path)
             elif name.startswith("."):
-                left_out.add("images in hidden files are left out", path, is_image_file(name))
+                left_out.add("hidden files are left out", path, wanted(name))
             else:
                 yield path
 
@@ -128,32 +131,37 @@ def paired_splits(names: Iterable[str]) -> dict[str, str]:
 
 def other_split(kind: str) -> str:
     if kind == "train":
-        return "images are for training, as the name of their folder says, and left out of the evaluation"
-    return f"images are for {kind}, as the name of their folder says, and left out"
+        return "files are for training, as the name of their folder says, and left out of the evaluation"
+    return f"files are for {kind}, as the name of their folder says, and left out"
 
 
 class ImageFolder:
-    """The images of a folder that are for training, or for evaluation, and the classes that their folders name.
+    """The images of a folder (or shards of them) that are for training, or for evaluation, and the classes that their
+    folders name.
 
     Args:
         root: the folder.
         train: leave out what is for evaluation, else what is for training.
+        wanted: whether a file is of interest, by its name.
 
     Raises:
         ValueError: naming the folder, if it holds nothing of that kind, or a folder that may be a split or a class.
     """
 
-    def __init__(self, root: str, train: bool = True):
-        self.root, self.train = root.rstrip(os.sep) or os.sep, train
+    def __init__(self, root: str, train: bool = True, wanted: Callable[[str], bool] = is_image_file):
+        self.root, self.train, self.wanted = root.rstrip(os.sep) or os.sep, train, wanted
         self.left_out = LeftOut(self.root)
         self.metadata: list[str] = []  # known when all files were listed
         names = [name for name in _inside(self.root)[0] if not is_system(name)]
-        held = {name: any(map(is_image_file, walk(self._path(name), LeftOut(self.root)))) for name in names}
+        held = {name: self._holds(name) for name in names}
         self.empty = [name for name, some in held.items() if not some]
         self.splits, self.excluded = self._find_splits([name for name in names if held[name]])
 
     def _path(self, name: str) -> str:
         return os.path.join(self.root, name)
+
+    def _holds(self, name: str) -> bool:
+        return any(self.wanted(os.path.basename(file)) for file in walk(self._path(name), LeftOut(self.root)))
 
     def _find_splits(self, folders: list[str]) -> tuple[Collection[str], dict[str, str]]:
         """The folders that are a split to be used, empty if there are no splits, and those to leave out."""
@@ -165,7 +173,7 @@ class ImageFolder:
         theirs = [name for name, kind in kinds.items() if kind not in wanted]
         others = [name for name in folders if name not in kinds]
         excluded = {self._path(name): other_split(kinds[name]) for name in theirs}
-        loose = any(map(is_image_file, _inside(self.root)[1]))
+        loose = any(map(self.wanted, _inside(self.root)[1]))
         use = "training" if self.train else "evaluation"
         if own and theirs and others:
             raise ValueError(
@@ -195,11 +203,11 @@ class ImageFolder:
 
     def files(self) -> Iterator[str]:
         """The files in order. Those of metadata are kept in `metadata`."""
-        for file in walk(self.root, self.left_out, self.excluded, self.train):
+        for file in walk(self.root, self.left_out, self.excluded, self.train, self.wanted):
             if os.path.basename(file) in METADATA:
                 self.metadata.append(file)
             elif self.splits and self._parts(file)[0] not in self.splits:
-                self.left_out.add("images beside the splits are left out", file, is_image_file(file))
+                self.left_out.add("files beside the splits are left out", file, self.wanted(os.path.basename(file)))
             else:
                 yield file
 
@@ -222,3 +230,25 @@ def _inside(folder: str) -> tuple[list[str], list[str]]:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def for_use(root: str, files: Sequence[str], train: bool) -> list[str]:
+    """The shards of a folder that are for training, or for evaluation, by the names of folders and of files. Those of
+    the other kind are logged.
+
+    Raises:
+        ValueError: as `ImageFolder`.
+    """
+    names = {os.path.basename(file) for file in files}
+    folder = ImageFolder(root, train, names.__contains__)
+    kept = sorted(set(files).intersection(folder.files()))
+    splits = split_files(folder.root, kept)
+    if "train" in splits and len(splits) > 1:
+        own = {"train"} if train else {"validation"} & splits.keys() or splits.keys() - {"train"}
+        for split in splits.keys() - own:
+            folder.left_out.add(
+                f"files are for {split}, as their names say, and left out", splits[split][0], len(splits[split])
+            )
+            kept = [file for file in kept if file not in splits[split] or any(file in splits[s] for s in own)]
+    folder.left_out.say()
+    return kept

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 from datasets import Dataset
 
-from .image_folders import FIRST_FOLDER, LAST_FOLDER, METADATA
+from .formats import METADATA
+from .image_folders import FIRST_FOLDER, LAST_FOLDER
 from .sources import DatasetSource, RowSource
 
 

@@ -1,27 +1,35 @@
 """Where images come from: what the user names, found through `datasets`, as a prepared dataset or as a stream."""
 
+import glob
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
-from .image_folders import FIRST_FOLDER, LAST_FOLDER, METADATA, ImageFolder, LeftOut
+from .columns import USUAL, choose_images, image_candidates
+from .data_files import split_files
+from .decoding import is_image_file
+from .formats import FORMATS, IMAGES, METADATA, Census, expected, format_of
+from .hub_files import hub_census
+from .image_folders import FIRST_FOLDER, LAST_FOLDER, ImageFolder, LeftOut, for_use, walk
 from .metadata_files import MetadataError, rows_of
 from .named_splits import check_splits
-from .sources import IMAGE_FILES, LISTED, DatasetSource, ParquetSource, RowSource, TarSource, is_remote
+from .opening import BUILDERS, open_files
+from .sources import LISTED, DatasetSource, ParquetSource, RowSource, is_remote
 
-
-SAMPLE = Path(__file__).resolve().parent.parent / "data"
-FILE_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 
 logger = logging.getLogger("a2mim")
+
+SAMPLE = Path(__file__).resolve().parent.parent / "data"
+SIGNS = ("*", "?", "[", "]", "{", "}", "::")  # of patterns and chained URLs
 
 
 def load_images(
@@ -32,6 +40,7 @@ def load_images(
     streaming: bool = False,
     every_file: bool = False,
     retries: int = 5,
+    image_column: str | None = None,
     train: bool = True,
     needs: str = "columns",
     **hub_kwargs,
@@ -39,14 +48,15 @@ def load_images(
     """One split of a dataset with images.
 
     Args:
-        source: a folder of images (nested or not), of parquet or of WebDataset files, or saved by `save_to_disk`; one
-            such file, a pattern (`shards/*.tar`) or URL of such files; the id of a dataset on the Hub; `None` for the
-            bundled sample.
+        source: a folder of images (nested or not) or of files of one of `formats.FORMATS`, or saved by `save_to_disk`;
+            one such file, a pattern (`shards/*.tar`) or URL of such files; the id of a dataset on the Hub; `None` for
+            the bundled sample. What is there as a file or folder is that, whatever signs are in its name.
         split: the name of the split.
         config_name: configuration of a Hub dataset.
         streaming: read on the fly instead of preparing the whole dataset first.
         every_file: take all files of a folder, rather than those whose names say `split`.
         retries: further attempts to read what cannot be read, while streaming.
+        image_column: the column of the images, for formats in which rows depend on it; found if not given.
         train: with `every_file`, leave out the images that the names of their folders say are for evaluation; else
             those for training.
         needs: what the images are read for: `images` alone, which no bad metadata file stands in the way of, with
@@ -60,33 +70,49 @@ def load_images(
         source = SAMPLE
         if not any(SAMPLE.glob("*.parquet")):
             raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), local_path(source)
     builder, options = text, {}
-    pattern = is_remote(text) or any(sign in text for sign in "*?[")
-    if pattern or path.is_file():
-        suffix = Path(text).suffix
-        if suffix not in FILE_BUILDERS:
-            raise ValueError(f"{source}: expected a folder or a file ending in {', '.join(FILE_BUILDERS)}")
-        builder, options = FILE_BUILDERS[suffix], {"data_files": {split: text if pattern else str(path)}}
-    elif path.is_dir():
+    opened = {"streaming": streaming, "retries": retries, "image_column": image_column, "first_folder": every_file}
+    opened["token"] = hub_kwargs.get("token")
+    if path.is_file():
+        return open_files(one_format([text]), str(path), [str(path)], split, **opened)
+    if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return load_saved(path, split, streaming)
-        suffix = next((s for s in _suffixes(path) if s in IMAGE_FILES or s in FILE_BUILDERS), None)
-        if suffix is None:
-            raise ValueError(f"{path}: no images found; expected {', '.join(sorted(IMAGE_FILES))} or .parquet")
-        builder = str(path)
-        if every_file and suffix in FILE_BUILDERS:
-            builder, options = FILE_BUILDERS[suffix], {"data_files": {split: str(path / f"**/*{suffix}")}}
-        elif every_file:
+        kind, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path))
+        if every_file and kind != IMAGES:
+            return open_files(kind, str(path), for_use(str(path), files, train), split, **opened)
+        if every_file:
             dataset = load_folder(str(path), train, needs)
             return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
+        if not has_card(path) and kind != IMAGES:
+            return open_files(kind, str(path), files_of_split(str(path), split, files), split, **opened)
+        if not has_card(path):
+            dataset = load_split(os.path.abspath(path), split, needs)
+            if streaming:
+                return DatasetSource(dataset, str(path), retries=retries)
+            # Its fingerprint becomes that of a prepared dataset, which checkpoints of such runs hold.
+            return dataset.select_columns(dataset.column_names)
+        builder = str(path)  # the card says which files, and what is in them
+        if signs := [sign for sign in SIGNS if sign in builder]:
+            raise ValueError(
+                f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
+            )
+    elif is_remote(text):
+        builder, options = BUILDERS[one_format([text])], {"data_files": {split: text}}
+    elif any(sign in text for sign in "*?["):
+        files = sorted(file for file in glob.glob(os.path.expanduser(text), recursive=True) if os.path.isfile(file))
+        if not files:
+            raise ValueError(f"{source}: no such file")
+        if (kind := one_format(files)) != IMAGES:
+            return open_files(kind, text, files, split, **opened)
+        dataset = list_images(files, text)
+        return DatasetSource(dataset, text, retries=retries) if streaming else dataset
     else:
         check_may_be_id(text)
     try:
-        if path.is_dir() and not every_file:
-            dataset = load_split(str(path), split, config_name, needs)
-            if dataset is not None:
-                return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
+        if not path.is_dir():
+            return open_remote(text, builder, split, config_name, opened, needs=needs, **options, **hub_kwargs)
         if streaming:
             return open_stream(text, builder, split, config_name, retries, needs=needs, **options, **hub_kwargs)
         return datasets.load_dataset(builder, config_name, split=split, **options, **hub_kwargs)
@@ -94,6 +120,93 @@ def load_images(
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"{source}: no such file: {error}") from error
+
+
+def local_path(source: str | os.PathLike) -> Path:
+    """The path that the user means; absolute where `datasets` would take it for a URL."""
+    path = Path(source) if os.path.exists(source) else Path(os.path.expanduser(source))
+    return path.absolute() if is_remote(str(path)) and path.exists() else path
+
+
+def one_format(files: Sequence[str]) -> str:
+    """The format of all these files.
+
+    Raises:
+        ValueError: naming a file of none, or of another than the first one.
+    """
+    kinds = [format_of(file) for file in files]
+    for file, kind in zip(files, kinds, strict=True):
+        if kind is None or (kind == IMAGES and len(files) == 1):
+            raise ValueError(f"{file}: expected a folder or a file ending in {', '.join(FORMATS)}")
+        if kind != kinds[0]:
+            raise ValueError(f"{file}: is of another format ({kind}) than {files[0]} ({kinds[0]}); name one of them")
+    return kinds[0]
+
+
+def files_of_split(root: str, split: str, files: Sequence[str]) -> list[str]:
+    """The files of a split (see `split_files`). Those of none are logged.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    found = split_files(root, files)
+    if split not in found:
+        raise ValueError(f"{root}: no split {split!r}; there are {', '.join(found)}")
+    if rest := sorted(set(files).difference(*found.values())):
+        splits = ", ".join(f"{name} ({len(own)} file{'s'[: len(own) != 1]})" for name, own in found.items())
+        logger.warning(
+            "%s: %d file(s) left out, such as %s, as their names say no split beside those that do: %s; --train_dir "
+            "takes all",
+            root,
+            len(rest),
+            rest[0][len(root) :].lstrip("/"),
+            splits,
+        )
+    return found[split]
+
+
+def has_card(path: Path) -> bool:
+    """Whether the card of a dataset says which files are its data, or what is in them."""
+    card = path / "README.md"
+    data = DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
+    return (path / ".huggingface.yaml").exists() or not {"configs", "dataset_info"}.isdisjoint(data)
+
+
+def open_remote(
+    name: str,
+    builder: str,
+    split: str,
+    config_name: str | None,
+    opened: dict,
+    data_files: dict | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    needs: str = "columns",
+) -> Dataset | RowSource:
+    """A dataset on the Hub, or files by their URL: the format that holds the most images, where the card does not say;
+    else as `datasets` finds them. `opened` are arguments of `open_files`.
+
+    Raises:
+        ValueError: if there is no such split.
+    """
+    options = {"token": token} if token else {}
+    if data_files is None and config_name is None and (known := hub_census(name, revision, token)):
+        root, census = known
+        kind, files = census.choose(root, options)
+        if kind != IMAGES:
+            return open_files(kind, name, files_of_split(root, split, files), split, **opened)
+    found = datasets.load_dataset_builder(builder, config_name, data_files=data_files, token=token, revision=revision)
+    files = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
+    if files.get(split):
+        theirs = type(found).__module__.rsplit(".", 1)[-1]
+        kind = next((ours for ours, name_of_builder in BUILDERS.items() if name_of_builder == theirs), None)
+        zips = [file for file in files[split] if format_of(file) == "zip"]
+        if kind in ("tar", "csv", "json") or zips:
+            return open_files(*(("zip", name, zips) if zips else (kind, name, files[split])), split, **opened)
+    arguments = {"data_files": data_files, "token": token, "revision": revision}
+    if opened["streaming"]:
+        return open_stream(name, builder, split, config_name, opened["retries"], needs=needs, **arguments)
+    return datasets.load_dataset(builder, config_name, split=split, **arguments)
 
 
 def check_may_be_id(source: str):
@@ -130,25 +243,27 @@ def load_folder(root: str, train: bool, needs: str) -> Dataset:
     return dataset
 
 
-def load_split(root: str, split: str, config_name: str | None, needs: str) -> Dataset | None:
-    """A split of a folder of images that has metadata files, as `datasets` finds it; `None` without such files.
+def load_split(root: str, split: str, needs: str) -> Dataset:
+    """A split of a folder of images, by the names of files and folders as `datasets` reads them.
 
     Raises:
         ValueError: naming what is wrong with the folder, its splits or its metadata.
     """
-    found = datasets.load_dataset_builder(root, config_name)
-    files = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
-    kind = type(found).__module__.rsplit(".", 1)[-1]
     left_out = LeftOut(root)
-    check_splits(root, split, files, kind, left_out)
-    images = {name: [f for f in own if Path(f).suffix.lower() in IMAGE_FILES] for name, own in files.items()}
-    metadata = [file for file in files[split] if os.path.basename(file) in METADATA]
-    rows = None
-    if kind == "imagefolder" and images[split] and metadata:
-        rows = with_metadata(metadata, images[split], left_out, needs)
-        rows = list_split(images, split, root) if rows is None else rows
+    files = [file for file in walk(root, left_out) if is_image_file(file) or os.path.basename(file) in METADATA]
+    images = [file for file in files if is_image_file(file)]
+    splits = split_files(root, images)
+    check_splits(root, split, splits, images, left_out)
+    rows, all_metadata = None, set(files).difference(images)
+    metadata = sorted(all_metadata.intersection(split_files(root, files)[split]))
+    if metadata:
+        rows = with_metadata(metadata, splits[split], left_out, needs)
+    elif all_metadata:
+        left_out.add(
+            "metadata files lie in no folder of the split and are left out", min(all_metadata), len(all_metadata)
+        )
     left_out.say()
-    return rows
+    return list_split(splits, split, root) if rows is None else rows
 
 
 def with_metadata(
@@ -211,12 +326,10 @@ def open_stream(
     kind = type(found).__module__.rsplit(".", 1)[-1]
     if kind == "parquet":
         return ParquetSource(name, files[split], found.info.features, options, retries)
-    if kind == "webdataset":
-        return TarSource(name, files[split], options, retries)
     if kind == "arrow" and not any(map(is_remote, files[split])):
         saved = datasets.concatenate_datasets([Dataset.from_file(file) for file in files[split]])
         return DatasetSource(saved, name, retries=retries)
-    images = {key: [f for f in own if Path(f).suffix.lower() in IMAGE_FILES] for key, own in files.items()}
+    images = {key: [f for f in own if is_image_file(f)] for key, own in files.items()}
     if kind == "imagefolder" and images[split]:
         rows, left_out = None, LeftOut(name)
         if metadata := [file for file in files[split] if file.rsplit("/", 1)[-1] in METADATA]:
@@ -270,7 +383,7 @@ def list_images(
         part.clear()
 
     for file in tqdm(files, desc="listing images", unit=" files", delay=3):
-        if Path(file).suffix.lower() not in IMAGE_FILES:
+        if not is_image_file(file):
             continue
         try:
             file.encode()
@@ -282,7 +395,7 @@ def list_images(
     keep()
     paths = pa.chunked_array(chunks, pa.string())
     if not len(paths):
-        raise ValueError(f"{name}: no images found; expected {', '.join(sorted(IMAGE_FILES))}")
+        raise ValueError(f"{name}: no images found; expected {expected()}")
     empty = pa.nulls(len(paths), pa.binary())
     columns, types = {"image": pa.StructArray.from_arrays([empty, paths.combine_chunks()], ["bytes", "path"])}, {}
     types["image"] = Image()
@@ -298,29 +411,9 @@ def list_images(
     return Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{LISTED}{checksum:08x}")
 
 
-def _files(path: Path) -> Iterator[str]:
-    """Files below `path` in order, hidden ones and links that lead nowhere left out, folders that links repeat too."""
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link into a folder above it would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            file = os.path.join(folder, name)
-            if not os.path.islink(file) or os.path.exists(file):
-                yield file
-
-
-def _suffixes(path: Path) -> Iterator[str]:
-    return (Path(file).suffix.lower() for file in _files(path))
-
-
 def find_validation_split(source: str | None = None, config_name: str | None = None) -> str | None:
     """The split of a dataset that is meant for evaluation, if its name says so. `source` as in `load_images`."""
-    path = Path(SAMPLE if source is None else source).expanduser()
+    path = local_path(SAMPLE if source is None else source)
     if path.is_file():
         return None
     if (path / "dataset_dict.json").exists():
@@ -328,10 +421,28 @@ def find_validation_split(source: str | None = None, config_name: str | None = N
     elif (path / "state.json").exists():
         return None
     else:
-        if not path.is_dir():
-            check_may_be_id(str(source))
-        names = datasets.get_dataset_split_names(str(path if path.is_dir() else source), config_name)
+        if path.is_dir() and not has_card(path):
+            _, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=False)
+            names = list(
+                split_files(
+                    str(path), files or [file for file in walk(str(path), LeftOut(str(path))) if is_image_file(file)]
+                )
+            )
+        else:
+            names = split_names(str(path) if path.is_dir() else str(source), config_name)
     return next((name for name in ("validation", "valid", "val", "test") if name in names), None)
+
+
+def split_names(source: str, config_name: str | None) -> list[str]:
+    """The splits of a dataset on the Hub, or of a folder whose card says them."""
+    if not os.path.isdir(source):
+        check_may_be_id(source)
+        if config_name is None and (known := hub_census(source)):
+            root, census = known
+            kind, files = census.choose(root, log=False)
+            if kind != IMAGES:
+                return list(split_files(root, files))
+    return datasets.get_dataset_split_names(source, config_name)
 
 
 def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, field: str) -> str:
@@ -347,12 +458,17 @@ def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, fiel
         if name not in columns:
             raise ValueError(f"{field}: the dataset has no column {name!r}; it has {', '.join(columns)}")
         return name
-    found = next((column for column in columns if isinstance(features[column], kind)), None)
-    usual: Sequence[str] = {
-        Image: ("image", "img", "jpg", "jpeg", "png", "webp"),
-        ClassLabel: ("label", "labels", "cls"),
-    }[kind]
-    found = found or next((column for column in usual if column in columns), None)
+    if kind is Image:
+        of_kind = [column for column in columns if isinstance(features[column], Image)]
+        found = choose_images(of_kind) if of_kind else next((c for c in USUAL if c in columns), None)
+        if found is None and of_kind:
+            raise ValueError(
+                f"{field}: the dataset has several columns of images ({', '.join(image_candidates(of_kind))}); choose "
+                f"one with --{field}"
+            )
+    else:
+        found = next((column for column in columns if isinstance(features[column], kind)), None)
+        found = found or next((column for column in ("label", "labels", "cls") if column in columns), None)
     if found is None:
         wanted = "images" if kind is Image else "class labels"
         raise ValueError(f"{field}: the dataset has no column of {wanted}; its columns are {', '.join(columns)}")

@@ -48,11 +48,12 @@ def _read_one(file: str, token: str | None) -> Dataset:
             if isinstance(feature, Image):
                 stream = stream.cast_column(name, Image(decode=False))
         return Dataset.from_list(list(stream), features=features)
-    except IndexError:
+    except IndexError:  # `datasets` looks at the first row
         raise MetadataError(f"{file} has no rows") from None
-    except Exception as error:  # of pandas, pyarrow and `datasets`, each with classes of its own
+    # Of pandas, pyarrow and `datasets`; what a server answers is no matter of the file.
+    except (ValueError, TypeError, LookupError, NotImplementedError) as error:
         if "must be present as dictionary key" in str(error):
-            raise MetadataError(f"{file} has no column file_name, which says whose the other columns are") from None
+            raise MetadataError(f"{file} has no column file_name that holds names of images") from None
         lines = describe(error).strip().splitlines()
         raise MetadataError(f"{file} cannot be read as metadata of images: {lines[0]}") from error
 
@@ -91,6 +92,9 @@ def rows_of(files: Collection[str], listed: Collection[str], left_out: LeftOut, 
     excluded = tuple(folder + os.sep for folder in excluded)
     for index, row in enumerate(undecoded):
         paths = list(image_paths(row))
+        if not paths:
+            left_out.add(f"rows of {os.path.basename(place)} name no image", place)
+            continue
         away = [path for path in paths if path not in listed]
         if away and not is_remote(place):
             if away[0].startswith(excluded):

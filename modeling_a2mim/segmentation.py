@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from .analysis.reconstruction import to_picture
+from .columns import choose_images
 from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, to_pixels, upright
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
@@ -115,7 +116,13 @@ class SegmentationArguments(DenseArguments):
             raise ValueError(f"label_column_name: column {label!r} holds {dataset.features[label]}, no images")
         image = self.image_column_name
         if image is None:
-            image = next((name for name, is_image in kinds.items() if is_image and name != label), None)
+            others = [name for name, is_image in kinds.items() if is_image and name != label]
+            image = choose_images(others) if others else None
+            if others and image is None:
+                raise ValueError(
+                    f"image_column_name: the dataset has several columns of images beside {label!r} "
+                    f"({', '.join(others)}); choose one with --image_column_name"
+                )
         if image is None or image == label:
             raise ValueError(f"image_column_name: no column of images beside {label!r}; there are {', '.join(kinds)}")
         return find_column(dataset, Image, image, "image_column_name"), label

@@ -9,7 +9,6 @@ import collections
 import copy
 import logging
 import os
-import tarfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import datasets
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import Features, Image, Value
+from datasets import Features, Image
 from tqdm.auto import tqdm
 
 from .decoding import BrokenImage
@@ -27,10 +26,8 @@ from .decoding import BrokenImage
 
 logger = logging.getLogger("a2mim")
 
-IMAGE_FILES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif"}
 LISTED = "files-"  # how the fingerprint of a list of image files begins
 MIXED_UNIT = 100  # rows that are read together of a source that could be read singly, beside others that cannot
-TAR_RUN = (64, 2**24)  # samples, and bytes, of a tar that are read at once
 FIRST_WAIT = 1.0  # seconds before the first retry; each further wait is twice as long
 # A file system that answers so will not change its mind, and one file is not worth a run.
 DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -66,7 +63,8 @@ def describe(error: Exception) -> str:
 
 
 def is_remote(path: str) -> bool:
-    return "://" in path or "::" in path
+    """Whether it is a URL, also one chained by "::" as fsspec's are; names of files may have such signs, too."""
+    return ("://" in path or "::" in path) and not os.path.isabs(path)
 
 
 def relative_name(path: str, folders: Sequence[str]) -> str:
@@ -107,6 +105,7 @@ class RowSource(abc.ABC):
     folders: Sequence[str] = ()
     row_bytes = 0.0
     remote = False  # from another machine: rows may not name files of this one
+    definite: tuple = DEFINITE  # errors of one image's file that no further attempt changes
 
     def __init__(
         self,
@@ -177,8 +176,8 @@ class RowSource(abc.ABC):
             if self.remote and not is_remote(path):
                 return BrokenImage(f"it names a file of this machine, {path}, which is not read for remote data")
             try:
-                data = with_retries(lambda: self._read_file(path), path, self.retries, final=DEFINITE)
-            except DEFINITE as error:
+                data = with_retries(lambda: self._read_file(path), path, self.retries, final=self.definite)
+            except self.definite as error:
                 return BrokenImage(describe(error))
             return {"bytes": data, "path": path}
         return value
@@ -343,107 +342,6 @@ class ParquetSource(ShardedSource):
         return f"row {place} of {relative_name(self.files[file], [self.name])}, row group {group}"
 
 
-class TarSource(ShardedSource):
-    """WebDataset tars: the files whose names are equal up to the first dot of the last part make up a sample. The tars
-    are listed once, which for local ones reads only headers. A unit is a run of consecutive samples.
-
-    Args:
-        files: paths or URLs of uncompressed tars.
-
-    Raises:
-        ReadError: naming a shard that cannot be listed.
-        ValueError: if there is no image in any of them.
-    """
-
-    def __init__(self, name: str, files: Sequence[str], storage_options: dict | None = None, retries: int = 5):
-        self.files, self.storage_options = list(files), storage_options or {}
-        listings = map_shards(self._list, self.files, retries)
-        columns = list(dict.fromkeys(column for members in listings for column in members))
-        image = next(filter(is_image, columns), None)
-        if image is None:
-            raise ValueError(f"{name}: no images in its {len(files)} tar files")
-        others = {c: Value("int64" if c == "cls" else "binary") for c in columns if not is_image(c)}
-        self.shards = [self._with_image(*listing, image, others) for listing in zip(self.files, listings, strict=True)]
-        self.runs = [(i, *run) for i, shard in enumerate(self.shards) for run in runs(shard[image])]
-        sizes = [last - first for _, first, last in self.runs]
-        super().__init__(name, Features({image: Image(), **others}), sizes, self.storage_options, retries)
-        self.row_bytes = sum(int(shard[image][:, 1].sum()) for shard in self.shards) / max(1, len(self))
-
-    def _with_image(self, path: str, members: dict, image: str, others: dict) -> dict[str, np.ndarray]:
-        """The samples that have an image, which has one column whatever its file ends in."""
-        empty = np.full((len(next(iter(members.values()), ())), 2), (-1, 0), dtype=np.int64)
-        pictures = empty
-        for column in filter(is_image, members):
-            pictures = np.where(pictures[:, :1] < 0, members[column], pictures)
-        good = pictures[:, 0] >= 0
-        if not good.all():
-            logger.warning("%s: %d of its samples hold no image", path, int((~good).sum()))
-        return {image: pictures[good], **{c: members.get(c, empty)[good] for c in others}}
-
-    def _list(self, path: str) -> dict[str, np.ndarray]:
-        """(samples, 2): offset and size of the files of each column, offset -1 where a sample has none."""
-        found: dict[str, list] = {}
-        count, current = 0, None
-        with open_file(path, self.storage_options) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # which would hold the whole listing
-                folder, _, base = member.name.rpartition("/")
-                stem, dot, column = base.partition(".")
-                if not member.isreg() or member.issparse() or not dot or not stem:
-                    continue
-                if current != (folder, stem):
-                    current, count = (folder, stem), count + 1
-                entries = found.setdefault(column.lower(), [])
-                entries.extend([(-1, 0)] * (count - 1 - len(entries)))
-                if len(entries) == count:
-                    raise ValueError(f"two files of one sample are called {member.name}")
-                entries.append((member.offset_data, member.size))
-            # tarfile takes a damaged header, or none, for the end; the true one is a block of zeros.
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ValueError(f"truncated or damaged at byte {archive.offset}")
-        for entries in found.values():
-            entries.extend([(-1, 0)] * (count - len(entries)))
-        return {column: np.asarray(entries, dtype=np.int64) for column, entries in found.items()}
-
-    def _read_unit(self, unit):
-        index, first, last = self.runs[unit]
-        wanted = [self.shards[index][c][first:last] for c in self.columns if c]
-        start = min(int(places[places[:, 0] >= 0, 0].min(initial=2**62)) for places in wanted)
-        stop = max(int(places.sum(1).max(initial=0)) for places in wanted)
-        with open_file(self.files[index], self.storage_options) as file:
-            file.seek(start)
-            data = file.read(stop - start)
-        if len(data) != stop - start:
-            raise EOFError(f"{len(data)} bytes instead of {stop - start}")
-        return start, data, wanted
-
-    def _row(self, opened, place):
-        start, data, wanted = opened
-        cells = []
-        for places in wanted:
-            offset, size = places[place].tolist()
-            cells.append(data[offset - start : offset - start + size] if offset >= 0 else None)
-        label = None
-        if len(cells) == 2 and cells[1] is not None:
-            label = int(cells[1]) if self.columns[1] == "cls" else cells[1].decode()
-        return self._image(cells[0]), label
-
-    def _describe_unit(self, unit):
-        index, first, last = self.runs[unit]
-        return f"{self.files[index]}, samples {first} to {last - 1}"
-
-    def describe(self, row):
-        [(unit, place)] = self._find([row])
-        index, first, _ = self.runs[unit]
-        return f"sample {first + place} of {self.files[index]}"
-
-    def file_name(self, row):
-        [(unit, place)] = self._find([row])
-        index, first, _ = self.runs[unit]
-        return f"sample {first + place} of {relative_name(self.files[index], [self.name])}"
-
-
 class MixedSource(RowSource):
     """The rows of several sources, one after the other.
 
@@ -516,21 +414,6 @@ class MixedSource(RowSource):
 def cut(rows: int, size: int) -> np.ndarray:
     """So many rows in units of this size, and what is left."""
     return np.array([size] * (rows // size) + [rows % size] * (rows % size > 0), dtype=np.int64)
-
-
-def is_image(column: str) -> bool:
-    return "." + column.rsplit(".", 1)[-1] in IMAGE_FILES
-
-
-def runs(places: np.ndarray) -> list[tuple[int, int]]:
-    """First and last (exclusive) of runs of consecutive samples; `places` are (offset, size) of each."""
-    found, first = [], 0
-    for index in range(1, len(places) + 1):
-        span = places[index - 1].sum() - places[first, 0]
-        if index == len(places) or index - first == TAR_RUN[0] or span > TAR_RUN[1]:
-            found.append((first, index))
-            first = index
-    return found
 
 
 def map_shards(action: Callable, files: Sequence[str], retries: int) -> list:

@@ -52,11 +52,16 @@ def test_sources_that_do_not_work(tmp_path):
         load_images(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.txt").write_text("nothing")
-    with pytest.raises(ValueError, match=r"/empty: no images found; expected \.avif, \.bmp, "):
+    with pytest.raises(
+        ValueError, match=r"/empty: no images found; expected images \(\.jpg, \.png, .*there are 1 \.txt file"
+    ):
         load_images(tmp_path / "empty", every_file=True)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"table\.csv: expected a folder or a file ending in \.parquet"):
+    with pytest.raises(ValueError, match=r"table\.csv: none of its columns \(a, b\) names files of images"):
         load_images(tmp_path / "table.csv")
+    (tmp_path / "one.txt").write_text("a.png")
+    with pytest.raises(ValueError, match=r"one\.txt: expected a folder or a file ending in \.parquet"):
+        load_images(tmp_path / "one.txt")
     with pytest.raises(ValueError, match=r"^nobody/nothing: neither a local folder nor a dataset"):
         load_images("nobody/nothing")
 
@@ -103,8 +108,8 @@ def test_splits_of_streams(folder, tmp_path):
     with pytest.raises(ValueError, match="no split 'train'; there are test"):
         load_images(folder, streaming=True)
     (tmp_path / "lines").mkdir()
-    (tmp_path / "lines" / "a.jsonl").write_text('{"image": "a.png"}\n')
-    with pytest.raises(ValueError, match="no images found"):
+    (tmp_path / "lines" / "a.jsonl").write_text('{"text": "hello"}\n')
+    with pytest.raises(ValueError, match=r"none of its columns \(text\) names files of images"):
         load_images(tmp_path / "lines", streaming=True)
     with pytest.raises(ValueError, match=r"/\*\.parquet: no such file"):
         load_images(str(tmp_path / "*.parquet"), streaming=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_a2mim import sources
+from modeling_a2mim import tars as tars_module
 from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.data_arguments import DataArguments
 from modeling_a2mim.decoding import BrokenImage
@@ -22,10 +23,10 @@ from modeling_a2mim.sources import (
     MixedSource,
     ParquetSource,
     ReadError,
-    TarSource,
     relative_name,
     with_retries,
 )
+from modeling_a2mim.tars import TarSource
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
@@ -128,7 +129,7 @@ def test_tar(tars, tmp_path):
 
 
 def test_runs_of_a_tar_are_bounded(monkeypatch, tars):
-    monkeypatch.setattr(sources, "TAR_RUN", (1000, 5000))
+    monkeypatch.setattr(tars_module, "TAR_RUN", (1000, 5000))
     source = TarSource("tars", [str(tars / "train-0.tar")])
     assert len(source.units) > 5
     check_rows(source, 40)
