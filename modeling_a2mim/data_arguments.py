@@ -319,9 +319,9 @@ class ClassificationArguments(DataArguments):
         feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
             return dataset
-        if isinstance(dataset, DatasetSource):
-            encoded = dataset.dataset.class_encode_column(column)
-            return DatasetSource(encoded, dataset.name, dataset.storage_options, retries=dataset.retries)
+        if isinstance(dataset, DatasetSource) and isinstance(feature, Value) and not feature.dtype.startswith("float"):
+            rows = dataset.dataset.class_encode_column(column)  # all labels are at hand, only images are streamed
+            return DatasetSource(rows, dataset.name, storage_options=dataset.storage_options, retries=dataset.retries)
         if self.streaming and train:
             raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
         if not isinstance(feature, Value) or feature.dtype.startswith("float"):

@@ -1,9 +1,12 @@
 """The files of a folder or repository that make up a split, by their names as `datasets` reads them."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import datasets
 from datasets.data_files import DataFilesDict, DataFilesList, _get_data_files_patterns
 from fsspec.utils import glob_translate
 
@@ -13,8 +16,21 @@ from .sources import is_remote
 def as_data_files(files: dict[str, Sequence[str]]) -> DataFilesDict:
     """Files by split for `datasets`, which would take the signs of patterns in their names for patterns."""
     return DataFilesDict(
-        {split: DataFilesList(list(own), [_origin(file) for file in own]) for split, own in files.items()}
+        {split: DataFilesList([_plain(f) for f in own], [_origin(f) for f in own]) for split, own in files.items()}
     )
+
+
+def _plain(file: str) -> str:
+    """A file under a name that `datasets` does not take for chained URLs: a link in its cache, where need be."""
+    if is_remote(file) or "::" not in os.path.abspath(file):
+        return file
+    key = hashlib.sha256(os.path.abspath(file).encode(errors="surrogateescape")).hexdigest()[:32]
+    link = Path(datasets.config.HF_DATASETS_CACHE, "a2mim_links", key, os.path.basename(file).replace("::", "__"))
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.abspath(file))
+    return str(link)
 
 
 def _origin(file: str) -> tuple[str, ...]:

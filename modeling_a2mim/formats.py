@@ -43,15 +43,15 @@ IGNORED = {"readme.md", "license", "license.txt", "dataset_info.json", "dataset_
 SHOWN = 3  # names in a message
 
 
+def suffix_of(name: str) -> str:
+    """What the name of a file ends in, lower case: `.jpg`, `.tar.gz`."""
+    stem, suffix = os.path.splitext(os.path.basename(name).lower())
+    return os.path.splitext(stem)[1] + suffix if suffix in (".gz", ".bz2", ".xz") and stem.endswith(".tar") else suffix
+
+
 def format_of(name: str) -> str | None:
     """The format of a file by its name: `images`, one of `FORMATS`, or None."""
-    if is_image_file(name):
-        return IMAGES
-    base = os.path.basename(name).lower()
-    suffix = os.path.splitext(base)[1]
-    if suffix in (".gz", ".bz2", ".xz"):
-        suffix = os.path.splitext(base[: -len(suffix)])[1] + suffix
-    return FORMATS.get(suffix)
+    return IMAGES if is_image_file(name) else FORMATS.get(suffix_of(name))
 
 
 def expected() -> str:
@@ -83,7 +83,7 @@ class Census:
                 found.images += 1
             elif kind and base not in METADATA:
                 found.shards.setdefault(kind, []).append(file)
-            suffix = base.lower() if base in METADATA else os.path.splitext(base)[1].lower() or base
+            suffix = base.lower() if base in METADATA else suffix_of(base) or base
             found.counts[suffix] += 1
             names = found.names.setdefault(suffix, [])
             if len(names) < SHOWN:
@@ -105,7 +105,7 @@ class Census:
             kind = format_of(tables[0])  # a table of names all the same, as there are no images beside it
             self.shards[kind], kinds = [file for file in tables if format_of(file) == kind], [kind]
         if not kinds:
-            raise ValueError(f"{name}: no images found; expected {expected()}{self.instead()}")
+            raise ValueError(f"{name}: no images found; expected {expected()}{self.instead(name)}")
         counts = None
         if len(kinds) > 1:
             counts = {kind: count_images(kind, self.shards[kind], storage_options) for kind in kinds if kind != IMAGES}
@@ -140,7 +140,7 @@ class Census:
         said = []
         for group in groups:
             count = sum(self.counts[suffix] for suffix in group)
-            first = [os.path.relpath(file, root) if os.path.isdir(root) else file for file in self.names[group[0]]]
+            first = [f[len(root) :].lstrip("/") if root and f.startswith(root) else f for f in self.names[group[0]]]
             more = ", ..." if count > len(first[:SHOWN]) else ""
             needs = f"; pip install {NEEDS[group[0]]} to read them" if group[0] in NEEDS else ""
             what = "image" if group is images else group[0]
@@ -153,9 +153,9 @@ class Census:
     def _rank(self, suffix: str) -> tuple:
         return suffix not in NEEDS, format_of(f"x{suffix}") is None, -self.counts[suffix]
 
-    def instead(self) -> str:
+    def instead(self, name: str = "") -> str:
         """What there is, to end a message that says what there is not."""
-        return f"; there are {', '.join(self._group(list(self.counts), ''))}" if self.counts else ""
+        return f"; there are {', '.join(self._group(list(self.counts), name))}" if self.counts else ""
 
 
 def _is_metadata(file: str) -> bool:

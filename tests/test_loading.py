@@ -52,9 +52,7 @@ def test_sources_that_do_not_work(tmp_path):
         load_images(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.txt").write_text("nothing")
-    with pytest.raises(
-        ValueError, match=r"/empty: no images found; expected images \(\.jpg, \.png, .*there are 1 \.txt file"
-    ):
+    with pytest.raises(ValueError, match=r"/empty: no images found; expected images .*there are 1 \.txt file"):
         load_images(tmp_path / "empty", every_file=True)
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"table\.csv: none of its columns \(a, b\) names files of images"):
