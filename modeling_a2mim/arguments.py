@@ -19,7 +19,7 @@ from .configuration_a2mim import A2MIMConfig, check_statistics
 from .data_arguments import helped
 from .export import earlier_of, load_encoder, load_into_encoder, read_record
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from .outputs import check_output_dir
+from .outputs import check_apart, check_output_dir
 from .recipes import as_flags, load_recipe
 from .resizing import resized_weights
 from .sources import ReadError
@@ -71,6 +71,7 @@ def parse(
         logger.info("recipe %s: %s", name, " ".join(recipe))
     logger.info("arguments: %s", given_arguments(parser, argv))
     logger.info("%s", args.batch_note)
+    check_apart(args.output_dir, data_args.named(), args.overwrite_output_dir)
     trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
     resume = args.resume_from_checkpoint
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own

@@ -21,6 +21,7 @@ from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
+from .labels import log_labels
 from .probing import LinearProbe
 from .resuming import flags
 from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
@@ -58,6 +59,9 @@ class LabelledImages:
             raise ValueError(
                 f"validation_dir: its classes {data_args.labels(validation)[1]} are not those trained on, {names}"
             )
+        log_labels(train, column, names, "training")
+        if validation is not None:
+            log_labels(validation, data_args.labels(validation)[0], names, "evaluation")
         return cls(train, validation, column, names)
 
     def counts(self, dataset) -> list[int]:

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 from datasets import ClassLabel, Image, Value
@@ -63,6 +64,8 @@ class DataArguments:
         metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
     )
 
+    needs: ClassVar[str] = "columns"  # see `load_images`
+
     def __post_init__(self):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
@@ -114,6 +117,11 @@ class DataArguments:
         named = self.train_dir or self.dataset_name
         return [named] if isinstance(named, str) else list(named or [None])
 
+    def named(self) -> dict[str, list[str | None]]:
+        """Where images come from, by the argument that says so."""
+        field = "dataset_name" if self.train_dir is None else "train_dir"
+        return {field: self.sources, "validation_dir": [self.validation_dir]}
+
     def load(self, train: bool, token: str | None = None) -> datasets.Dataset | RowSource | None:
         """The training split, or the one for evaluation (`None` if there is none).
 
@@ -146,6 +154,8 @@ class DataArguments:
             streaming=self.streaming and train,
             every_file=every_file,
             retries=self.read_retries,
+            train=train,
+            needs=self.needs,
             image_column=self.image_column_name,
             revision=self.dataset_revision,
             token=token,
@@ -198,6 +208,8 @@ class PreTrainingDataArguments(DataArguments):
     )
     grayscale: float = helped(0.0, "Share of images of 3 channels that lose their colour.")
 
+    needs = "images"
+
     def __post_init__(self):
         super().__post_init__()
         if self.holdout is not None and self.holdout < 1:
@@ -239,6 +251,8 @@ class PreTrainingDataArguments(DataArguments):
 @dataclass
 class ClassificationArguments(DataArguments):
     """Where labelled images come from."""
+
+    needs = "labels"
 
     label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
     labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
@@ -290,6 +304,17 @@ class ClassificationArguments(DataArguments):
         dataset = super().load(train, token)
         if dataset is None:
             return None
+        if list(dataset.features) == ["image"]:
+            by_folder = self.train_dir is not None if train else self.validation_dir is not None
+            raise ValueError(
+                "label_column_name: the images have no labels; "
+                + (
+                    "for each class a folder must lie in the one that is named"
+                    if by_folder
+                    else "`datasets` takes the folders of images for classes only where there are two or more and all "
+                    "images lie equally deep; --train_dir takes the first folder below the one that is named"
+                )
+            )
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
         feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
@@ -335,7 +360,10 @@ class ClassificationArguments(DataArguments):
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
         names = list(dataset.features[column].names)
         if len(names) < 2:
-            raise ValueError(f"label_column_name: column {column!r} has fewer than two classes: {names}")
+            raise ValueError(
+                f"label_column_name: column {column!r} has fewer than two classes: {names}; of folders, name the "
+                "one in which those of the classes lie"
+            )
         return column, names
 
 

@@ -4,7 +4,7 @@ import glob
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -19,6 +19,9 @@ from .data_files import split_files
 from .decoding import is_image_file
 from .formats import FORMATS, IMAGES, METADATA, Census, expected, format_of
 from .hub_files import hub_census
+from .image_folders import FIRST_FOLDER, LAST_FOLDER, ImageFolder, LeftOut, for_use, walk
+from .metadata_files import MetadataError, rows_of
+from .named_splits import check_splits
 from .opening import BUILDERS, open_files
 from .sources import LISTED, DatasetSource, ParquetSource, RowSource, is_remote
 
@@ -38,6 +41,8 @@ def load_images(
     every_file: bool = False,
     retries: int = 5,
     image_column: str | None = None,
+    train: bool = True,
+    needs: str = "columns",
     **hub_kwargs,
 ) -> Dataset | RowSource:
     """One split of a dataset with images.
@@ -52,6 +57,10 @@ def load_images(
         every_file: take all files of a folder, rather than those whose names say `split`.
         retries: further attempts to read what cannot be read, while streaming.
         image_column: the column of the images, for formats in which rows depend on it; found if not given.
+        train: with `every_file`, leave out the images that the names of their folders say are for evaluation; else
+            those for training.
+        needs: what the images are read for: `images` alone, which no bad metadata file stands in the way of, with
+            `labels`, without which images are left out where others have some, or with whatever `columns`.
         hub_kwargs: `revision`, `token` of `datasets.load_dataset`.
 
     Raises:
@@ -70,26 +79,25 @@ def load_images(
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return load_saved(path, split, streaming)
-        kind, files = Census.of(_files(path)).choose(str(path))
-        if kind != IMAGES and (every_file or not has_card(path)):
-            files = files if every_file else files_of_split(str(path), split, files)
-            return open_files(kind, str(path), files, split, **opened)
-        builder, signs = str(path), [sign for sign in SIGNS if sign in str(path)]
-        if signs and not every_file and has_card(path):
+        kind, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path))
+        if every_file and kind != IMAGES:
+            return open_files(kind, str(path), for_use(str(path), files, train), split, **opened)
+        if every_file:
+            dataset = load_folder(str(path), train, needs)
+            return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
+        if not has_card(path) and kind != IMAGES:
+            return open_files(kind, str(path), files_of_split(str(path), split, files), split, **opened)
+        if not has_card(path):
+            dataset = load_split(os.path.abspath(path), split, needs)
+            if streaming:
+                return DatasetSource(dataset, str(path), retries=retries)
+            # Its fingerprint becomes that of a prepared dataset, which checkpoints of such runs hold.
+            return dataset.select_columns(dataset.column_names)
+        builder = str(path)  # the card says which files, and what is in them
+        if signs := [sign for sign in SIGNS if sign in builder]:
             raise ValueError(
                 f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
             )
-        if kind != IMAGES:
-            pass  # the card says which files, and what is in them
-        elif signs and not every_file:
-            files = files_of_split(builder, split, [file for file in _files(path) if is_image_file(file)])
-            dataset = list_images(files, builder)
-            return DatasetSource(dataset, builder, retries=retries) if streaming else dataset
-        elif every_file and METADATA.isdisjoint(os.listdir(path)):
-            dataset = list_images(_files(path), str(path))
-            return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
-        elif every_file:
-            builder, options = "imagefolder", {"data_files": {split: glob.escape(str(path)) + "/**"}}
     elif is_remote(text):
         builder, options = BUILDERS[one_format([text])], {"data_files": {split: text}}
     elif any(sign in text for sign in "*?["):
@@ -104,9 +112,9 @@ def load_images(
         check_may_be_id(text)
     try:
         if not path.is_dir():
-            return open_remote(text, builder, split, config_name, opened, **options, **hub_kwargs)
+            return open_remote(text, builder, split, config_name, opened, needs=needs, **options, **hub_kwargs)
         if streaming:
-            return open_stream(text, builder, split, config_name, retries, **options, **hub_kwargs)
+            return open_stream(text, builder, split, config_name, retries, needs=needs, **options, **hub_kwargs)
         return datasets.load_dataset(builder, config_name, split=split, **options, **hub_kwargs)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
@@ -173,6 +181,7 @@ def open_remote(
     data_files: dict | None = None,
     token: str | None = None,
     revision: str | None = None,
+    needs: str = "columns",
 ) -> Dataset | RowSource:
     """A dataset on the Hub, or files by their URL: the format that holds the most images, where the card does not say;
     else as `datasets` finds them. `opened` are arguments of `open_files`.
@@ -196,7 +205,7 @@ def open_remote(
             return open_files(*(("zip", name, zips) if zips else (kind, name, files[split])), split, **opened)
     arguments = {"data_files": data_files, "token": token, "revision": revision}
     if opened["streaming"]:
-        return open_stream(name, builder, split, config_name, opened["retries"], **arguments)
+        return open_stream(name, builder, split, config_name, opened["retries"], needs=needs, **arguments)
     return datasets.load_dataset(builder, config_name, split=split, **arguments)
 
 
@@ -204,6 +213,76 @@ def check_may_be_id(source: str):
     """Raises ValueError, if what is no file or folder cannot be the id of a dataset on the Hub either."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"{source}: no such file or folder")
+
+
+def load_folder(root: str, train: bool, needs: str) -> Dataset:
+    """All images of a folder, with the columns of its metadata files, or labels by the first folder below `root`.
+
+    Args:
+        train, needs: as `load_images`.
+
+    Raises:
+        ValueError: naming what is wrong with the folder or its metadata.
+    """
+    folder = ImageFolder(root, train)
+    dataset = list_images(folder.files(), root, folder.label)
+    if folder.metadata:
+        listed = [image["path"] for image in dataset.data["image"].to_pylist()]
+        rows = with_metadata(folder.metadata, listed, folder.left_out, needs, folder.excluded)
+        dataset = dataset if rows is None else rows
+    elif needs == "labels" and "label" in dataset.features:
+        labelled = np.flatnonzero(dataset.data["label"].is_valid())
+        if len(labelled) < len(dataset):
+            first = dataset.data["image"][int(np.argmin(dataset.data["label"].is_valid()))].as_py()["path"]
+            reason = "images are left out, as they lie in no class folder"
+            folder.left_out.add(reason, first, len(dataset) - len(labelled))
+            dataset = dataset.select(labelled, new_fingerprint=dataset._fingerprint)
+        if folder.empty:
+            logger.warning("%s: folders without images, which are no classes: %s", root, ", ".join(folder.empty))
+    folder.left_out.say()
+    return dataset
+
+
+def load_split(root: str, split: str, needs: str) -> Dataset:
+    """A split of a folder of images, by the names of files and folders as `datasets` reads them.
+
+    Raises:
+        ValueError: naming what is wrong with the folder, its splits or its metadata.
+    """
+    left_out = LeftOut(root)
+    files = [file for file in walk(root, left_out) if is_image_file(file) or os.path.basename(file) in METADATA]
+    images = [file for file in files if is_image_file(file)]
+    splits = split_files(root, images)
+    check_splits(root, split, splits, images, left_out)
+    rows, all_metadata = None, set(files).difference(images)
+    metadata = sorted(all_metadata.intersection(split_files(root, files)[split]))
+    if metadata:
+        rows = with_metadata(metadata, splits[split], left_out, needs)
+    elif all_metadata:
+        left_out.add(
+            "metadata files lie in no folder of the split and are left out", min(all_metadata), len(all_metadata)
+        )
+    left_out.say()
+    return list_split(splits, split, root) if rows is None else rows
+
+
+def with_metadata(
+    files: Sequence[str], images: Sequence[str], left_out: LeftOut, needs: str, excluded=(), token: str | None = None
+) -> Dataset | None:
+    """The rows of metadata files; `None` where they are not imagefolder's and only images are needed, which is said.
+
+    Raises:
+        ValueError: naming the file and what to do.
+    """
+    try:
+        return rows_of(files, images, left_out, excluded, token)
+    except MetadataError as error:
+        if needs == "images":
+            logger.warning("%s; it is not needed here, and ignored: all images are used", error)
+            return None
+        raise ValueError(
+            f"{error}; correct it, or move it out of the folder, without which the names of folders are the labels"
+        ) from error
 
 
 def load_saved(path: Path, split: str, streaming: bool) -> Dataset | RowSource:
@@ -229,6 +308,7 @@ def open_stream(
     data_files: dict | None = None,
     token: str | None = None,
     revision: str | None = None,
+    needs: str = "columns",
 ) -> RowSource:
     """The files that `datasets` finds for a split, read on the fly.
 
@@ -249,23 +329,48 @@ def open_stream(
     if kind == "arrow" and not any(map(is_remote, files[split])):
         saved = datasets.concatenate_datasets([Dataset.from_file(file) for file in files[split]])
         return DatasetSource(saved, name, retries=retries)
-    images = [file for file in files[split] if is_image_file(file)]
-    if kind == "imagefolder" and images:
-        return DatasetSource(list_images(images, name), name, storage_options=options, retries=retries)
+    images = {key: [f for f in own if is_image_file(f)] for key, own in files.items()}
+    if kind == "imagefolder" and images[split]:
+        rows, left_out = None, LeftOut(name)
+        if metadata := [file for file in files[split] if file.rsplit("/", 1)[-1] in METADATA]:
+            rows = with_metadata(metadata, images[split], left_out, needs, token=token)
+            left_out.say()
+        rows = list_split(images, split, name) if rows is None else rows
+        return DatasetSource(rows, name, storage_options=options, retries=retries)
     raise ValueError(
         f"{name}: {kind} files cannot be streamed with exact resume (parquet, WebDataset, image files and local Arrow "
         "files can); leave --streaming out, which prepares them once on the disk"
     )
 
 
-def list_images(files: Iterable[str], name: str) -> Dataset:
-    """A dataset of image files, with a label for each folder that holds some where all lie equally deep, as
-    `imagefolder` does; made without a second copy of the list, for millions of files.
+def list_split(images: dict[str, list[str]], split: str, name: str) -> Dataset:
+    """The images of a split as `imagefolder` lists them: each folder that holds some names a class, where those of
+    all splits lie equally deep."""
+    folders = {os.path.dirname(file) for files in images.values() for file in files}
+    classes = sorted({os.path.basename(folder) for folder in folders})
+    if len(classes) < 2 or len({folder.count("/") for folder in folders}) > 1:
+        return list_images(images[split], name)
+    listed = list_images(images[split], name, lambda file: os.path.basename(os.path.dirname(file)), classes)
+    listed.info.description = LAST_FOLDER
+    return listed
+
+
+def list_images(
+    files: Iterable[str],
+    name: str,
+    label: Callable[[str], str | None] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """A dataset of image files, made without a second copy of the list, for millions of files.
+
+    Args:
+        label: gives the class of a file by its path; `None` for none.
+        classes: all of them; those that occur if not given.
 
     Raises:
         ValueError: if there are none, or a name is no text.
     """
-    chunks, labels, depths, part = [], {}, set(), []
+    chunks, labels, part = [], {}, []
     codes: list[np.ndarray] = []
     root, checksum = len(name) if os.path.isdir(name) else 0, 0
 
@@ -273,10 +378,8 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
         nonlocal checksum
         checksum = zlib.crc32("\n".join(file[root:] for file in part).encode(), checksum)
         chunks.append(pa.array(part, pa.string()))
-        folders = [os.path.dirname(file) for file in part]
-        depths.update(folder.count("/") for folder in folders)
-        names = [os.path.basename(folder) for folder in folders]
-        codes.append(np.array([labels.setdefault(n, len(labels)) for n in names], dtype=np.int32))
+        names = [label(file) if label else None for file in part]
+        codes.append(np.array([-1 if n is None else labels.setdefault(n, len(labels)) for n in names], dtype=np.int64))
         part.clear()
 
     for file in tqdm(files, desc="listing images", unit=" files", delay=3):
@@ -296,29 +399,16 @@ def list_images(files: Iterable[str], name: str) -> Dataset:
     empty = pa.nulls(len(paths), pa.binary())
     columns, types = {"image": pa.StructArray.from_arrays([empty, paths.combine_chunks()], ["bytes", "path"])}, {}
     types["image"] = Image()
-    if len(labels) > 1 and len(depths) == 1:
-        names = sorted(labels)
-        ranks = np.argsort(np.argsort(list(labels)))  # of the names in the order of their codes
-        columns["label"] = pa.array(ranks[np.concatenate(codes)].astype(np.int64))
-        types["label"] = ClassLabel(names=names)
+    if labels:
+        classes = sorted(labels) if classes is None else classes
+        places = {n: place for place, n in enumerate(classes)}
+        ranks = np.array([*(places[n] for n in labels), -1])  # of the names in the order of their codes, and of none
+        ranks = ranks[np.concatenate(codes)]
+        columns["label"] = pa.array(ranks, mask=ranks < 0)
+        types["label"] = ClassLabel(names=list(classes))
     table = pa.table(columns, schema=Features(types).arrow_schema)
-    return Dataset(datasets.table.InMemoryTable(table), fingerprint=f"{LISTED}{checksum:08x}")
-
-
-def _files(path: Path) -> Iterator[str]:
-    """Files below `path` in order, hidden ones and links that lead nowhere left out, folders that links repeat too."""
-    seen = set()
-    for folder, folders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link into a folder above it would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            file = os.path.join(folder, name)
-            if not os.path.islink(file) or os.path.exists(file):
-                yield file
+    info = datasets.DatasetInfo(features=Features(types), description=FIRST_FOLDER if label else "")
+    return Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{LISTED}{checksum:08x}")
 
 
 def find_validation_split(source: str | None = None, config_name: str | None = None) -> str | None:
@@ -332,8 +422,12 @@ def find_validation_split(source: str | None = None, config_name: str | None = N
         return None
     else:
         if path.is_dir() and not has_card(path):
-            _, files = Census.of(_files(path)).choose(str(path), log=False)
-            names = list(split_files(str(path), files or [file for file in _files(path) if is_image_file(file)]))
+            _, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=False)
+            names = list(
+                split_files(
+                    str(path), files or [file for file in walk(str(path), LeftOut(str(path))) if is_image_file(file)]
+                )
+            )
         else:
             names = split_names(str(path) if path.is_dir() else str(source), config_name)
     return next((name for name in ("validation", "valid", "val", "test") if name in names), None)

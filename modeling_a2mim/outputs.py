@@ -73,6 +73,45 @@ def check_output_dir(
             )
 
 
+def check_apart(output_dir: str | os.PathLike, data: dict[str, Collection[str | None]], overwrite: bool = False):
+    """Refuse to write figures where images are read from: the next run, and this one when it resumes, would find them
+    there.
+
+    Args:
+        data: what images are read from, by the argument that names it; what is no local folder is left out.
+        overwrite: `--overwrite_output_dir`, which must not delete the images.
+
+    Raises:
+        ValueError: naming the two folders.
+    """
+    output = Path(output_dir).expanduser().resolve()
+    for field, named in data.items():
+        for name in named:
+            folder = Path(name or "").expanduser()
+            if name is None or not folder.is_dir():
+                continue
+            links = [Path(entry.path) for entry in os.scandir(folder) if _leads(entry)]
+            for place in (folder, *links):
+                if any(_same(place, parent) for parent in (output, *output.parents)):
+                    raise ValueError(
+                        f"output_dir: {output_dir} lies in {place} (--{field}), where the figures that a run writes "
+                        "would become its images; name a folder outside"
+                    )
+            written = [output / RECONSTRUCTIONS, *(_left(output) if overwrite else [])]
+            if inside := next((p for p in written if folder.resolve().is_relative_to(p.resolve())), None):
+                raise ValueError(f"{field}: {name} lies in {inside}, which the run writes or deletes; move the images")
+
+
+def _leads(entry: os.DirEntry) -> bool:
+    """Whether it is a link to a folder."""
+    return entry.is_symlink() and entry.is_dir()
+
+
+def _same(one: Path, two: Path) -> bool:
+    """Whether two paths are one folder, however they are spelled."""
+    return two.exists() and os.path.samefile(one, two)
+
+
 def clear_output_dir(output_dir: str | os.PathLike):
     """Delete what an earlier run wrote to a folder, its checkpoints among it; files that no run writes stay."""
     left = _left(Path(output_dir))
