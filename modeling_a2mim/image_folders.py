@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from .data_files import split_files
 from .decoding import is_image_file
 from .formats import METADATA
+from .sources import is_remote
 
 
 logger = logging.getLogger("a2mim")
@@ -38,9 +39,12 @@ class LeftOut:
         if count:
             self.found.setdefault(reason, [0, path])[0] += count
 
+    def _name(self, path: str) -> str:
+        return path if is_remote(path) else os.path.relpath(path, self.root)
+
     def say(self):
         for reason, (count, path) in self.found.items():
-            logger.warning("%s: %s %s, such as %s", self.root, f"{count:,}", reason, os.path.relpath(path, self.root))
+            logger.warning("%s: %s %s, such as %s", self.root, f"{count:,}", reason, self._name(path))
 
 
 def is_system(name: str) -> bool:
@@ -84,9 +88,9 @@ def walk(
     Args:
         left_out: counts what is left out, of files only those that are `wanted` by their names.
         excluded: paths of folders to leave out, and why; splits of the other kind that are found on the way are added.
+            Without it nothing is left out for its split.
         train: whether images for evaluation are left out, or those for training.
     """
-    excluded = {} if excluded is None else excluded
     seen = set()
 
     def unreadable(error: OSError):
@@ -99,7 +103,7 @@ def walk(
             folders.clear()
             continue
         seen.add(real)
-        if folder != root:
+        if folder != root and excluded is not None:
             for name, kind in paired_splits(folders).items():
                 if (kind == "train") != train:
                     excluded[os.path.join(folder, name)] = other_split(kind)
@@ -108,7 +112,7 @@ def walk(
             path = os.path.join(folder, name)
             if is_system(name):
                 left_out.add("files in hidden and system folders are left out", path, count_files(path, wanted))
-            elif path in excluded:
+            elif excluded and path in excluded:
                 left_out.add(excluded[path], path, count_files(path, wanted))
             else:
                 kept.append(name)

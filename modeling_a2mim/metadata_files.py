@@ -87,8 +87,10 @@ def rows_of(files: Collection[str], listed: Collection[str], left_out: LeftOut, 
     for name, feature in rows.features.items():
         if isinstance(feature, Image):
             undecoded = undecoded.cast_column(name, Image(decode=False))
-    listed, named, kept = set(listed), set(), []
     place = min(files)
+    if not is_remote(place):  # as `read_metadata` gives them
+        listed, excluded = map(os.path.abspath, listed), map(os.path.abspath, excluded)
+    listed, named, kept = set(listed), set(), []
     excluded = tuple(folder + os.sep for folder in excluded)
     for index, row in enumerate(undecoded):
         paths = list(image_paths(row))

@@ -105,6 +105,10 @@ def test_splits_below_the_root(make):
     root = make("a/train/0.png", "a/val/1.png", "b/train/2.png", "b/val/3.png")
     assert both(root, every_file=True)["label"] == [0, 1]
     assert names(root, both(root, every_file=True, train=False)) == ["a/val/1.png", "b/val/3.png"]
+    assert names(root, both(root, split="validation")) == [
+        "a/val/1.png",
+        "b/val/3.png",
+    ]  # `datasets` finds them as well
 
 
 def test_a_folder_called_as_a_split_may_be_a_class(make):
@@ -253,11 +257,27 @@ def test_metadata_of_each_folder(make, caplog):
     assert "training: 2 classes by column label of metadata.jsonl: x 2, y 2" in caplog.text
 
 
-def test_metadata_at_the_root_of_splits(make):
+def test_metadata_at_the_root_of_splits(make, monkeypatch, caplog):
     root = make("train/0.png", "train/1.png", "test/2.png", "test/3.png")
     metadata(root, "file_name,label", "train/0.png,x", "train/1.png,y", "test/2.png,x", "test/3.png,y")
     assert both(root, every_file=True, needs="labels")["label"] == ["x", "y"]
     assert names(root, both(root, every_file=True, train=False)) == ["test/2.png", "test/3.png"]
+    monkeypatch.chdir(root.parent)
+    assert both(Path("images"), every_file=True, train=False)["label"] == ["x", "y"]
+    assert "metadata.csv" not in caplog.text  # nothing is outside of it
+
+
+def test_metadata_on_the_hub(make, hub, caplog):
+    """Streamed, too, the file says which images there are."""
+    root = make("a/0.png", "a/1.png", "b/2.png")
+    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+    hub.put("org/wards", files | {"metadata.csv": b"file_name,label\na/0.png,x\nb/2.png,y\n"}, repo_type="dataset")
+    for streaming in (False, True):
+        assert classes(root, streaming, dataset_name=["org/wards"]) == {"x": 1, "y": 1}
+    assert "1 images are left out, as metadata.csv does not name them, such as " in caplog.text
+    source = load_images("org/wards", streaming=True).select("image", "label")
+    assert [label for _, label in source.read([0, 1])] == ["x", "y"]
+    assert source.read([1])[0][0]["bytes"] == files["b/2.png"]
 
 
 @pytest.mark.parametrize(
