@@ -92,7 +92,7 @@ class Run:
     def terminate(self) -> bool:
         """Whether SIGTERM, sent to all processes, came early enough to stop the run, which has to save what it did."""
         self.signal(signal.SIGTERM)
-        if self.process.wait() == STOPPED:
+        if self.process.wait() in (STOPPED, -signal.SIGTERM):  # the latter after the last step
             return True
         self.finish()
         return False
@@ -111,7 +111,7 @@ def wait_for_moment(run: Run, kind: str, save_steps: int, startup: float, draw: 
         time.sleep(draw.uniform(0, startup))
         return True
     if kind == FINISHING:
-        delay = draw.uniform(0, 1.5)  # it exports, evaluates and exports again
+        delay = draw.uniform(0, 0.7)  # it exports, evaluates and exports again
         if not run.wait_for(last.is_dir):
             return False
         time.sleep(delay)
