@@ -138,13 +138,17 @@ class SegmentationArguments(DenseArguments):
             raise ValueError(f"image_column_name: no column of images beside {label!r}; there are {', '.join(kinds)}")
         return find_column(dataset, Image, image, "image_column_name"), label
 
-    def labels(self, train, validation, column: str, token: str | None = None) -> "Labelled":
+    def labels(
+        self, train, validation, column: str, token: str | None = None, names: list[str] | None = None
+    ) -> "Labelled":
         """Look through all maps of both splits, as far as they are on this machine: the classes, and the images that
         have labels.
 
         Args:
-            train, validation: from `load`; the latter may be `None`.
+            train, validation: from `load`; one of them may be `None`.
             column: of the maps.
+            names: the classes of a segmenter that is there already: those of the maps are told apart by names, and
+                without a file of names, values are their numbers.
 
         Raises:
             ValueError: naming the argument or the file, if there are not two classes, values of no class, or no image
@@ -157,6 +161,10 @@ class SegmentationArguments(DenseArguments):
                 raise ValueError(f"labels_file: fewer than two classes: {', '.join(named.values())}")
             if colours and self.do_reduce_labels:
                 raise ValueError("do_reduce_labels: is for maps of numbers, and --labels_file names colours")
+        elif names is not None:
+            own = [name.removeprefix("class ") for name in names]  # of values, if nobody has named them
+            values = list(map(int, own)) if all(map(str.isdecimal, own)) else range(len(names))
+            named = dict(zip(values, names, strict=True))
         options = {"reduce_labels": self.do_reduce_labels, "colours": colours}
         taken = LabelValues(list((named or {}).values()), list(named or ()), None, **options)
         ignored = ignored_value(self.ignore_index, taken.stored, colours)
@@ -173,6 +181,7 @@ class SegmentationArguments(DenseArguments):
             if self.names_evaluation:
                 raise ValueError(f"validation_split: no image for evaluation has a map in {column!r} with a class")
             logger.warning("the split %s has no maps with classes: there is no evaluation", self.validation_split)
+        labels = labels if names is None else labels.ordered_as(names)
         return Labelled(sources.get(TRAINING), validation, labels)
 
     def _find_labels_file(self, token: str | None) -> Path | None:

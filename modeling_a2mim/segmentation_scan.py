@@ -224,8 +224,7 @@ def choose_labels(
         labels = LabelValues(list(named.values()), list(named), ignore_value, reduce_labels, colours)
     for what, one in found.items():
         _check_values(what, one, labels)
-    if TRAINING in found:
-        _check_classes(TRAINING, found[TRAINING], labels)
+        _check_classes(what, one, labels)
     return labels
 
 
@@ -267,7 +266,7 @@ def _check_values(what: str, found: FoundInMaps, labels: LabelValues):
 
 
 def _check_classes(what: str, found: FoundInMaps, labels: LabelValues):
-    """Raises ValueError, if there are not two classes to tell apart."""
+    """Raises ValueError, or warns of an evaluation, if there are not two classes to tell apart."""
     occurring = [value for value in labels.stored if found.pixels[value]]
     if len(occurring) > 1 or not found.maps:
         return
@@ -276,7 +275,10 @@ def _check_classes(what: str, found: FoundInMaps, labels: LabelValues):
     value = "" if not occurring else f" (value {found.shares(occurring, labels.colours)})"
     words = f"ignored: {found.shares(ignored, labels.colours)}" if ignored else "nothing is ignored"
     hint = "; if that is a class, name it in --labels_file or give --ignore_index none" if ignored else ""
-    raise ValueError(f"labels_file: {what} hold {left}{value}, and there is nothing to tell it from; {words}{hint}")
+    message = f"{what} hold {left}{value}, and there is nothing to tell it from; {words}{hint}"
+    if what == TRAINING:
+        raise ValueError(f"labels_file: {message}")
+    logger.warning("%s", message)
 
 
 def report(found: dict[str, FoundInMaps], labels: LabelValues):

@@ -31,7 +31,7 @@ def coco(names=("cat", "dog"), files=("a.jpg", "b.jpg"), first=10):
     return {"images": images, "annotations": objects, "categories": categories}
 
 
-def files(found):
+def paths(found):
     return [row["image"]["path"] for row in found.cast_column("image", datasets.Image(decode=False))]
 
 
@@ -53,8 +53,8 @@ def test_coco_as_it_is_published(tmp_path):
     splits = annotated_splits(tmp_path)
     assert list(splits) == ["train", "validation"]
     train, validation = (splits[name]() for name in splits)
-    assert files(train) == [str(tmp_path / "train2017" / n) for n in ("a.jpg", "b.jpg")]
-    assert files(validation)[0] == str(tmp_path / "val2017/a.jpg")  # of two of that name
+    assert paths(train) == [str(tmp_path / "train2017" / n) for n in ("a.jpg", "b.jpg")]
+    assert paths(validation)[0] == str(tmp_path / "val2017/a.jpg")  # of two of that name
     assert (train[0]["width"], train[0]["height"]) == (40, 20)
     assert train.features["objects"]["category"].feature.names == ["cat", "dog"]
     one, two = (as_rows(row["objects"])[0] for row in train)
@@ -92,7 +92,7 @@ def test_what_coco_files_lack_is_counted(tmp_path, caplog):
     data["images"].append({**data["images"][0], "file_name": "images/a.jpg"})
     write(tmp_path / "labels.json", data)
     found = annotated_splits(tmp_path)[""]()
-    assert files(found) == [str(tmp_path / "images/a.jpg")]
+    assert paths(found) == [str(tmp_path / "images/a.jpg")]
     boxes = [one["bbox"] for one in as_rows(found[0]["objects"])]
     assert boxes == [[2, 2, 10, 10], [], [], [1, None, 2, 3]]  # what is no box is counted with all other annotations
     told = caplog.text
@@ -138,7 +138,7 @@ def test_yolo(tmp_path, order, caplog):
     splits = annotated_splits(tmp_path)
     assert set(splits) == {"train", "validation"}
     found = splits["train"]()
-    assert [name.rsplit("/", 1)[1] for name in files(found)] == ["a.jpg", "b.png", "c.jpg"]
+    assert [name.rsplit("/", 1)[1] for name in paths(found)] == ["a.jpg", "b.png", "c.jpg"]
     assert found.features["objects"]["category"].feature.names == ["cat", "dog"]
     boxes = [[one["bbox"] for one in as_rows(row["objects"])] for row in found]
     np.testing.assert_allclose(boxes[0], [[10, 6, 20, 8], [2, 2, 10, 10]], atol=1e-9)

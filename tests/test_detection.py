@@ -305,7 +305,7 @@ def test_wrong_arguments(folder, tmp_path):
         (["--id2label", "[1]"], "^id2label: expected a JSON object"),
         (
             ["--id2label", '{"0": "shoe"}'],
-            "^id2label: 27 of 30 .* without a name .*; there is no such class among shoe",
+            "^id2label: 27 of 30 .*; there is no such class among shoe",
         ),
         (["--objects_column_name", "things"], "^objects_column_name: the dataset has no column 'things'"),
     ):

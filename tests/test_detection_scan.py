@@ -204,14 +204,10 @@ def test_classes_are_told_apart_by_names(folder, tmp_path, caplog):
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert list(config["id2label"].values()) == ["cat", "dog", "bird"]
     assert {name for name in metrics if "class" in name} == {"eval_map_class_cat", "eval_map_class_dog"}
-    assert (
-        "training data: 6 objects in 6 images, 0 of which have none; 3 classes: cat (2), dog (2), bird (2)"
-        in caplog.text
-    )
-    assert (
-        "evaluation data: 2 objects in 2 images, 0 of which have none; 3 classes: cat (1), dog (1), bird (0)"
-        in caplog.text
-    )
+    for told in ("training data: 6 objects to use in 6 images", "3 classes: cat (2), dog (2), bird (2)"):
+        assert told in caplog.text
+    for told in ("evaluation data: 2 objects to use in 2 images", "3 classes: cat (1), dog (1), bird (0)"):
+        assert told in caplog.text
     assert "evaluation data: these classes do not occur: bird" in caplog.text
     for flags, message in (
         (["--id2label", '{"0": "x"}'], "^id2label: the annotations in .* name their classes"),
