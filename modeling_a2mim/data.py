@@ -12,6 +12,7 @@ import torch
 from torch.utils import data as torch_data
 
 from .decoding import BrokenImage
+from .epoch_cut import CUT, FIRST_CUT
 from .held_out import spread_rows
 from .order import Layout, MixedOrder, PassOrder, RepeatedOrder, StreamBatches, record
 from .sources import DatasetSource, MixedSource, RowSource
@@ -231,7 +232,8 @@ class TrainingData:
                 f"then, {samples.source.fingerprint} now (images, and a checksum of their files)"
             )
         self.order = samples.order(self.total_batch, record and record["order"]["layouts"])
-        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last)
+        cut = CUT if record is None else record.get("cut", FIRST_CUT)
+        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last, cut)
         self.skipped = SkippedImages(samples.max_skipped_ratio)
         self._position = (0, 0)
         if record is not None:
@@ -281,6 +283,7 @@ class TrainingData:
             "position": list(self._position),
             "total_batch": self.total_batch,
             "order": record(self.order),
+            "cut": self.batches.cut.version,
             "fingerprint": self.samples.source.fingerprint,
             "seen": dict(self.skipped.seen),
             "skipped": dict(self.skipped.skipped),
