@@ -254,6 +254,7 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     lines, evaluation = [], record.get("evaluation")
     if evaluation:
         metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]

@@ -18,6 +18,7 @@ from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
+from .json_files import finite
 from .probing import LinearProbe
 from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
 from .scores import compute_metrics
@@ -235,7 +236,7 @@ def try_corruptions(
         print(f"\n{table}\n")
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "corruptions.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "corruptions.json").write_text(json.dumps(finite(result), indent=1) + "\n")
         (folder / "corruptions.md").write_text(table + "\n")
         example = samples.first(1)[0]["pixel_values"]
         picture = corruption_picture(

@@ -23,6 +23,7 @@ from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
 from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
+from .json_files import finite
 from .metrics import results_table, summarise
 from .outputs import check_output_dir, clear_output_dir
 from .records import hardware, versions
@@ -178,7 +179,7 @@ def report(
             "versions": versions(),
         }
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(args.output_dir, RESULTS).write_text(json.dumps(record, indent=1) + "\n")
+        Path(args.output_dir, RESULTS).write_text(json.dumps(finite(record), indent=1) + "\n")
         Path(args.output_dir, TABLE).write_text(f"{table}\n\nAccuracy {measured_on}.\n")
         folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
         folders = [

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import PACKAGES
+from .json_files import finite
 
 
 RECORD_FILE = "training.json"
@@ -76,9 +77,9 @@ def describe_run(trainer, provenance: dict) -> dict:
             example.png shows), and `earlier` (see `earlier_runs`).
     """
     args, state = trainer.args, trainer.state
-    training = [entry for entry in state.log_history if "loss" in entry]
+    training = [entry for entry in state.log_history if finite(entry.get("loss")) is not None]
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
-    return {
+    record = {
         **provenance,
         "images": dataset_length(trainer.train_dataset),
         "steps": state.global_step,
@@ -103,3 +104,4 @@ def describe_run(trainer, provenance: dict) -> dict:
         "evaluation": evaluation_of(state.log_history, dataset_length(trainer.eval_dataset)),
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
     }
+    return finite(record)
