@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 from transformers import default_data_collator
+from transformers.utils.logging import tqdm
 
 from .probing import layer_features, layer_index
 

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .sources import IMAGE_FILES, LISTED, DatasetSource, ParquetSource, RowSource, TarSource, is_remote
 

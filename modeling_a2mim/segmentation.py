@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 from transformers import (
     SegformerImageProcessor,
     TimmBackboneConfig,
@@ -27,6 +26,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     set_seed,
 )
+from transformers.utils.logging import tqdm
 
 from .analysis.reconstruction import to_picture
 from .data_arguments import helped, hub_id

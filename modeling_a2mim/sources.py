@@ -22,7 +22,7 @@ import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .decoding import BrokenImage
 

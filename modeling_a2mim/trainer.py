@@ -44,12 +44,14 @@ from .checkpoints import (
 )
 from .data import REPORT, ImageSamples, TrainingData, collate
 from .divergence import Diverged, check_weights, likely_causes, persists
+from .endings import writing
 from .export import describe_folder, export_model
 from .hub import push_folder
 from .json_files import finite, save_json
 from .modeling_a2mim import A2MIMForPreTraining
-from .optimization import milestone_schedule, parameter_groups, timm_optimizer
+from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .records import dataset_length, describe_run
+from .trainer_fields import check_loading
 from .transforms import PreTrainTransform
 
 
@@ -132,6 +134,7 @@ class A2MIMTrainer(Trainer):
         samples, args = self.train_dataset, self.args
         if not isinstance(samples, ImageSamples):
             return super().get_train_dataloader()
+        check_loading(args)
         self._data = TrainingData(
             samples,
             self._train_batch_size,
@@ -319,7 +322,11 @@ class A2MIMTrainer(Trainer):
         if self.lr_scheduler is None and self.args.lr_milestones:
             self.lr_scheduler = milestone_schedule(optimizer or self.optimizer, self.args, num_training_steps)
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        found = check_schedule(scheduler, self.args, num_training_steps)
+        for line in found if self.args.should_log else ():
+            logger.warning("%s", line)
+        return scheduler
 
     def parameter_groups(self, model) -> list[dict]:
         """The groups that the optimiser is made with (`optimization.parameter_groups`)."""
@@ -429,7 +436,8 @@ class A2MIMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._aside = str(run_dir / ASIDE)
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(run_dir):
+                super()._save_checkpoint(model, trial)
         finally:
             self._aside = None
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
@@ -439,8 +447,9 @@ class A2MIMTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process has files of its own
         if self.args.should_save:
             folder = run_dir / ASIDE / target.name
-            save_json(asdict(self.state), folder / TRAINER_STATE_NAME)
-            complete(folder, target, self._unwrapped(), data, self.args.save_only_model)
+            with writing(run_dir):
+                save_json(asdict(self.state), folder / TRAINER_STATE_NAME)
+                complete(folder, target, self._unwrapped(), data, self.args.save_only_model)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
@@ -467,7 +476,8 @@ class A2MIMTrainer(Trainer):
         check_weights(self._unwrapped(), self.state.global_step, self._causes())
         self._finish_current_push()  # which reads these files
         if self.args.should_save:
-            self.export(output_dir or self.args.output_dir)
+            with writing(output_dir or self.args.output_dir):
+                self.export(output_dir or self.args.output_dir)
 
     def export(self, folder: str):
         """Write what users load to `folder`; called by the process that saves."""
