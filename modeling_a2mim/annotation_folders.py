@@ -17,11 +17,11 @@ import datasets
 import pyarrow as pa
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
-from .decoding import BrokenImage, open_image, upright_size
-from .loading import FILE_BUILDERS, METADATA
-from .sources import IMAGE_FILES, LISTED, relative_name
+from .decoding import BrokenImage, is_image_file, open_image, upright_size
+from .formats import IMAGES, METADATA, TABLES, format_of
+from .sources import LISTED, relative_name
 
 
 logger = logging.getLogger("a2mim")
@@ -46,12 +46,14 @@ def annotated_splits(folder: Path) -> dict[str, Callable[[], Dataset]] | None:
         ValueError: naming `dataset_name` and the files, if several would be the same split.
     """
     files = [Path(path) for path in _walk(folder)]
-    if any(path.suffix in FILE_BUILDERS for path in files) or METADATA & {path.name for path in files}:
+    if any(format_of(path.name) not in (None, IMAGES, *TABLES) for path in files) or METADATA & {
+        path.name for path in files
+    }:
         return None  # what `datasets` reads
     if coco := [path for path in files if path.suffix == ".json" and _is_coco(path)]:
         instances = [path for path in coco if path.name.startswith("instances")]
         return _by_split(folder, instances or coco, partial(read_coco, folder, files))
-    images = [path for path in files if path.suffix.lower() in IMAGE_FILES]
+    images = [path for path in files if is_image_file(path.name)]
     beside = yolo_labels(folder / "x.jpg").parent  # of a folder `images`
     files += map(Path, _walk(beside) if beside != folder else ())
     texts = {path for path in files if path.suffix == ".txt"}
@@ -186,7 +188,7 @@ class _Places:
 
     def __init__(self, folder: Path, path: Path, files: list[Path]):
         self.folders, self.split = (path.parent, folder), _split_of(path.relative_to(folder).with_suffix(""))
-        self.images = {str(file) for file in files if file.suffix.lower() in IMAGE_FILES}
+        self.images = {str(file) for file in files if is_image_file(file.name)}
         self.by_name = defaultdict(list)
         for file in sorted(self.images):
             self.by_name[Path(file).name].append((file, _split_of(Path(file).relative_to(folder).parent)))

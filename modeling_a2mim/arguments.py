@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import datasets
 import transformers
 from transformers import HfArgumentParser
 
@@ -17,12 +18,13 @@ from .cards import PRETRAINING_CONFIG
 from .checkpoints import find_checkpoint
 from .configuration_a2mim import A2MIMConfig, check_statistics
 from .data_arguments import helped
+from .endings import check_writable, describe_os_error, interrupted
 from .export import earlier_of, load_encoder, load_into_encoder, read_record
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .outputs import check_apart, check_output_dir
 from .recipes import as_flags, load_recipe
 from .resizing import resized_weights
-from .sources import ReadError
+from .trainer_fields import check_fields, without_effect
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -55,7 +57,7 @@ def parse(
     parser = HfArgumentParser((model_type, data_type, training_type), allow_abbrev=False)
     if task is not None:
         parser.add_argument("--task", default=task, help=f"What to train for: {', '.join(TASK_NAMES)}.")
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = own = list(sys.argv[1:] if argv is None else argv)
     name = peek(argv).recipe
     if name is not None:
         recipe = dict(load_recipe(name, script, task)["arguments"])
@@ -67,11 +69,16 @@ def parse(
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("a2mim").setLevel(logging.INFO if args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    show_bars(not args.disable_tqdm)
+    check_fields(args)
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
     logger.info("arguments: %s", given_arguments(parser, argv))
     logger.info("%s", args.batch_note)
+    for line in without_effect(args, given_names(parser, own)) if args.should_log else ():
+        logger.warning("%s", line)
     check_apart(args.output_dir, data_args.named(), args.overwrite_output_dir)
+    check_writable(args.output_dir)
     trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
     resume = args.resume_from_checkpoint
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
@@ -80,6 +87,25 @@ def parse(
     if trains or Path(args.output_dir).is_file():
         check_output_dir(args.output_dir, resume, args.overwrite_output_dir, model_args.model_name_or_path)
     return model_args, data_args, args
+
+
+def show_bars(shown: bool):
+    """Whether progress is shown in bars, those of the libraries among them."""
+    ours = transformers.utils.logging  # which this package uses as well
+    if shown:
+        ours.enable_progress_bar()
+        datasets.enable_progress_bars()
+    else:
+        ours.disable_progress_bar()  # and those of huggingface_hub
+        datasets.disable_progress_bars()
+
+
+def given_names(parser: HfArgumentParser, argv: list[str]) -> set[str]:
+    """The arguments that a command line names, whatever their value."""
+    nothing = object()
+    names = dict.fromkeys((action.dest for action in parser._actions), nothing)
+    values = vars(parser.parse_known_args(argv, argparse.Namespace(**names))[0])
+    return {name for name in names if values[name] is not nothing}
 
 
 def given_arguments(parser: HfArgumentParser, argv: list[str]) -> str:
@@ -98,23 +124,26 @@ def given_arguments(parser: HfArgumentParser, argv: list[str]) -> str:
 
 
 def peek(argv: list[str] | None) -> argparse.Namespace:
-    """`recipe` and `task` on the command line, before the rest can be parsed."""
+    """`recipe`, `task` and `output_dir` on the command line, before the rest can be parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--task")
+    parser.add_argument("--output_dir")
     return parser.parse_known_args(argv)[0]
 
 
 def run_as_command(main: Callable[[], object]):
-    """Run a script: what is wrong with arguments or data ends it with a message, and with its traceback at
-    `--log_level debug`."""
+    """Run a script: what is wrong with arguments, data, folders or packages ends it with a message, and with its
+    traceback at `--log_level debug`; Ctrl-C ends it with how to resume."""
     try:
         main()
-    except (ValueError, ReadError) as error:
+    except KeyboardInterrupt:
+        interrupted(peek(sys.argv[1:]).output_dir)
+    except (ValueError, OSError, ImportError) as error:
         if transformers.utils.logging.get_verbosity() <= logging.DEBUG:
             raise
         # Of an error in a worker, torch gives the traceback as the message.
-        message = str(error).strip()
+        message = (describe_os_error(error) if isinstance(error, OSError) else str(error)).strip()
         if message.startswith("Caught "):
             message = message.splitlines()[-1].split(": ", 1)[-1]
         sys.exit(f"error: {message}")

@@ -3,23 +3,24 @@
 import contextlib
 import datetime
 import json
-import math
 import os
 from pathlib import Path
 from time import perf_counter
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .analysis.reconstruction import reconstruction_picture, to_picture
 from .cards import EXAMPLE, PICTURE
 from .class_figures import class_figure
 from .data import TrainingData
+from .json_files import finite
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 
 
 class PassCallback(TrainerCallback):
-    """Tells the data which pass begins."""
+    """Tells the data which pass begins, and that it ends."""
 
     def __init__(self, data: TrainingData):
         self.data, self.next = data, data.batches.resumed[0]
@@ -27,6 +28,9 @@ class PassCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.data.begin(self.next)
         self.next += 1
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.data.end(gather_object)
 
 
 class OverwriteCallback(TrainerCallback):
@@ -60,8 +64,7 @@ class MetricsCallback(TrainerCallback):
 
 def json_line(entry: dict) -> str:
     """A dict of a log as a line of JSON, which has no NaN and no infinity: they become null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-    return json.dumps(finite, sort_keys=True) + "\n"  # as a checkpoint has them
+    return json.dumps(finite(entry), sort_keys=True) + "\n"  # as a checkpoint has them
 
 
 class PaceCallback(TrainerCallback):

@@ -283,6 +283,7 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     lines, evaluation = [], record.get("evaluation")
     if evaluation:
         metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
         by_class = class_rows(metrics, record.get("evaluation_counts") or {})
         metrics = {name: value for name, value in metrics.items() if not (by_class and class_figure(name))}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"

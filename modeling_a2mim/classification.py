@@ -21,6 +21,7 @@ from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
+from .json_files import finite
 from .labels import log_labels
 from .probing import LinearProbe
 from .resuming import flags
@@ -271,7 +272,7 @@ def try_corruptions(
         print(f"\n{table}\n")
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "corruptions.json").write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "corruptions.json").write_text(json.dumps(finite(result), indent=1) + "\n")
         (folder / "corruptions.md").write_text(table + "\n")
         example = samples.first(1)[0]["pixel_values"]
         picture = corruption_picture(

@@ -4,14 +4,16 @@ and its row alone, never on global state, workers, processes or what came before
 
 import contextlib
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import datasets
 import torch
 from torch.utils import data as torch_data
 
 from .decoding import BrokenImage
+from .epoch_cut import CUT, FIRST_CUT
 from .held_out import spread_rows
 from .order import Layout, MixedOrder, PassOrder, RepeatedOrder, StreamBatches, record
 from .sources import DatasetSource, MixedSource, RowSource
@@ -21,8 +23,9 @@ from .transforms import PreTrainTransform, generators_kept, seed_generators
 logger = logging.getLogger("a2mim")
 
 REPORT = "skipped_images"  # key of a batch: what became of its rows
-STAND_INS = 1000  # broken images in a row after which no further one is tried
+NEAR = 10  # rows behind a broken one that are tried first: they cost little
 NAMED = 5  # skipped images that each process names
+ENOUGH = 10  # broken images to speak of a share
 
 
 class ImageSamples(torch_data.Dataset):
@@ -30,8 +33,9 @@ class ImageSamples(torch_data.Dataset):
     normalising to `transform.normalize`, where there is one.
 
     Broken images: of keys with a pass, they are left out of the list that `__getitems__` gives, and reported with it;
-    when none is good, the next good row stands in, so that no batch is empty. Of plain rows, as evaluation has them,
-    there are as many samples as asked for: for each broken one the next good row stands in. `samples[row]` raises.
+    when fewer than two are good, the next good rows are taken instead, so that no batch is empty, or of a single image
+    where it was to have more. Of plain rows, as evaluation has them, there are as many samples as asked for: for each
+    broken one the next good row stands in. `samples[row]` raises.
 
     Args:
         dataset: rows with images.
@@ -122,8 +126,8 @@ class ImageSamples(torch_data.Dataset):
                 if not training:
                     logger.warning("%s; the next image stands in", error)
                     samples.append(self._next_good(transform, number, row))
-        if not samples:
-            samples.append(self._next_good(transform, *pairs[-1]))
+        for number, row in pairs[::-1][: max(0, min(2, len(pairs)) - len(samples))]:
+            samples.append(self._next_good(transform, number, row))
         if training:
             seen = Counter(self.source.source_of(row) for _, row in pairs)
             samples[0][REPORT] = {
@@ -133,13 +137,17 @@ class ImageSamples(torch_data.Dataset):
         return samples
 
     def _next_good(self, transform: Callable, number: int, row: int) -> dict[str, torch.Tensor]:
-        for step in range(1, STAND_INS + 1):
-            other = (row + step) % len(self)
+        tried = 0
+        for other in rows_after(row, len(self)):
             try:
                 return self._sample(transform, number, other, *self.source.read([other])[0])
             except BrokenImage as error:
-                reason = error
-        raise ValueError(f"{STAND_INS} images in a row are broken, the last one: {reason}")
+                reason, tried = error, tried + 1
+            if tried >= ENOUGH and tried > self.max_skipped_ratio * len(self):
+                break
+        raise ValueError(
+            f"max_skipped_ratio: of {len(self)} images {tried} were tried and all are broken, the last one: {reason}"
+        )
 
     def _sample(self, transform: Callable, number: int, row: int, image, label) -> dict[str, torch.Tensor]:
         try:
@@ -158,6 +166,21 @@ class ImageSamples(torch_data.Dataset):
         return sample if label is None else {**sample, "labels": torch.tensor(label)}
 
 
+def rows_after(row: int, count: int) -> Iterator[int]:
+    """The other `count - 1` rows, each once: the next few, then in strides of the golden section, which soon leave a
+    region, however large, that is broken."""
+    near = [(row + step) % count for step in range(1, min(NEAR + 1, count))]
+    yield from near
+    stride = round(count * (math.sqrt(5) - 1) / 2)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    given = {row, *near}
+    for step in range(1, count):
+        other = (row + step * stride) % count
+        if other not in given:
+            yield other
+
+
 def collate(samples: list[dict], collator: Callable = torch_data.default_collate) -> dict:
     """A batch of samples, with what `ImageSamples` reports of it beside the tensors. torch's own collator puts the
     batch of a worker where the training process can read it, without a copy."""
@@ -167,24 +190,27 @@ def collate(samples: list[dict], collator: Callable = torch_data.default_collate
 
 
 class SkippedImages:
-    """Counts broken images, names the first few, and stops a run when a source has too many.
+    """Counts broken images, names the first few, and stops a run when a source has too many: when so many were found
+    that no order of the rest can make up for them, or at the end of a pass.
 
     Args:
         most: the largest share of a source that may be broken.
+        rows: how many rows each source has.
+        world: processes, each of which counts what it was given.
 
     Attributes:
         seen, skipped: rows that this process was given, and how many of them were broken, of each source.
     """
 
-    def __init__(self, most: float):
-        self.most, self.seen, self.skipped = most, Counter(), Counter()
+    def __init__(self, most: float, rows: dict[str, int], world: int = 1):
+        self.most, self.rows, self.world = most, rows, world
+        self.seen, self.skipped, self._warned = Counter(), Counter(), set()
 
-    def add(self, report: dict, last: bool = False):
-        """Count the report of a batch; `last` says that a pass ends with it.
+    def add(self, report: dict):
+        """Count the report of a batch.
 
         Raises:
-            ValueError: if more than the share `most` of a source is broken, judged from the tenth broken image on or
-                at the end of a pass.
+            ValueError: if more than the share `most` of a source is broken for certain.
         """
         self.seen.update(report["seen"])
         for name, what in report["skipped"]:
@@ -194,11 +220,32 @@ class SkippedImages:
             if self.skipped.total() == NAMED:
                 logger.warning("further broken images are only counted, as skipped_images in the logs")
         for name, count in self.skipped.items():
-            if count > self.most * self.seen[name] and (count >= 10 or last):
-                raise ValueError(
-                    f"max_skipped_ratio: {count} of the {self.seen[name]} images read from {name} are broken, more "
-                    f"than {self.most:.3g} of them; mend the data or allow for more"
+            passes = max(1, math.ceil(self.seen[name] * self.world / self.rows[name]))
+            if count > self.most * self.rows[name] * passes:
+                self._stop(name, count, self.seen[name])
+            if count >= ENOUGH and count > self.most * self.seen[name] and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "max_skipped_ratio: %d of the first %d images read from %s are broken; the run stops if it is "
+                    "more than %.3g of all %d",
+                    count,
+                    self.seen[name],
+                    name,
+                    self.most,
+                    self.rows[name],
                 )
+
+    def judge(self, seen: Counter, skipped: Counter):
+        """At the end of a pass, by the counts of all processes. Raises as `add`."""
+        for name, count in skipped.items():
+            if count > self.most * seen[name]:
+                self._stop(name, count, seen[name])
+
+    def _stop(self, name: str, count: int, seen: int):
+        raise ValueError(
+            f"max_skipped_ratio: {count} of the {seen} images read so far from {name}, which has {self.rows[name]}, "
+            f"are broken, more than {self.most:.3g} of them; mend the data or allow for more"
+        )
 
 
 class TrainingData:
@@ -232,8 +279,11 @@ class TrainingData:
                 f"then, {samples.source.fingerprint} now (images, and a checksum of their files)"
             )
         self.order = samples.order(self.total_batch, record and record["order"]["layouts"])
-        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last)
-        self.skipped = SkippedImages(samples.max_skipped_ratio)
+        cut = CUT if record is None else record.get("cut", FIRST_CUT)
+        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last, cut)
+        sources = getattr(samples.source, "sources", [samples.source])
+        rows = sum((Counter({source.name: len(source)}) for source in sources), Counter())
+        self.skipped = SkippedImages(samples.max_skipped_ratio, rows, world)
         self._position = (0, 0)
         if record is not None:
             self._check(record)
@@ -274,7 +324,18 @@ class TrainingData:
         """A batch was trained on. Raises as `SkippedImages.add`."""
         self._position = (self.batches.epoch, self.batches.span(self.batches.epoch, self._batch)[1])
         self._batch += 1
-        self.skipped.add(report, last=self._batch == len(self.batches))
+        self.skipped.add(report)
+
+    def end(self, gather: Callable[[list], list]):
+        """A pass ends, or training within it; called by all processes. Raises as `SkippedImages.add`.
+
+        Args:
+            gather: a list of one object to those of all processes.
+        """
+        if self._batch < len(self.batches):
+            return
+        counts = gather([(self.skipped.seen, self.skipped.skipped)])
+        self.skipped.judge(*(sum(parts, Counter()) for parts in zip(*counts, strict=True)))
 
     def state(self) -> dict:
         """Where the run is; JSON. The counts are those of this process."""
@@ -282,6 +343,7 @@ class TrainingData:
             "position": list(self._position),
             "total_batch": self.total_batch,
             "order": record(self.order),
+            "cut": self.batches.cut.version,
             "fingerprint": self.samples.source.fingerprint,
             "seen": dict(self.skipped.seen),
             "skipped": dict(self.skipped.skipped),

@@ -79,6 +79,8 @@ class _Norm(nn.BatchNorm2d):
     """Takes single values as well, which have no variance: the last batch of a pass may be one image, and the deepest
     map of a small one is one cell."""
 
+    takes_single_values = True  # see `batch_norm`
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.training and features.numel() == features.shape[1]:
             statistics = self.running_mean, self.running_var

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import datasets
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .coco import BOX_FORMATS, CLASS_FIELDS, NO_AREA, NO_CLASS, NO_MASK, Annotations, as_rows, object_fields
 from .decoding import BrokenImage

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 from transformers import default_data_collator
+from transformers.utils.logging import tqdm
 
 from .probing import layer_features, layer_index
 from .scores import classification_metrics, log_odds

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 from huggingface_hub import DatasetCard
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .columns import USUAL, choose_images, image_candidates
 from .data_files import split_files

@@ -106,6 +106,43 @@ def timm_optimizer(groups: list[dict], args: TrainingArguments) -> torch.optim.O
         raise ValueError(f"optim_args: timm's {args.timm_optim} does not take {args.optim_args!r}: {error}") from error
 
 
+def check_schedule(scheduler, args: TrainingArguments, steps: int) -> list[str]:
+    """What is wrong with the learning rates of a run of so many steps, in words; nothing of most.
+
+    Args:
+        scheduler: of torch; only those that are functions of the step are looked at.
+
+    Raises:
+        ValueError: naming `lr_scheduler_type`, if it has no rate for one of the steps.
+    """
+    warmup, found = args.get_warmup_steps(steps), []
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    factors = []
+    for function in getattr(scheduler, "lr_lambdas", ())[:1]:
+        try:  # that of the step after the last is asked for as well
+            factors = [function(step) for step in {*range(min(steps, 1000)), warmup, steps - 1, steps}]
+        except ZeroDivisionError:
+            raise ValueError(
+                f"lr_scheduler_type: {name} has nothing to fall over in {steps} steps with a warm-up of {warmup}; "
+                "give fewer --warmup_steps, or more steps (--num_train_epochs, --max_steps)"
+            ) from None
+        factors = [function(step) for step in range(min(steps, 1000))]
+    more = "give --warmup_steps 0, or more steps (--num_train_epochs, --max_steps)"
+    if factors and not any(factors) and steps <= 1000:
+        found.append(
+            f"warmup_steps: the learning rate is 0 in all of the {steps} steps, and nothing is learned; {more}"
+        )
+    elif warmup and warmup >= steps:
+        found.append(
+            f"warmup_steps: a warm-up of {warmup} steps in a run of {steps}: the learning rate never gets to "
+            f"{args.learning_rate:g}; {more}"
+        )
+    late = [value for value in args.lr_milestones or () if value >= steps]
+    if late:
+        found.append(f"lr_milestones: {', '.join(f'{v:g}' for v in late)} come after the last of the {steps} steps")
+    return found
+
+
 def milestone_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, steps: int) -> LambdaLR:
     """Linear warm-up, then a constant rate that is multiplied by `args.lr_gamma` at each of `args.lr_milestones`
     (steps, or below 1 shares of the run)."""

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from .epoch_cut import CUT, EpochCut
+
 
 LANES_OF_A_BATCH = 16  # up to 16 processes find their parts of every batch in lanes of their own
 LANES_IN_TURN = 4  # up to 4 workers find their batches in lanes of their own; more, and batches would mix less
@@ -221,9 +223,9 @@ def mix_counts(weights: Sequence[float]) -> list[int]:
 class StreamBatches(Sampler):
     """Batches of keys for one of several processes: which samples make up a step does not depend on their number.
 
-    A step takes the next `world * batch_size` positions of the pass, divided evenly between the processes. The last
-    step of a pass takes what is left (with `drop_last` it is left out); when that is less than one image for each
-    process, it joins the step before.
+    A step takes the next positions of the pass, as `EpochCut` cuts it, divided evenly between the processes. The last
+    two steps share what is left (with `drop_last` it is left out); where that is less than one image for each process,
+    which only batches of one come to, some have an image that another one has as well.
 
     Args:
         order: a PassOrder or MixedOrder.
@@ -231,6 +233,7 @@ class StreamBatches(Sampler):
         rank, world: this process, and how many there are.
         accumulated: batches in an optimiser step.
         drop_last: leave incomplete batches out.
+        cut: version of `EpochCut`; another one than `CUT` for a run that began with it.
 
     Raises:
         ValueError: if there are not enough images for one batch, or for one image a process.
@@ -244,12 +247,13 @@ class StreamBatches(Sampler):
         world: int = 1,
         accumulated: int = 1,
         drop_last: bool = False,
+        cut: int = CUT,
     ):
-        self.order, self.rank, self.world, self.drop_last = order, rank, world, drop_last
-        self.window, self.accumulated = batch_size * world, accumulated
+        self.order, self.rank, self.world, self.accumulated = order, rank, world, accumulated
+        self.cut = EpochCut(batch_size * world, accumulated, world, drop_last, cut)
         self.epoch, self.resumed = 0, (0, 0)
-        if order.length < (self.window if drop_last else world):
-            needed = f"one batch of {self.window}" if drop_last else f"the {world} processes"
+        if order.length < (self.cut.window if drop_last else world):
+            needed = f"one batch of {self.cut.window}" if drop_last else f"the {world} processes"
             raise ValueError(f"the dataset has only {order.length} images, fewer than {needed}")
 
     def set_epoch(self, epoch: int):
@@ -258,33 +262,34 @@ class StreamBatches(Sampler):
 
     def resume(self, number: int, seen: int):
         """Go on in pass `number` after its first `seen` positions, whatever the size of the batches that gave them."""
-        self.resumed = (number, seen) if self._count(self.order.length - seen) else (number + 1, 0)
+        self.resumed = (number, seen) if self.cut.count(self.order.length - seen) else (number + 1, 0)
 
     @property
     def skipped(self) -> int:
         """How many of the `len(self)` batches of the resumed pass count as given: whole optimiser steps."""
-        left = self._count(self.order.length - self.resumed[1])
+        left = self.cut.count(self.order.length - self.resumed[1])
         return max(0, len(self) - left) // self.accumulated * self.accumulated
 
-    def _count(self, rows: int) -> int:
-        full, rest = divmod(rows, self.window)
-        if self.drop_last or (full and rest < self.world):
-            return full
-        return full + bool(rest)
-
     def __len__(self) -> int:
-        return self._count(self.order.length)
+        return self.cut.count(self.order.length)
+
+    @property
+    def fewest(self) -> int:
+        """The fewest images that a process has in a batch, from where the run goes on to its end."""
+        first, skipped = self.resumed[0], self.skipped
+        ends = range(max(0, len(self) - 2 * self.accumulated), len(self))
+        spans = [self.span(first, i) for i in ends if i >= skipped] + [self.span(first + 1, i) for i in ends]
+        return max(1, min((stop - start) // self.cut.world for start, stop in spans))
 
     def span(self, number: int, index: int) -> tuple[int, int]:
         """First and last position (exclusive) that batch `index` of pass `number` covers on all processes."""
         skipped, seen = (self.skipped, self.resumed[1]) if number == self.resumed[0] else (0, 0)
         left, index = len(self) - skipped, index - skipped
         rows = self.order.length - seen
-        if left != self._count(rows):  # the batches have another size than before: even ones, to end with a step
+        if left != self.cut.count(rows):  # the batches have another size than before: even ones, to end with a step
             return seen + rows * index // left, seen + rows * (index + 1) // left
-        start = seen + index * self.window
-        whole = index < left - 1 or self.drop_last
-        return start, start + self.window if whole else self.order.length
+        start, stop = self.cut.span(rows, index)
+        return seen + start, seen + stop
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         number = self.epoch
@@ -295,8 +300,8 @@ class StreamBatches(Sampler):
             start, stop = self.span(number, index)
             first = start + (stop - start) * self.rank // self.world
             last = start + (stop - start) * (self.rank + 1) // self.world
-            # Fewer images than processes, only possible when their number changed within a pass: one is repeated.
-            first, last = (first, last) if last > first else (max(first - 1, 0), max(first, 1))
+            if last == first:  # fewer images than processes: one is repeated
+                first, last = min(first, stop - 1), min(first, stop - 1) + 1
             yield self.order.keys(number, first, last)
 
 

@@ -94,6 +94,8 @@ class LinearProbe(A2MIMPreTrainedModel):
         # in which the first guess of 0 and 1 has no part, however few steps there are.
         batch_norm = getattr(config, "probe_batch_norm", False)
         self.norm = nn.BatchNorm1d(width, eps=1e-6, momentum=None, affine=False) if batch_norm else None
+        if batch_norm:
+            self.norm.takes_single_values = True  # see `_normalised` and `batch_norm`
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
         self.train()

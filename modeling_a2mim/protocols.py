@@ -23,6 +23,7 @@ from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
 from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
+from .json_files import finite
 from .metrics import SUMMARY, markdown, summarise, summarise_classes
 from .outputs import check_output_dir, clear_output_dir
 from .records import hardware, versions
@@ -185,7 +186,7 @@ def report(
             "versions": versions(),
         }
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(args.output_dir, RESULTS).write_text(json.dumps(record, indent=1) + "\n")
+        Path(args.output_dir, RESULTS).write_text(json.dumps(finite(record), indent=1) + "\n")
         parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANING}"]
         parts += [markdown(by_class)] if by_class else []
         Path(args.output_dir, TABLE).write_text("\n\n".join(parts) + "\n")

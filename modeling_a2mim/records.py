@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import PACKAGES
+from .json_files import finite
 from .methods import method_of
 
 
@@ -86,9 +87,9 @@ def describe_run(trainer, provenance: dict) -> dict:
             example.png shows), and `earlier` (see `earlier_runs`).
     """
     args, state, resumption = trainer.args, trainer.state, trainer.resumption
-    training = [entry for entry in state.log_history if "loss" in entry]
+    training = [entry for entry in state.log_history if finite(entry.get("loss")) is not None]
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
-    return {
+    record = {
         **provenance,
         **({"method": method_of(trainer.model.config)} if trainer.reconstructs else {}),
         "images": dataset_length(trainer.train_dataset),
@@ -115,3 +116,4 @@ def describe_run(trainer, provenance: dict) -> dict:
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
         **({"resumed": resumption.history} if resumption.history else {}),
     }
+    return finite(record)

@@ -12,8 +12,8 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import Normalize
-from tqdm.auto import tqdm
 from transformers import default_data_collator
+from transformers.utils.logging import tqdm
 
 from .analysis.corruptions import (
     BENCHMARKS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch.distributed as dist
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .decoding import JPEGS, BrokenImage, open_image
 from .held_out import RowsOf

@@ -5,6 +5,7 @@ which there is no order that can be computed. Remote files are read through fssp
 """
 
 import abc
+import asyncio
 import collections
 import copy
 import logging
@@ -14,12 +15,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import datasets
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Features, Image
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from .decoding import BrokenImage
 
@@ -31,6 +33,10 @@ MIXED_UNIT = 100  # rows that are read together of a source that could be read s
 FIRST_WAIT = 1.0  # seconds before the first retry; each further wait is twice as long
 # A file system that answers so will not change its mind, and one file is not worth a run.
 DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+# Answers of a server that may be others when it is asked again; all others from 400 to 499 are about this one file.
+BUSY = (408, 425, 429)
 
 
 class ReadError(OSError):
@@ -60,6 +66,26 @@ def with_retries(action: Callable, what: str, retries: int, final: tuple = ()):
 def describe(error: Exception) -> str:
     """An error in one line, with its class where its message alone does not say much."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def status_of(error: BaseException) -> int | None:
+    """What a web server answered, if an error tells."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a server said that it does not give this one file."""
+    status = status_of(error)
+    return status is not None and 400 <= status < 500 and status not in BUSY
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether a server could not be asked, or had no time to answer."""
+    if status_of(error) is not None:
+        return not is_refusal(error)
+    unreachable = OSError, asyncio.TimeoutError, aiohttp.ClientError  # of the last, some say that a URL is none
+    return isinstance(error, unreachable) and not isinstance(error, (*DEFINITE, ValueError))
 
 
 def is_remote(path: str) -> bool:
@@ -178,13 +204,21 @@ class RowSource(abc.ABC):
             try:
                 data = with_retries(lambda: self._read_file(path), path, self.retries, final=self.definite)
             except self.definite as error:
-                return BrokenImage(describe(error))
+                return BrokenImage(describe(error.__cause__ or error))
             return {"bytes": data, "path": path}
         return value
 
     def _read_file(self, path: str) -> bytes:
-        with open_file(path, self.storage_options) as file:
-            return file.read()
+        try:
+            with open_file(path, self.storage_options) as file:
+                return file.read()
+        except Exception as error:
+            # fsspec says of a web server that is not reached, or is busy, that there is no such file.
+            if isinstance(error, DEFINITE) and error.__cause__ is not None and is_outage(error.__cause__):
+                raise error.__cause__ from None
+            if not isinstance(error, DEFINITE) and is_refusal(error):
+                raise FileNotFoundError(path) from error
+            raise
 
 
 class DatasetSource(RowSource):

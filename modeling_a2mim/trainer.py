@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import PushInProgress
 
 from .advice import what_to_change
 from .analysis.baselines import masked_errors, summarise_errors
+from .batch_norm import check_batch_norms
 from .callbacks import (
     ExampleCallback,
     MetricsCallback,
@@ -32,6 +34,7 @@ from .callbacks import (
 from .checkpoints import (
     ASIDE,
     check_settings,
+    checkpoints_in,
     complete,
     find_checkpoint,
     prepare_aside,
@@ -41,14 +44,18 @@ from .checkpoints import (
     verify,
 )
 from .data import REPORT, ImageSamples, TrainingData, collate
+from .divergence import Diverged, check_weights, likely_causes, persists
+from .endings import writing
 from .export import describe_folder, export_model
 from .hub import push_folder
+from .json_files import finite, save_json
 from .modeling_a2mim import A2MIMForPreTraining
-from .optimization import milestone_schedule, parameter_groups, timm_optimizer
+from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
 from .raw_data import LABELS, as_samples, collate_samples
 from .records import dataset_length, describe_run, mean_loss
 from .resuming import Resumption, compare, keep, run_settings
+from .trainer_fields import check_loading
 from .training_args import A2MIMTrainingArguments
 from .transforms import PreTrainTransform
 
@@ -161,6 +168,7 @@ class A2MIMTrainer(Trainer):
         samples, args = self.train_dataset, self.args
         if not isinstance(samples, ImageSamples):
             return super().get_train_dataloader()
+        check_loading(args)
         self._data = TrainingData(
             samples,
             self._train_batch_size,
@@ -173,6 +181,7 @@ class A2MIMTrainer(Trainer):
         )
         self.remove_callback(PassCallback)
         self.add_callback(PassCallback(self._data))
+        self._check_batch_norms()
         loader = DataLoader(
             samples,
             batch_sampler=self._data.batches,
@@ -191,6 +200,17 @@ class A2MIMTrainer(Trainer):
         return prepare_data_loader(
             loader, accelerator.device, 1, 0, put_on_device=True, non_blocking=accelerator.non_blocking
         )
+
+    def _check_batch_norms(self):
+        if self._data.batches.fewest > 1:
+            return
+        samples = self.train_dataset.__getitems__([(0, 0)])
+        batch = collate(samples, self.data_collator)
+        inputs = {k: v for k, v in batch.items() if k not in (REPORT, "labels")}
+        if isinstance(self.train_dataset.transform, PreTrainTransform):
+            inputs["pixel_values"] = self.train_dataset.transform.normalize(inputs["pixel_values"])
+        sizes = len(self.train_dataset), self._train_batch_size, self.args.world_size
+        check_batch_norms(self._unwrapped(), inputs, *sizes)
 
     def get_eval_dataloader(self, eval_dataset=None):
         # Trainer would leave images out of the evaluation as well.
@@ -263,9 +283,40 @@ class A2MIMTrainer(Trainer):
             self._pixels = self.train_dataset.transform.normalize(inputs["pixel_values"], out=self._pixels)
             inputs["pixel_values"] = self._pixels
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss = self._step_loss + loss
         if report is not None:
             self._data.trained(report)
         return loss
+
+    _step_loss: torch.Tensor | float = 0.0  # of the batches of a step so far
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The last look at a step before it changes the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss, self._step_loss = self._step_loss, 0.0
+        if norm is not None:
+            self._stop_if_diverged(loss, norm)
+        return norm
+
+    def _stop_if_diverged(self, loss: torch.Tensor, norm):
+        pair = torch.stack([torch.as_tensor(value, device=loss.device, dtype=torch.float32) for value in (loss, norm)])
+        pair = self.accelerator.gather(pair[None])  # of all processes, which stop together
+        if torch.isfinite(pair).all() or (self.is_deepspeed_enabled and self.args.fp16):  # which looks after its scale
+            return
+        # A process without infinity adds nothing to those that have it.
+        (loss, norm), scaler = pair.sum(0).tolist(), self.accelerator.scaler
+        if persists(loss, norm, None if scaler is None else scaler.get_scale()):
+            last = max(
+                checkpoints_in(self.args.output_dir), key=lambda f: int(f.name.rpartition("-")[2]), default=None
+            )
+            kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last}"
+            raise Diverged(
+                f"learning_rate: training has diverged in step {self.state.global_step + 1} (loss {loss:g}, gradient "
+                f"norm {norm:g}), which was not made, and nothing was exported; {self._causes()}; {kept}"
+            )
+
+    def _causes(self) -> str:
+        return likely_causes(self.args, self.state.log_history)
 
     def data_state(self) -> dict | None:
         """Where the run is in its data, for a checkpoint; called by all processes."""
@@ -334,11 +385,15 @@ class A2MIMTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
+        steps = self._scheduled(num_training_steps)
         if self.lr_scheduler is None and self.args.lr_milestones:
-            num_training_steps = self._scheduled(num_training_steps)
-            self.lr_scheduler = milestone_schedule(optimizer or self.optimizer, self.args, num_training_steps)
+            self.lr_scheduler = milestone_schedule(optimizer or self.optimizer, self.args, steps)
             self._created_lr_scheduler = True
-        return super().create_scheduler(self._scheduled(num_training_steps), optimizer)
+        scheduler = super().create_scheduler(steps, optimizer)
+        found = check_schedule(scheduler, self.args, steps)
+        for line in found if self.args.should_log else ():
+            logger.warning("%s", line)
+        return scheduler
 
     def _scheduled(self, steps: int) -> int:
         """How many of the steps of a run its schedule is over."""
@@ -483,6 +538,7 @@ class A2MIMTrainer(Trainer):
         return self._aside or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial):
+        check_weights(self._unwrapped(), self.state.global_step, self._causes())
         run_dir = Path(self._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
@@ -490,7 +546,8 @@ class A2MIMTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._aside = str(run_dir / ASIDE)
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(run_dir):
+                super()._save_checkpoint(model, trial)
         finally:
             self._aside = None
         best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
@@ -500,9 +557,10 @@ class A2MIMTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process has files of its own
         if self.args.should_save:
             folder = run_dir / ASIDE / target.name
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             run = keep(self._settings, self.resumption)
-            complete(folder, target, self._unwrapped(), data, self.args.save_only_model, run)
+            with writing(run_dir):
+                save_json(asdict(self.state), folder / TRAINER_STATE_NAME)
+                complete(folder, target, self._unwrapped(), data, self.args.save_only_model, run)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
@@ -515,13 +573,22 @@ class A2MIMTrainer(Trainer):
             raise ValueError(f"load_best_model_at_end: {self.state.best_model_checkpoint}: {'; '.join(problems)}")
         super()._load_best_model()
 
+    def save_state(self):
+        if self.is_world_process_zero():
+            save_json(asdict(self.state), Path(self.args.output_dir, TRAINER_STATE_NAME))
+
+    def save_metrics(self, split, metrics, combined=True):
+        super().save_metrics(split, finite(metrics), combined)
+
     def save_model(self, output_dir=None, _internal_call=False):
         """Write the folder that users load and the Hub gets (see `export`); Trainer itself saves checkpoints."""
         if _internal_call:
             return super().save_model(output_dir, _internal_call=True)
+        check_weights(self._unwrapped(), self.state.global_step, self._causes())
         self._finish_current_push()  # which reads these files
         if self.args.should_save:
-            self.export(output_dir or self.args.output_dir)
+            with writing(output_dir or self.args.output_dir):
+                self.export(output_dir or self.args.output_dir)
 
     def export(self, folder: str):
         """Write what users load to `folder`; called by the process that saves."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from timm.optim import list_optimizers
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
 
@@ -157,6 +158,7 @@ class A2MIMTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_l1"):
             self.greater_is_better = False  # transformers takes only losses for what should be low
         super().__post_init__()
+        self._check_reports()
         if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
             raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")
         if self.push_to_hub and self.hub_strategy == HubStrategy.CHECKPOINT:
@@ -241,6 +243,17 @@ class A2MIMTrainingArguments(TrainingArguments):
         """Say that there is nothing to evaluate on, and do not try."""
         self.eval_strategy = "no"
         logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+
+    def _check_reports(self):
+        """Refuse a package to report to that is not installed, of which Trainer makes an error without a field."""
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        there = get_available_reporting_integrations()
+        missing = [name for name in named if name not in ("none", "all", *there)]
+        if missing:
+            raise ValueError(
+                f"report_to: {missing[0]} is not installed here (pip install {missing[0]}), or not known to "
+                f"transformers; there is {', '.join(there) or 'nothing to report to'}, or none"
+            )
 
     def _find_timm_optim(self) -> str | None:
         """The name of an optimiser of timm, which TrainingArguments would refuse."""

@@ -12,7 +12,7 @@ from accelerate.data_loader import SkipBatchSampler
 from torch.utils.data import DataLoader
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.data import REPORT, ImageSamples, SkippedImages, TrainingData, collate
+from modeling_a2mim.data import NEAR, REPORT, ImageSamples, SkippedImages, TrainingData, collate, rows_after
 from modeling_a2mim.decoding import BrokenImage
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.sources import MixedSource, ParquetSource
@@ -121,8 +121,29 @@ def test_no_batch_is_empty(broken):
         good = next(i % 12 for i in range(row + 1, row + 13) if i % 12 not in rows)
         assert torch.equal(data.transform.normalize(given[0]["pixel_values"]), data[(0, good)]["pixel_values"])
         assert len(given[0][REPORT]["skipped"]) == 1
-    with pytest.raises(ValueError, match="1000 images in a row are broken, the last one: row "):
+    message = "^max_skipped_ratio: of 3 images 2 were tried and all are broken, the last one: row "
+    with pytest.raises(ValueError, match=message):
         samples(dataset.select(sorted(rows))).__getitems__([(0, 0)])
+
+
+def test_no_batch_of_several_becomes_one_of_a_single_image(broken):
+    """Of which BatchNorm could not learn."""
+    dataset, rows = broken
+    good = sorted(set(range(12)) - rows)
+    given = samples(dataset).__getitems__([(0, row) for row in (*rows, good[0])])
+    assert len(given) == 2
+    assert len(given[0][REPORT]["skipped"]) == 3
+
+
+def test_broken_images_that_lie_together_are_soon_left():
+    """1,010 of 21,310 at the beginning: 4.7%, which is less than 5%."""
+    count, tried = 21_310, []
+    for row in range(0, 1010, 101):
+        found = next(i for i, other in enumerate(rows_after(row, count)) if other >= 1010)
+        tried.append(found)
+    assert max(tried) <= NEAR + 3
+    for size in (2, 9, 12, 100):
+        assert sorted(rows_after(1, size)) == [0, *range(2, size)]
 
 
 def test_evaluation_gets_as_many_samples_as_it_asks_for(broken, caplog):
@@ -140,22 +161,38 @@ def test_other_errors_stop_and_name_the_row(folder):
         data.__getitems__([(0, 0)])
 
 
-def test_too_many_broken_images_stop_a_run(caplog):
-    def report(seen, skipped, name="a"):
-        return {"seen": {name: seen}, "skipped": [(name, f"row {i}: bad") for i in range(skipped)]}
+def report(seen, skipped, name="a"):
+    return {"seen": {name: seen}, "skipped": [(name, f"row {i}: bad") for i in range(skipped)]}
 
-    counts = SkippedImages(0.1)
+
+def test_too_many_broken_images_stop_a_run(caplog):
+    counts = SkippedImages(0.1, {"a": 200, "b": 10_000})
     with caplog.at_level(logging.WARNING, "a2mim"):
-        for _ in range(9):
-            counts.add(report(10, 1))
-    assert sum("row 0: bad" in record.getMessage() for record in caplog.records) == 5  # the first few
-    with pytest.raises(ValueError, match="^max_skipped_ratio: 11 of the 100 images read from a are broken, more than"):
-        counts.add(report(10, 2))
-    counts = SkippedImages(0.1)
-    counts.add(report(10, 5))  # too few to judge by, until the pass ends
+        counts.add(report(20, 20))  # all of them, but no more than may be
+    assert sum("row " in record.getMessage() for record in caplog.records) == 5  # the first few
+    assert "20 of the first 20 images read from a are broken; the run stops if it is more than 0.1 of" in caplog.text
     counts.add(report(1000, 0, "b"))
-    with pytest.raises(ValueError, match="5 of the 10 images read from a"):  # not hidden by the other source
-        counts.add(report(0, 0), last=True)
+    message = "^max_skipped_ratio: 21 of the 21 images read so far from a, which has 200, are broken, more than 0.1 of"
+    with pytest.raises(ValueError, match=message):  # not hidden by the other source
+        counts.add(report(1, 1))
+
+
+def test_the_order_of_broken_images_does_not_matter():
+    """In any pass; and at its end the counts of all processes are judged."""
+    for first in (True, False):
+        counts = SkippedImages(0.1, {"a": 100})
+        for _ in range(3):
+            for part in (report(10, 10), report(90, 0)) if first else (report(90, 0), report(10, 10)):
+                counts.add(part)
+            counts.judge(counts.seen, counts.skipped)
+    several = [SkippedImages(0.1, {"a": 100}, world=2) for _ in range(2)]
+    several[0].add(report(50, 8))
+    several[1].add(report(50, 2))
+    totals = [several[0].seen + several[1].seen, several[0].skipped + several[1].skipped]
+    several[0].judge(*totals)
+    several[1].add(report(0, 1))
+    with pytest.raises(ValueError, match="11 of the 100 images read so far from a, which has 100, are broken"):
+        several[0].judge(totals[0], several[0].skipped + several[1].skipped)
 
 
 # Where a run is.

@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 from torch import nn
+from transformers import SchedulerType, get_scheduler
 
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForImageClassification
 from modeling_a2mim.encoders import NoValues, classifier_parameters
-from modeling_a2mim.optimization import milestone_schedule, parameter_groups, timm_optimizer
+from modeling_a2mim.optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
@@ -127,3 +128,44 @@ def test_milestones(tmp_path):
         optimizer.step()
         schedule.step()
     assert [rates[i] for i in (0, 5, 10, 59, 60, 79, 80, 99)] == pytest.approx([0, 1, 2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "said"),
+    [
+        (
+            {"warmup_steps": 0.05},
+            1,
+            ["warmup_steps: the learning rate is 0 in all of the 1 steps, and nothing is learned"],
+        ),
+        (
+            {"warmup_steps": 10},
+            5,
+            ["warmup_steps: a warm-up of 10 steps in a run of 5: the learning rate never gets to"],
+        ),
+        ({"warmup_steps": 0}, 1, []),
+        ({"warmup_steps": 0.05}, 100, []),
+        ({"lr_milestones": [0.5, 100.0]}, 50, ["lr_milestones: 100 come after the last of the 50 steps"]),
+    ],
+)
+def test_schedules_that_teach_nothing_are_named(tmp_path, given, steps, said):
+    args = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=0.1, **given)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = (
+        milestone_schedule(optimizer, args, steps)
+        if args.lr_milestones
+        else get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps)
+    )
+    found = check_schedule(scheduler, args, steps)
+    assert len(found) == len(said)
+    assert all(line.startswith(start) for line, start in zip(found, said, strict=True))
+
+
+def test_a_schedule_of_no_length_is_refused(tmp_path):
+    """Which transformers would divide by, after the last step."""
+    args = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, warmup_steps=4)
+    args.lr_scheduler_type = SchedulerType.POLYNOMIAL
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = get_scheduler("polynomial", optimizer, 4, 4)
+    with pytest.raises(ValueError, match="^lr_scheduler_type: polynomial has nothing to fall over in 4 steps"):
+        check_schedule(scheduler, args, 4)

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import socket
 import tarfile
 import threading
 
@@ -366,3 +367,37 @@ def test_a_server_that_is_busy_is_asked_again(server, parquet, status):
 def test_a_missing_remote_shard_is_named(server, parquet):
     with pytest.raises(ReadError, match=r"train-9\.parquet: cannot be read \(attempt 2\): FileNotFoundError"):
         ParquetSource("gone", [f"{server}/parquet/train-9.parquet"], retries=1)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_outage_of_a_server_of_images_is_waited_for(server, tmp_path, status):
+    """Of which fsspec says that there is no such file."""
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    rows = datasets.Dataset.from_dict({"image": [f"{server}/1.png"]})
+    source = DatasetSource(rows, retries=3).select("image")
+    Ranges.failures.extend([status] * 3)
+    assert number_of(source.read([0])[0][0]) == 1
+    Ranges.failures.extend([status] * 50)
+    with pytest.raises(ReadError, match=rf"/1\.png: cannot be read \(attempt 4\): ClientResponseError: {status}"):
+        source.read([0])
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_an_image_that_a_server_does_not_give_is_broken(server, tmp_path, status):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    source = DatasetSource(datasets.Dataset.from_dict({"image": [f"{server}/1.png"]}), retries=3).select("image")
+    Ranges.failures.append(status)
+    image = source.read([0])[0][0]
+    assert isinstance(image, BrokenImage)
+    assert str(status) in str(image)
+    assert not Ranges.failures  # asked once
+
+
+def test_a_server_that_is_not_there():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/1.png"
+    with pytest.raises(ReadError, match=r"/1\.png: cannot be read \(attempt 2\): ClientConnectorError"):
+        DatasetSource(datasets.Dataset.from_dict({"image": [url]}), retries=1).select("image").read([0])
+    (image, _) = DatasetSource(datasets.Dataset.from_dict({"image": ["http://:x/1.png"]})).select("image").read([0])[0]
+    assert isinstance(image, BrokenImage)  # no URL

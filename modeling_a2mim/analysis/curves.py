@@ -18,7 +18,7 @@ def loss_curve(log: list[dict], path: str | os.PathLike):
     axes = figure.add_subplot()
     values = []
     for name, alpha in CURVES.items():
-        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        points = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
         if points:
             marker = "o" if len(points) == 1 else None  # a line of one point is not seen
             axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), alpha=alpha, marker=marker)
