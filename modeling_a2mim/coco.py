@@ -118,6 +118,10 @@ class Annotations:
             raise ValueError(f"id2label: there is no class {value!r} among {', '.join(self.names[:20])}")
         return self._index[value]
 
+    def renumber(self, names: list[str], places: list[int]):
+        """Number the classes as a model does that has these names: each one here as its place there."""
+        self.names, self._index = names, {key: places[i] for key, i in self._index.items()}
+
     def check(self, dataset: datasets.Dataset):
         """Look at all boxes and classes of a prepared dataset, without its images, before training on it.
 

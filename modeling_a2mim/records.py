@@ -14,6 +14,7 @@ import torch
 from .checkpoints import PACKAGES
 
 
+PRETRAINING = "masked image modelling"  # the task
 RECORD_FILE = "training.json"
 PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
@@ -60,6 +61,15 @@ def earlier_runs(record: dict) -> list[dict]:
     # Of a file that others may have written.
     runs = [*(run for run in (known if isinstance(known, list) else ()) if isinstance(run, dict)), record]
     return [{k: run[k] for k, kind in KEPT.items() if isinstance(run.get(k), kind)} for run in runs]
+
+
+def pretraining_runs(runs: list[dict]) -> list[dict]:
+    """Of the runs behind the root of a folder (`earlier_runs`) those behind the pre-training model that lies beside
+    it: up to the last one that pre-trained."""
+    count = len(runs)
+    while count and runs[count - 1].get("task", PRETRAINING) != PRETRAINING:
+        count -= 1
+    return runs[:count]
 
 
 def dataset_length(dataset) -> int | None:
