@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -80,13 +80,7 @@ def find_file(
     try:
         return Path(hf_hub_download(source, name, repo_type=repo_type, **hub_kwargs))
     except LocalEntryNotFoundError as error:
-        where = {key: hub_kwargs.get(key) for key in ("cache_dir", "revision")}
-        if try_to_load_from_cache(source, name, repo_type=repo_type, **where) is _CACHED_NO_EXIST:
-            return None  # as the Hub answered when it was last asked
-        raise ValueError(
-            f"{argument}: {source} is no folder here, and the Hub could not be asked for {name} of a repository of "
-            f"that name, which is not in the cache either: {_why_unreachable(error, hub_kwargs)}"
-        ) from error
+        return _cached(source, name, repo_type, argument, hub_kwargs, error.__cause__ or error)
     except EntryNotFoundError:
         return None
     except GatedRepoError as error:
@@ -103,14 +97,26 @@ def find_file(
         raise ValueError(f"{argument}: {source} has no revision {hub_kwargs.get('revision')!r} on the Hub") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"{argument}: {source} cannot be read: {error}") from error
+    except HTTPError as error:  # of the connection
+        return _cached(source, name, repo_type, argument, hub_kwargs, error)
 
 
-def _why_unreachable(error: Exception, hub_kwargs: dict) -> str:
-    cause = error.__cause__
-    if constants.is_offline_mode() or hub_kwargs.get("local_files_only") or isinstance(cause, OfflineModeIsEnabled):
-        return "this process is offline (HF_HUB_OFFLINE)"
-    first = str(cause or error).strip().splitlines()[:1]
-    return f"no answer that helps, {type(cause or error).__name__}: {''.join(first)}"
+def _cached(source: str, name: str, repo_type: str | None, argument: str, hub_kwargs: dict, error: Exception):
+    """What is known of a file of a Hub that does not answer: the file, or `None` if it was not there when the Hub was
+    last asked."""
+    where = {key: hub_kwargs.get(key) for key in ("cache_dir", "revision")}
+    cached = try_to_load_from_cache(source, name, repo_type=repo_type, **where)
+    if cached is _CACHED_NO_EXIST:
+        return None
+    if cached is not None:
+        return Path(cached)
+    offline = constants.is_offline_mode() or hub_kwargs.get("local_files_only")
+    first = next(iter(str(error).strip().splitlines()), "")
+    raise ValueError(
+        f"{argument}: {source} is no folder here, and the Hub could not be asked for {name} of a repository of that "
+        "name, which is not in the cache either: "
+        + ("this process is offline (HF_HUB_OFFLINE)" if offline else f"{type(error).__name__}: {first}")
+    ) from error
 
 
 def read_weights(source: str, subfolder: str = "", **hub_kwargs) -> dict[str, torch.Tensor]:
