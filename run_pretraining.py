@@ -17,6 +17,7 @@ from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, pa
 from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
+from modeling_a2mim.records import PRETRAINING, pretraining_runs
 from modeling_a2mim.resuming import flags
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> dict:
     train, evaluation, evaluated = data_args.load_both(args.hub_token)
 
     set_seed(args.seed)
-    provenance = {"task": "masked image modelling", **data_args.provenance()}
+    provenance = {"task": PRETRAINING, **data_args.provenance()}
     if evaluated is not None:
         provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
     if config is None:
@@ -47,7 +48,8 @@ def main(argv: list[str] | None = None) -> dict:
         model, changed = with_settings(model, model_args.settings_for(model.config))
         provenance |= {"changed": changed} if changed else {}
         config = model.config
-        earlier = earlier_of(source, revision=model_args.model_revision, token=args.hub_token)
+        # The root beside pretraining/ may be a classifier, whose own runs have not changed the pre-training model.
+        earlier = pretraining_runs(earlier_of(source, revision=model_args.model_revision, token=args.hub_token))
         provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:
         model = A2MIMForPreTraining(config)

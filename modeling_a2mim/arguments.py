@@ -14,14 +14,14 @@ import datasets
 import transformers
 from transformers import HfArgumentParser
 
-from .cards import PRETRAINING_CONFIG
 from .checkpoints import find_checkpoint
-from .configuration_a2mim import A2MIMConfig, check_statistics
+from .configuration_a2mim import A2MIMConfig, check_statistics, is_timm
 from .data_arguments import helped
 from .endings import check_writable, describe_os_error, interrupted
-from .export import earlier_of, load_encoder, load_into_encoder, read_record
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from .export import earlier_of, load_into_encoder, origin_of, read_record
+from .modeling_a2mim import A2MIMForImageClassification
 from .outputs import check_apart, check_output_dir
+from .pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
 from .recipes import as_flags, load_recipe
 from .resizing import resized_weights
 from .trainer_fields import check_fields, without_effect
@@ -311,9 +311,22 @@ class ClassifierArguments(EncoderArguments):
         return read_record(source).get("repo_id")
 
     def origin(self, token: str | None = None) -> dict:
-        """Where the encoder comes from, as a record has it: `base_model`, and `earlier` if its runs are known."""
-        earlier = earlier_of(self.model_name_or_path, revision=self.model_revision, token=token)
-        return {"base_model": self.base_model(), **({"earlier": earlier} if earlier else {})}
+        """Where the encoder comes from, as a record has it: `base_model`, `start` (what model that is, in words), and
+        `earlier` if its runs are known."""
+        if self.model_name_or_path is None:
+            return {"base_model": None}
+        where = {"revision": self.model_revision, "token": token}
+        start, earlier = (
+            open_pretrained(self.model_name_or_path, **where),
+            earlier_of(self.model_name_or_path, **where),
+        )
+        if not earlier and not is_timm(start.data):
+            earlier = [{}]  # it has a run behind it, which is not known
+        return {
+            "base_model": self.base_model(),
+            "start": origin_of(start),
+            **({"earlier": earlier} if earlier else {}),
+        }
 
     @property
     def task(self) -> str:
@@ -323,8 +336,9 @@ class ClassifierArguments(EncoderArguments):
 
     def build(
         self, names: list[str], token: str | None = None
-    ) -> tuple[A2MIMForImageClassification, A2MIMForPreTraining | None]:
-        """A classifier for classes of these names, and the pre-training model that its encoder comes from, if any.
+    ) -> tuple[A2MIMForImageClassification, Pretrained | None]:
+        """A classifier for classes of these names on the encoder in the root of `model_name_or_path`, and what that
+        root holds; `None` if it is trained from scratch.
 
         Raises:
             ValueError: naming the argument that is wrong.
@@ -340,12 +354,14 @@ class ClassifierArguments(EncoderArguments):
         if self.architecture is not None:
             return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
         source = folder_or_id(self.model_name_or_path)
-        pretraining, (config, weights) = load_encoder(source, revision=self.model_revision, token=token)
+        start = open_pretrained(source, revision=self.model_revision, token=token)
+        config, weights = start.config, start.encoder_weights()
         kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
         kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
         model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
         load_into_encoder(model, resized_weights(weights, config, model.a2mim))
-        return model, pretraining
+        logger.info("weights: %s", start.describe())
+        return model, start
 
 
 def folder_or_id(name: str) -> str:

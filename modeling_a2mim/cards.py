@@ -23,7 +23,6 @@ TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md
 PLACEHOLDER = "ORG/NAME"  # stands for the repository until its name is known
 PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
 CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
-PRETRAINING_CONFIG = "pretraining/config.json"  # which is there if the whole pre-training model is
 PAPER = "https://arxiv.org/abs/2205.13943"
 IMAGENET = "ILSVRC/imagenet-1k"
 HUB_IDS = {"ImageNet-1K": IMAGENET}
@@ -215,6 +214,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     seeds = f"{record['seed']}, of the data {record['data_seed']}"
     facts = [
         ("task", record.get("task")),
+        ("started from", record.get("start") or ""),
         *_earlier_facts(record),
         ("changed since", "; ".join(record.get("changed") or ())),
         ("data", record.get("data")),

@@ -248,7 +248,8 @@ def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
     """
     ours = json.loads(json.dumps(settings(model)))  # as JSON gives them back
     theirs = _completed(read_record(checkpoint)["settings"], ours)
-    names = [name for name in theirs if theirs[name] != ours.get(name)]
+    compared = _as_pairs(theirs), _as_pairs(ours)
+    names = [name for name in theirs if compared[0][name] != compared[1].get(name)]
     if names:
         made = " and ".join(f"{name} {_short(theirs[name])}" for name in names)
         has = " and ".join(_short(ours.get(name)) for name in names)
@@ -265,6 +266,12 @@ def _completed(theirs: dict, ours: dict) -> dict:
     if theirs.get("backbone_config") and ours.get("backbone_config"):
         completed["backbone_config"] = _completed(theirs["backbone_config"], ours["backbone_config"])
     return completed
+
+
+def _as_pairs(settings: dict) -> dict:
+    """Settings with each image size as (height, width): what is 64 in one file may be 64, 64 in another."""
+    pairs = {k: [v, v] if k == "image_size" and isinstance(v, int) else v for k, v in settings.items()}
+    return {k: _as_pairs(v) if k == "backbone_config" and isinstance(v, dict) else v for k, v in pairs.items()}
 
 
 def _finish_renaming(run_dir: Path):

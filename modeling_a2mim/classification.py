@@ -19,7 +19,7 @@ from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
 from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
-from .export import load_classifier, timm_pretrained_cfg
+from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer
 from .json_files import finite
 from .labels import log_labels
@@ -129,7 +129,7 @@ def fine_tune(
     rows = choose_rows(data_args, images, seed)
     train = images.train if rows is None else images.train.select(rows)
     set_seed(args.seed)
-    model, pretraining_model = model_args.build(images.names, token=args.hub_token)
+    model, start = model_args.build(images.names, token=args.hub_token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
         model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
@@ -169,7 +169,7 @@ def fine_tune(
         train_dataset=samples,
         eval_dataset=validation,
         picture_samples=example,
-        pretraining_model=pretraining_model,
+        pretraining_model=None if start is None else pretraining_beside(start),
         names=images.names,
         corruptions=data_args.corruptions,
         flags=flags(model_args, data_args),

@@ -250,6 +250,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         # transformers sets keyword arguments beside a file after validation; ours are validated with the rest.
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in A2MIMConfig.__annotations__}
         cls._refuse_slips(kwargs)
+        if is_timm(config_dict):
+            config_dict = A2MIMConfig.for_encoder(**fields_of_timm(config_dict)).to_dict()
+        if "architecture" in config_dict:
+            config_dict = {**config_dict, "architecture": _without_tag(config_dict["architecture"])}
         return super().from_dict({**config_dict, **own}, **kwargs)
 
     @property
@@ -332,7 +336,14 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=3) if isinstance(name, str) else []
             hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+            if isinstance(name, str) and ("/" in name or ":" in name):
+                hint = "a folder or repository with weights is named by --model_name_or_path"
             _require(False, "architecture", f"{name!r} is unknown to timm {timm.__version__}; {hint}")
+        plain, _, tag = name.partition(".")
+        known = bool(tag) and name in timm.list_models(f"{plain}.*", pretrained=True)
+        weights = f"; for a model with those weights type --model_name_or_path timm/{name}" if known else ""
+        message = f"{name!r} names weights ({tag!r}), which are not loaded; for new weights type {plain}{weights}"
+        _require(not tag, "architecture", message)
         _require(isinstance(self.model_args, dict), "model_args", f"must be a dict, got {self.model_args!r}")
         for key, field in RESERVED_MODEL_ARGS.items():
             _require(key not in self.model_args, "model_args", f"must not hold {key!r}; use `{field}` instead")
@@ -377,6 +388,60 @@ def check_statistics(field: str, values: Sequence[float]):
     positive = field == "image_mean" or min(values) > 0
     _require(positive, field, f"must be positive, got {list(values)}")
     _require(min(values) >= 0, field, f"is of pixels in [0, 1], got {list(values)}")
+
+
+def is_timm(data: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a timm checkpoint: one of timm, of transformers' TimmWrapper, or an export."""
+    ours = str(data.get("model_type")).startswith(A2MIMConfig.model_type)
+    return not ours and "architecture" in data and "input_size" in (data.get("pretrained_cfg") or data)
+
+
+def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
+    """What the config.json of a timm checkpoint says, as fields of `A2MIMConfig`, with `id2label` if it names classes.
+    Where the two disagree, the arguments that the model was made with hold, not those of the weights it came from."""
+    cfg, args = data.get("pretrained_cfg") or data, dict(data.get("model_args") or {})
+    channels, *size = cfg["input_size"]
+    made_for, channels = args.pop("img_size", None), args.pop("in_chans", None) or channels
+    args.pop("num_classes", None)  # which is that of the root of the file
+    if args.get("global_pool") == "":  # features that are not pooled, which a classifier would need
+        del args["global_pool"]
+    if made_for is not None and _is_dynamic(data["architecture"], args):
+        args["dynamic_img_size"] = False  # else it would be built, with other positions, for the size of its name
+    height, width = _pair(made_for or size)
+    fields = {
+        "architecture": _without_tag(data["architecture"]),
+        "model_args": args,
+        "image_size": height if height == width else [height, width],
+        "num_channels": channels,
+        "crop_pct": cfg.get("crop_pct") or A2MIMConfig.crop_pct,
+    }
+    for name in ("mean", "std"):
+        values = list(cfg.get(name) or ())
+        if values and len(values) != channels:  # as timm does for other channels than the weights were made for
+            values = [sum(values) / len(values)] * channels
+        fields[f"image_{name}"] = values or None
+    names = data.get("label_names") or cfg.get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    if data.get("num_classes") and len(names) == data["num_classes"]:
+        fields["id2label"] = dict(enumerate(names))
+        fields["label2id"] = {name: i for i, name in enumerate(names)}
+    return fields
+
+
+def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
+    """Whether timm would build an encoder that resamples its positions in each forward pass."""
+    from .encoders import build_on_meta
+
+    if not timm.is_model(_without_tag(architecture)) or RESERVED_MODEL_ARGS.keys() & args.keys():
+        return False  # which is refused elsewhere
+    encoder = build_on_meta({"model_name": _without_tag(architecture), **args})
+    return bool(getattr(encoder, "dynamic_img_size", False))
+
+
+def _without_tag(name):
+    """The name of an architecture in a file, which has weights of its own, without the tag of timm's weights."""
+    return name.partition(".")[0] if isinstance(name, str) and timm.is_model(name) else name
 
 
 def default_cell(size: int) -> int:

@@ -31,11 +31,13 @@ from .configuration_a2mim import A2MIMConfig
 from .data_arguments import DataArguments, helped
 from .decoding import MODES
 from .encoders import NoValues
-from .export import SCRATCH, load_encoder, load_into_encoder, replace_files
+from .export import SCRATCH, load_into_encoder, replace_files
+from .heads import kept_as_it_is, load_head
 from .hub import PREDICTIONS
 from .loading import find_validation_split
 from .methods import BIBTEX, made_from, method_tags, names_in, recorded_method
 from .modeling_a2mim import A2MIMModel
+from .pretrained import Pretrained, open_pretrained
 from .records import RECORD_FILE
 from .resizing import resized_weights
 from .trainer import A2MIMTrainer
@@ -76,13 +78,18 @@ class DenseModelArguments(EncoderArguments):
     """The encoder under a head: a pre-trained one, or a new one (`architecture`)."""
 
     architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
-    model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
+    model_name_or_path: str | None = helped(
+        None,
+        "An exported folder (of an encoder, a classifier, or a model of this task), its name on the Hub, or any timm "
+        "model there.",
+    )
     model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
     out_indices: list[int] | None = helped(
         None, "Which of timm's feature maps the head sees; default: the last four, or evenly spread ones.", nargs="+"
     )
     drop_path: float | None = helped(None, "Rate of stochastic depth in the encoder.")
     freeze_encoder: bool = helped(False, "Train what is on the encoder, not the encoder.")
+    eval_only: bool = helped(False, "Train nothing: evaluate the model of this task in --model_name_or_path.")
 
     base_model, origin = ClassifierArguments.base_model, ClassifierArguments.origin
 
@@ -90,13 +97,8 @@ class DenseModelArguments(EncoderArguments):
     def task(self) -> str:
         return "fine-tuning" if self.architecture is None else "training from scratch"
 
-    def backbone(self, token: str | None = None, **settings) -> A2MIMBackbone:
-        """The encoder with its pre-trained weights, if it has any, at the size that is asked for. An isotropic one
-        gets a `FeaturePyramid`.
-
-        Args:
-            token: for the Hub.
-            settings: further fields of its A2MIMConfig.
+    def start(self, token: str | None = None) -> Pretrained | None:
+        """What `model_name_or_path` holds; `None` to train from scratch.
 
         Raises:
             ValueError: naming the argument that is wrong.
@@ -105,24 +107,42 @@ class DenseModelArguments(EncoderArguments):
             raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")
-        known, weights, before = {}, None, None
-        if self.model_name_or_path is not None:
-            source = folder_or_id(self.model_name_or_path)
-            _, (before, weights) = load_encoder(source, revision=self.model_revision, token=token)
-            known = {f.name: getattr(before, f.name) for f in fields(EncoderArguments)}
+        if self.model_name_or_path is None:
+            return None
+        return open_pretrained(folder_or_id(self.model_name_or_path), revision=self.model_revision, token=token)
+
+    def backbone(self, start: Pretrained | None = None, whole: bool = False) -> A2MIMBackbone:
+        """The encoder with its pre-trained weights, if it has any, at the size that is asked for. An isotropic one
+        gets a `FeaturePyramid`.
+
+        Args:
+            start: where the weights come from; `start()`, if not given.
+            whole: whether that is a model of this task, whose feature maps and pyramid are kept.
+
+        Raises:
+            ValueError: naming the argument that is wrong.
+        """
+        known, start = {}, self.start() if start is None else start
+        if start is not None:
+            known = {f.name: getattr(start.config, f.name) for f in fields(EncoderArguments)}
+            if whole and self.out_indices not in (None, start.config.out_indices):
+                raise kept_as_it_is("out_indices", start, start.config.out_indices, self.out_indices)
         own = {f.name for f in fields(EncoderArguments)}
         given = {name: value for name, value in self.given().items() if name in own}
         model_args = {**(known.get("model_args") or {}), **given.pop("model_args", {})}
         if self.drop_path is not None:
             model_args["drop_path_rate"] = self.drop_path
-        config = A2MIMConfig.for_encoder(**{**known, **given, "model_args": model_args, **settings})
+        config = A2MIMConfig.for_encoder(**{**known, **given, "model_args": model_args})
         with torch.device("meta"), NoValues():
             probe = A2MIMModel(config)
         config.feature_pyramid = probe.plan.isotropic
-        config.out_indices = self.out_indices or four_stages(probe)
+        config.out_indices = start.config.out_indices if whole else self.out_indices or four_stages(probe)
         backbone = A2MIMBackbone(config)
-        if weights is not None:
-            load_into_encoder(backbone, resized_weights(weights, before, backbone.a2mim))
+        if start is not None:
+            weights = resized_weights(start.encoder_weights(), start.config, backbone.a2mim)
+            load_into_encoder(backbone, weights, partly=whole and start.is_plain_backbone)
+        if whole and backbone.pyramid is not None:
+            load_head(backbone.pyramid, start, "backbone.pyramid.")
         return backbone.freeze_encoder() if self.freeze_encoder else backbone
 
 
@@ -149,6 +169,24 @@ class DenseArguments(DataArguments):
         if not train and self.validation_dir is None and self.validation_split is None and self.train_dir is None:
             self.validation_split = find_validation_split(self.sources[0], self.dataset_config_name)
         return super().load(train, token)
+
+
+def start_to_evaluate(
+    model_args: DenseModelArguments, data_args: DenseArguments, kinds: Collection[str], token: str | None = None
+):
+    """What `--eval_only` evaluates, a `Pretrained` of one of these kinds, and the images to evaluate on.
+
+    Raises:
+        ValueError: naming the argument, if there is no such model, or no images.
+    """
+    start = model_args.start(token)
+    if start is None or start.kind not in kinds:
+        found = "" if start is None else f"; {start.place} holds {start.what}"
+        raise ValueError(f"model_name_or_path: --eval_only needs a model of this task ({' or '.join(kinds)}){found}")
+    validation = data_args.load(train=False, token=token)
+    if validation is None:
+        raise ValueError("validation_dir: there are no images to evaluate on; give it or --validation_split")
+    return start, validation
 
 
 @dataclass

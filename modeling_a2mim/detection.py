@@ -21,16 +21,28 @@ from .annotation_folders import annotated_splits, choose_split
 from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
-from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
+from .dense import (
+    DenseArguments,
+    DenseModelArguments,
+    DenseTask,
+    DenseTrainer,
+    DenseTrainingArguments,
+    start_to_evaluate,
+)
 from .detection_samples import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .detection_scan import NoObjects, look_at_objects, stored_classes, with_sizes
+from .heads import kept_as_it_is, load_head, places_of, say_start
 from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from .pretrained import DETECTORS
 from .resuming import flags
 from .segmentation_scan import is_far
 
 
 logger = logging.getLogger("a2mim")
 
+HEAD_FIELDS = [name for name in A2MIMDetectorConfig.__annotations__ if name not in A2MIMConfig.__annotations__]
+HEAD_FIELDS.remove("predict_masks")
+OF_WEIGHTS = ("fpn_channels", "box_channels", "head_norm", "anchor_scale")  # what weights were trained for
 PICTURES = 4  # images in predictions.png
 
 USE = """
@@ -120,15 +132,22 @@ class DetectionTrainer(DenseTrainer):
 class DetectionModelArguments(DenseModelArguments):
     """The encoder, and the detector on it."""
 
-    fpn_channels: int = helped(256, "Channels of the feature pyramid, and of the head that predicts masks.")
-    box_channels: int = helped(1024, "Width of the head that classifies boxes.")
-    head_norm: bool = helped(
-        False, "BatchNorm in pyramid and heads, and four convolutions before boxes are classified."
+    # Default: those of a detector from which a run starts, else A2MIMDetectorConfig's.
+    fpn_channels: int | None = helped(
+        None, "Channels of the feature pyramid, and of the head that predicts masks. Default 256."
     )
-    anchor_scale: float = helped(8.0, "Size of the anchors at each level, in its strides (8: 32 px at stride 4).")
-    proposals_per_image: int = helped(1000, "Regions that are looked at closely; twice as many while training.")
-    rois_per_image: int = helped(512, "How many of them the heads learn from, at most.")
-    detections_per_image: int = helped(100, "The most objects that are found in an image.")
+    box_channels: int | None = helped(None, "Width of the head that classifies boxes. Default 1024.")
+    head_norm: bool | None = helped(
+        None, "BatchNorm in pyramid and heads, and four convolutions before boxes are classified. Default: no."
+    )
+    anchor_scale: float | None = helped(
+        None, "Size of the anchors at each level, in its strides. Default 8: 32 px at stride 4."
+    )
+    proposals_per_image: int | None = helped(
+        None, "Regions that are looked at closely; twice as many while training. Default 1000."
+    )
+    rois_per_image: int | None = helped(None, "How many of them the heads learn from, at most. Default 512.")
+    detections_per_image: int | None = helped(None, "The most objects that are found in an image. Default 100.")
     batch_norm: str = helped(
         "train",
         "BatchNorm of the encoder and the heads: train; sync, over all devices; frozen, the encoder's as pre-trained.",
@@ -136,21 +155,43 @@ class DetectionModelArguments(DenseModelArguments):
     )
 
     def build(self, names: list[str], masks: bool, token: str | None = None) -> A2MIMForObjectDetection:
-        """A detector for classes of these names, with the encoder's pre-trained weights if it has any.
+        """A detector for classes of these names, with the encoder's pre-trained weights if it has any, or with those
+        of a whole detector, if that is what `model_name_or_path` names.
 
         Raises:
             ValueError: naming the argument that is wrong.
         """
-        backbone = self.backbone(token)
-        own = {f.name for f in fields(DetectionModelArguments)} - {f.name for f in fields(DenseModelArguments)}
-        own = {name: getattr(self, name) for name in own & set(A2MIMDetectorConfig.__annotations__)}
+        start = self.start(token)
+        whole = start is not None and start.kind in DETECTORS
+        backbone = self.backbone(start, whole)
+        own = {f.name for f in fields(DetectionModelArguments)} & set(A2MIMDetectorConfig.__annotations__)
+        own = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
+        if whole:
+            known = {name: start.data[name] for name in A2MIMDetectorConfig.__annotations__ if name in start.data}
+            for name in (name for name in OF_WEIGHTS if own.get(name, known.get(name)) != known.get(name)):
+                raise kept_as_it_is(name, start, known.get(name), own[name])
+            own = {**{name: known[name] for name in HEAD_FIELDS if name in known}, **own}
         kept = {name: getattr(backbone.config, name) for name in A2MIMConfig.__annotations__ if name != "model_type"}
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         config = A2MIMDetectorConfig(**{**kept, **own, **labels}, predict_masks=masks)
-        if self.out_indices is not None or backbone.pyramid is not None:
+        if whole or self.out_indices is not None or backbone.pyramid is not None:
             config.out_indices, config.feature_pyramid = backbone.config.out_indices, backbone.pyramid is not None
         model = A2MIMForObjectDetection(config)
         model.backbone.load_state_dict(backbone.state_dict())
+        note = ""
+        if whole:
+            by_class = [f"box_predictor.{layer}" for layer in ("cls_score", "bbox_pred")]
+            by_class.append("mask_predictor.mask_fcn_logits")
+            with_masks = start.kind == "instance segmenter"
+            load_head(model.heads.rpn, start, "heads.rpn.")
+            load_head(model.heads.pyramid, start, "heads.pyramid.")
+            for name, part in model.heads.roi_heads.named_children():
+                if with_masks or not name.startswith("mask_"):
+                    inside = [layer.removeprefix(f"{name}.") for layer in by_class if layer.startswith(f"{name}.")]
+                    load_head(part, start, f"heads.roi_heads.{name}.", inside, names, first=1)
+            if masks != with_masks:
+                note = "; the head that predicts masks is new" if masks else "; it predicts masks, which are left out"
+        say_start(start, whole, names, note)
         if self.freeze_encoder:
             model.backbone.freeze_encoder()
         if self.batch_norm == "frozen":
@@ -298,6 +339,8 @@ def run(
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
+    if model_args.eval_only:
+        return evaluate_detector(model_args, data_args, args, masks)
     train, validation = (data_args.load(train=which, token=args.hub_token) for which in (True, False))
     others = [] if validation is None else [validation]
     column, annotations = data_args.annotations(train, masks, others=others)
@@ -355,14 +398,50 @@ def run(
     )
     metrics = trainer.run()
     if eval_samples is not None:
-        found = [
-            f"{kind} AP {metrics[name]:.4f}"
-            for kind, name in (("box", "eval_map"), ("mask", "eval_mask_map"))
-            if name in metrics
-        ]
-        logger.info("%s on %d images", ", ".join(found), len(eval_samples))
+        _say_precision(metrics, len(eval_samples))
     logger.info("detector is in %s", args.output_dir)
     return metrics
+
+
+def evaluate_detector(
+    model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
+) -> dict[str, float]:
+    """Evaluate the detector in `model_name_or_path`, its classes told apart by their names. Returns the metrics.
+
+    Raises:
+        ValueError: naming the argument, if there is no detector (with `masks`: one that predicts them), nothing to
+            evaluate on, or an unknown class.
+    """
+    start, validation = start_to_evaluate(model_args, data_args, DETECTORS[masks:], args.hub_token)
+    column, annotations = data_args.annotations(validation, masks)
+    annotations.renumber(start.names, places_of(annotations.names, start))
+    model = model_args.build(start.names, masks, token=args.hub_token)
+    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
+    if sizes.canvas is None:
+        check_other_sizes(model)
+    transform = DetectionTransform(
+        model.config, annotations, resize=sizes, train=False, max_pixels=data_args.max_image_pixels
+    )
+    samples = data_args.samples(validation, transform, args.seed, column)
+    trainer = DetectionTrainer(
+        model=model,
+        args=args,
+        eval_dataset=samples,
+        data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
+        task=SEGMENTER if masks else DETECTOR,
+        processing_class=sizes.processor(model.config),
+    )
+    metrics = trainer.evaluate()
+    if args.should_save:
+        trainer.save_metrics("eval", metrics)
+    _say_precision(metrics, len(samples))
+    return metrics
+
+
+def _say_precision(metrics: dict[str, float], images: int):
+    kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
+    found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
+    logger.info("%s on %d images", ", ".join(found), images)
 
 
 def check_other_sizes(model: PreTrainedModel):

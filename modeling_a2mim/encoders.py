@@ -82,7 +82,7 @@ def encoder_shapes(config, size: tuple[int, int]) -> dict[str, torch.Size]:
     Raises:
         ValueError: naming `model_args`, if timm builds none for this size.
     """
-    encoder = _meta_encoder({**_create_args(config), "img_size": list(size)})
+    encoder = build_on_meta({**_create_args(config), "img_size": list(size)})
     return {name: value.shape for name, value in encoder.state_dict().items()}
 
 
@@ -243,7 +243,7 @@ def _trace(fields: str) -> _Trace:
     for sized in (False, True):
         args = _create_args(config, sized)
         try:
-            encoder = _meta_encoder(args)
+            encoder = build_on_meta(args)
         except ValueError as error:
             if not sized:
                 raise
@@ -276,7 +276,7 @@ def _is_built_otherwise(config, args: dict[str, Any], encoder: nn.Module) -> boo
         return False
     overlay = {"input_size": (config.num_channels, *config.input_size)}
     try:
-        other = _meta_encoder({**args, "pretrained_cfg_overlay": overlay})
+        other = build_on_meta({**args, "pretrained_cfg_overlay": overlay})
     except ValueError:
         return True
     one, two = ({name: value.shape for name, value in e.state_dict().items()} for e in (encoder, other))
@@ -302,7 +302,8 @@ class NoValues(TorchFunctionMode):
         return args[0] if skip else func(*args, **(kwargs or {}))
 
 
-def _meta_encoder(args: dict[str, Any]) -> nn.Module:
+def build_on_meta(args: dict[str, Any]) -> nn.Module:
+    """A timm encoder without a classifier and without values, by the arguments of `timm.create_model`."""
     try:
         with torch.device("meta"), NoValues():
             return timm.create_model(**args, pretrained=False, num_classes=0).eval()

@@ -12,35 +12,51 @@ uploads such a folder, or a checkpoint of a run, which is exported first.
 """
 
 import argparse
-import copy
 import json
+import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_token, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors.torch import load_file, save_file
-from transformers import TimmWrapperConfig
+from huggingface_hub import get_token
+from safetensors.torch import save_file
 
 from .analysis.curves import loss_curve
-from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, PRETRAINING_CONFIG, eval_results, model_card
+from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, eval_results, model_card
 from .checkpoints import sync
-from .configuration_a2mim import A2MIMConfig
-from .encoders import classifier_parameters
+from .configuration_a2mim import A2MIMConfig, is_timm
+from .encoders import NoValues
 from .hub import SHOWING_DATA, push_folder
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
+from .modeling_a2mim import (
+    A2MIMForImageClassification,
+    A2MIMForPreTraining,
+    A2MIMModel,
+    A2MIMPreTrainedModel,
+    without_sharing,
+)
+from .pretrained import (
+    CLASSIFIERS,
+    PRETRAINED,
+    PRETRAINING_CONFIG,
+    PRETRAINING_FOLDER,
+    WEIGHTS_FILES,
+    Pretrained,
+    find_file,
+    open_pretrained,
+)
+from .probing import LinearProbe
 from .records import RECORD_FILE, earlier_runs
 
 
-PRETRAINING_FOLDER = "pretraining"
 EVAL_RESULTS_FOLDER = ".eval_results"
 SCRATCH = ".export-"
 SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
 # Keys of timm's pretrained_cfg that still hold for new weights (where they came from does not).
 KEPT_CFG = ("pool_size", "first_conv", "classifier", "crop_mode", "fixed_input_size")
+
+logger = logging.getLogger("a2mim")
 
 
 def timm_pretrained_cfg(model: A2MIMModel) -> dict:
@@ -157,130 +173,130 @@ def replace_files(folder: Path, scratch: Path):
 
 
 def load_pretraining_model(folder_or_repo: str, **hub_kwargs) -> A2MIMForPreTraining:
-    """The full pre-training model of an exported folder or Hub repository (its `pretraining/`), or of a folder that
-    `save_pretrained` or a checkpoint wrote. `hub_kwargs`: `revision`, `token`, `cache_dir`.
+    """The full pre-training model of an exported folder or Hub repository (its `pretraining/`), or of a folder or
+    repository that `save_pretrained` or a checkpoint wrote. `hub_kwargs`: `revision`, `token`, `cache_dir`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or the repository could not be asked.
     """
-    nested = not Path(folder_or_repo).is_dir() or (Path(folder_or_repo) / PRETRAINING_FOLDER).is_dir()
+    model, place = _read_pretraining_model(folder_or_repo, **hub_kwargs)
+    logger.info("weights: the pre-training model in %s", place)
+    return model
+
+
+def _read_pretraining_model(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMForPreTraining, str]:
+    """The model, and where it is."""
+    nested = find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is not None
     where = {"subfolder": PRETRAINING_FOLDER if nested else "", **hub_kwargs}
     try:
-        data, _ = A2MIMConfig.get_config_dict(folder_or_repo, **where)
-        kinds = data.get("architectures") or [data.get("architecture", "nothing known")]
-        if data.get("model_type") != A2MIMConfig.model_type or A2MIMForPreTraining.__name__ not in kinds:
-            raise OSError(f"it holds {', '.join(map(str, kinds))}, not an A2MIMForPreTraining")
-        config = A2MIMConfig.from_pretrained(folder_or_repo, **where)
-        return A2MIMForPreTraining.from_pretrained(folder_or_repo, config=config, **where)
+        found = open_pretrained(folder_or_repo, **where)
+        if found.data.get("model_type") != A2MIMConfig.model_type or found.kind != "pre-training model":
+            raise OSError(
+                f"it holds {found.what}, not an A2MIMForPreTraining, which run_pretraining.py leaves in pretraining/"
+            )
+        prefix = f"{where['subfolder']}/" if nested else ""
+        if not any(find_file(folder_or_repo, prefix + name, **hub_kwargs) for name in WEIGHTS_FILES):
+            raise OSError(f"it has no {prefix}{WEIGHTS_FILES[0]}")
+        return A2MIMForPreTraining.from_pretrained(folder_or_repo, config=found.config, **where), found.place
     except OSError as error:
         raise ValueError(f"{folder_or_repo}: no pre-training model there: {error}") from error
 
 
-def load_encoder(
-    folder_or_repo: str, **hub_kwargs
-) -> tuple[A2MIMForPreTraining | None, tuple[A2MIMConfig, dict[str, torch.Tensor]]]:
-    """An encoder to fine-tune: the pre-training model of an exported folder or repository, if there is one, and the
-    encoder's configuration and weights. Any timm model on the Hub will do. `hub_kwargs`: `revision`, `token`.
+def origin_of(start: Pretrained) -> str:
+    """What a run starts from, in words, for its record: "an encoder pre-trained by masked image modelling"."""
+    try:
+        beside = find_file(start.source, PRETRAINING_CONFIG, **start.hub_kwargs) is not None
+    except ValueError:  # not to be asked now: nothing is claimed
+        beside = False
+    return f"{start.what} {PRETRAINED}" if beside and start.kind == "encoder" else start.what
+
+
+def pretraining_beside(start: Pretrained) -> A2MIMForPreTraining | None:
+    """The pre-training model that an encoder was, to be kept beside what it becomes; `None`, and the reason in the
+    log, if it has one that cannot be had."""
+    try:
+        if start.kind != "pre-training model" and not find_file(start.source, PRETRAINING_CONFIG, **start.hub_kwargs):
+            return None
+        return _read_pretraining_model(start.source, **start.hub_kwargs)[0]
+    except ValueError as error:
+        logger.warning("the result will hold no %s/, as that of %s: %s", PRETRAINING_FOLDER, start.source, error)
+        return None
+
+
+def load_encoder(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMConfig, dict[str, torch.Tensor]]:
+    """The encoder in the root of a folder or repository, whatever model it is part of (`pretrained`): its
+    configuration and its weights. `hub_kwargs`: `revision`, `token`.
 
     Raises:
-        ValueError: if there is neither an A2MIM model nor a timm checkpoint with safetensors weights.
+        ValueError: naming `model_name_or_path`, if there is no model of this package or of timm, or it could not be
+            asked for.
     """
-    if _find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is None:
-        config_file = _find_file(folder_or_repo, "config.json", **hub_kwargs)
-        if config_file is None:
-            raise ValueError(f"model_name_or_path: {folder_or_repo} holds no checkpoint, it has no config.json")
-        data = json.loads(config_file.read_text())
-        if data.get("model_type") != A2MIMConfig.model_type:
-            return None, _load_timm_checkpoint(folder_or_repo, data, **hub_kwargs)
-        if A2MIMForPreTraining.__name__ not in (data.get("architectures") or ()):  # a classifier of ours
-            encoder = A2MIMModel.from_pretrained(folder_or_repo, **hub_kwargs)
-            return None, (encoder.config, encoder.encoder.state_dict())
-    model = load_pretraining_model(folder_or_repo, **hub_kwargs)
-    return model, (model.config, model.a2mim.encoder.state_dict())
+    found = open_pretrained(folder_or_repo, **hub_kwargs)
+    return found.config, found.encoder_weights()
 
 
-def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassification:
-    """A classifier of timm with its label names, such as `run_finetune.py` exports; those of timm's own that were
-    trained on ImageNet are known by transformers. `hub_kwargs`: `revision`, `token`.
+def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassification | LinearProbe:
+    """A classifier with its label names, such as `run_finetune.py` exports or leaves in a checkpoint, or any of
+    timm's; transformers knows the names of those that were trained on ImageNet. `hub_kwargs`: `revision`, `token`.
 
     Raises:
         ValueError: naming `model_name_or_path`, if there is none.
     """
-    config_file = _find_file(folder_or_repo, "config.json", **hub_kwargs)
-    data = {} if config_file is None else json.loads(config_file.read_text())
-    names = data.get("label_names")
-    if not names and data.get("pretrained_cfg"):
-        names = list(TimmWrapperConfig.from_dict(copy.deepcopy(data)).id2label.values())
-    if not data.get("num_classes") or len(names or ()) != data["num_classes"]:
-        raise ValueError(f"model_name_or_path: {folder_or_repo} is no timm classifier with label_names")
-    config, weights = _load_timm_checkpoint(folder_or_repo, data, **hub_kwargs)
-    config.id2label = dict(enumerate(names))
+    found = open_pretrained(folder_or_repo, **hub_kwargs)
+    if found.kind not in CLASSIFIERS:
+        raise ValueError(
+            f"model_name_or_path: {folder_or_repo} holds {found.what}, and is no timm classifier with label_names"
+        )
+    logger.info("weights: %s", found.describe("with its head"))
+    if not is_timm(found.data):
+        kind = LinearProbe if found.kind == "linear probe" else A2MIMForImageClassification
+        return kind.from_pretrained(folder_or_repo, subfolder=found.subfolder, **hub_kwargs).eval()
+    config = A2MIMConfig.from_dict(found.data)
+    config.id2label = dict(enumerate(found.names))
     config.label2id = {name: i for i, name in config.id2label.items()}
     model = A2MIMForImageClassification(config)
     try:
-        model.a2mim.encoder.load_state_dict(weights)
+        model.a2mim.encoder.load_state_dict(found.weights)
     except RuntimeError as error:
         raise ValueError(f"model_name_or_path: its weights do not fit {config.architecture}: {error}") from error
     return model.eval()
 
 
-def load_into_encoder(model: A2MIMForImageClassification, weights: dict[str, torch.Tensor]):
-    """Give a classifier the weights of a pre-trained encoder; its own classifier stays new.
+def load_into_encoder(model: A2MIMPreTrainedModel, weights: dict[str, torch.Tensor], partly: bool = False):
+    """Give the encoder of a model the weights of another one; classifiers are left out, so that its own stays new.
+
+    Args:
+        model: that holds an `A2MIMModel` as `a2mim`.
+        weights: under timm's names.
+        partly: whether weights may be missing, as those that follow the last map which a segmenter reads.
 
     Raises:
         ValueError: if any other weight is missing, left over or of another shape.
     """
-    encoder = model.a2mim.encoder
-    new = classifier_parameters(encoder)
-    pooled_norm = {name for name in encoder.state_dict() if name.startswith("fc_norm.")}
-    if pooled_norm:  # mean pooling: a new norm after it takes the place of the old one (MAE, BEiT)
-        new |= pooled_norm
-        weights = {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
-    weights = {k: v for k, v in weights.items() if k not in new}
+    encoder, names = model.a2mim.encoder, set(model.a2mim.plan.names)
+    kept = {name: value for name, value in weights.items() if name in names}
+    new = set()
+    pooled_norm = {name for name in names if name.startswith("fc_norm.")}
+    if pooled_norm and not pooled_norm & set(weights):
+        # Mean pooling: a new norm after it takes the place of the old one (MAE, BEiT).
+        new, weights = pooled_norm, {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
+    over = [name for name in weights if name not in names]
+    if over:
+        over = sorted(set(over) - classifier_names(model.a2mim))
     try:
-        missing, unexpected = encoder.load_state_dict(weights, strict=False)
+        missing, _ = encoder.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
     # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).
-    wrong = [*unexpected, *(name for name in missing if name in model.a2mim.plan.names - new)]
+    wrong = [*over, *(name for name in missing if name in names - new and not partly)]
     if wrong:
         raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
 
 
-def _find_file(folder_or_repo: str, name: str, **hub_kwargs) -> Path | None:
-    """A file of a folder or Hub repository, `None` if it has no such file."""
-    if Path(folder_or_repo).is_dir():
-        path = Path(folder_or_repo) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(folder_or_repo, name, **hub_kwargs))
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"model_name_or_path: {folder_or_repo} cannot be read: {error}") from error
-
-
-def _load_timm_checkpoint(folder_or_repo: str, data: dict, **hub_kwargs) -> tuple[A2MIMConfig, dict]:
-    weights_file = _find_file(folder_or_repo, "model.safetensors", **hub_kwargs)
-    if weights_file is None:
-        raise ValueError(f"model_name_or_path: {folder_or_repo} holds no weights, it has no model.safetensors")
-    if "architecture" not in data or "input_size" not in (data.get("pretrained_cfg") or data):
-        raise ValueError(
-            f"model_name_or_path: {folder_or_repo} is no timm checkpoint: its config.json names no architecture "
-            "or no input_size"
-        )
-    cfg = data.get("pretrained_cfg") or data
-    channels, *size = cfg["input_size"]
-    config = A2MIMConfig.for_encoder(
-        architecture=data["architecture"],
-        model_args={k: v for k, v in (data.get("model_args") or {}).items() if k not in ("img_size", "in_chans")},
-        image_size=size,
-        num_channels=channels,
-        image_mean=list(cfg["mean"]),
-        image_std=list(cfg["std"]),
-        crop_pct=cfg.get("crop_pct") or 0.95,
-    )
-    return config, load_file(weights_file)
+def classifier_names(core: A2MIMModel) -> set[str]:
+    """Names of what timm's classifier adds to the weights of an encoder."""
+    with torch.device("meta"), NoValues():
+        return set(core.plan.create(1).state_dict()) - core.plan.names
 
 
 def read_record(folder: str) -> dict:
@@ -290,13 +306,14 @@ def read_record(folder: str) -> dict:
 
 
 def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
-    """The runs (`records.earlier_runs`) behind the model of an exported folder or Hub repository; none without a
-    `training.json` that can be had. `hub_kwargs`: `revision`, `token`."""
+    """The runs (`records.earlier_runs`) behind the model in the root of a folder or Hub repository; none without a
+    `training.json`, one that is not known where that cannot be had. `hub_kwargs`: `revision`, `token`."""
     try:
-        path = None if folder_or_repo is None else _find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
+        path = None if folder_or_repo is None else find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
         record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # of the network, or of JSON
-        return []
+    except ValueError as error:  # of the network, or of JSON
+        logger.warning("the runs behind %s are not known: %s", folder_or_repo, error)
+        return [{}]
     return earlier_runs(record) if isinstance(record, dict) and record else []
 
 
@@ -341,7 +358,7 @@ def main(argv: list[str] | None = None):
 
 def _exported(folder: str, scratch: Path) -> Path:
     """`folder` itself if it is an export; a checkpoint of ours is exported to `scratch`."""
-    config = _find_file(folder, "config.json") if Path(folder).is_dir() else None
+    config = find_file(folder, "config.json") if Path(folder).is_dir() else None
     data = {} if config is None else json.loads(config.read_text())
     if data.get("model_type") != A2MIMConfig.model_type:
         return Path(folder)

@@ -3,6 +3,8 @@
 Architecture-Agnostic Masked Image Modeling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943).
 """
 
+import copy
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from .alignment import choose_site
 from .configuration_a2mim import A2MIMConfig
 from .decoders import init_decoder, make_decoder
 from .encoders import (
+    NoValues,
     classifier_parameters,
     plan_encoder,
     run_last_map,
@@ -27,6 +30,7 @@ from .encoders import (
 )
 from .losses import frequency_loss, frequency_loss_of_means, mean_weights, spatial_loss
 from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask, tensors_in
+from .pretrained import HUB_KWARGS, Pretrained, other_format, weights_for
 
 
 @dataclass
@@ -92,10 +96,13 @@ class A2MIMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, but from safetensors only, unless `use_safetensors=False` asks for a pickle.
+        """As in transformers, but from safetensors only, unless `use_safetensors=False` asks for a pickle. The root of
+        an export, which is a checkpoint of another format (timm's, or a segmenter or detector), gives its weights
+        where it has all that this class needs.
 
         Raises:
-            ValueError: if the index of a local folder names shards outside of it.
+            ValueError: if the index of a local folder names shards outside of it, or the root of an export lacks
+                weights; it names the subfolder that has more.
         """
         kwargs.setdefault("use_safetensors", True)
         index = Path(str(pretrained_model_name_or_path), kwargs.get("subfolder", ""), SAFE_WEIGHTS_INDEX_NAME)
@@ -103,7 +110,26 @@ class A2MIMPreTrainedModel(PreTrainedModel):
             shards = set(json.loads(index.read_text())["weight_map"].values())
             if strange := [name for name in shards if Path(name).name != name]:
                 raise ValueError(f"{index.name}: names a file in another folder, {strange[0]!r}")
+        found = other_format(pretrained_model_name_or_path, cls.config_class.model_type, kwargs)
+        if found is not None:
+            return cls._from_other_format(found, *args, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _from_other_format(cls, found: Pretrained, *args, config=None, **kwargs):
+        for name in (*HUB_KWARGS, "subfolder", "use_safetensors"):
+            kwargs.pop(name, None)
+        if config is None:
+            known = found.config.to_dict()
+            if found.names:
+                known |= {"id2label": dict(enumerate(found.names))}
+            config, kwargs = cls.config_class.from_dict(known, return_unused_kwargs=True, **kwargs)
+        own = {name: kwargs[name] for name in inspect.signature(cls.__init__).parameters if name in kwargs}
+        with torch.device("meta"), NoValues():
+            empty = cls(copy.deepcopy(config), *args, **own)
+        place = next(name for name, module in empty.named_modules() if isinstance(module, A2MIMModel))
+        weights = weights_for(empty, f"{place}.encoder." if place else "encoder.", found)
+        return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
 
     def save_pretrained(self, save_directory, state_dict=None, **kwargs):
         """As in transformers, also for encoders that use a module at several places."""

@@ -21,11 +21,12 @@ from .classification import (
 )
 from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
-from .export import describe_folder, load_pretraining_model, read_record, timm_pretrained_cfg
+from .export import describe_folder, load_classifier, load_pretraining_model, read_record, timm_pretrained_cfg
 from .hub import push_folder
 from .json_files import finite
 from .metrics import SUMMARY, markdown, summarise, summarise_classes
 from .outputs import check_output_dir, clear_output_dir
+from .pretrained import CLASSIFIERS, open_pretrained
 from .records import hardware, versions
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
@@ -199,8 +200,10 @@ def report(
             for folder in folders:
                 add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:
-            folder = Path(model_args.model_name_or_path)
-            add_measured(folder, load_pretraining_model(str(folder)), summary, measured_on)
+            folder = model_args.model_name_or_path
+            root = open_pretrained(folder).kind
+            model = (load_classifier if root in CLASSIFIERS else load_pretraining_model)(folder)
+            add_measured(Path(folder), model, summary, measured_on)
         if args.push_to_hub and folders:
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             private, pictures = args.hub_private_repo, args.hub_pictures

@@ -16,6 +16,7 @@ from .json_files import finite
 from .methods import method_of
 
 
+PRETRAINING = "masked image modelling"  # the task
 RECORD_FILE = "training.json"
 PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
@@ -70,6 +71,15 @@ def mean_loss(log: list[dict]) -> float | None:
     before = [0, *(step for step, _ in losses)]
     total = sum(loss * (step - last) for (step, loss), last in zip(losses, before, strict=False))
     return total / losses[-1][0] if losses else None
+
+
+def pretraining_runs(runs: list[dict]) -> list[dict]:
+    """Of the runs behind the root of a folder (`earlier_runs`) those behind the pre-training model that lies beside
+    it: up to the last one that pre-trained."""
+    count = len(runs)
+    while count and runs[count - 1].get("task", PRETRAINING) != PRETRAINING:
+        count -= 1
+    return runs[:count]
 
 
 def dataset_length(dataset) -> int | None:

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import torch
 from datasets import Image
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from PIL.Image import Image as PILImage
 from torch import nn
 from torch.utils.data import default_collate
@@ -32,8 +30,17 @@ from .analysis.reconstruction import to_picture
 from .columns import choose_images
 from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
-from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
+from .dense import (
+    DenseArguments,
+    DenseModelArguments,
+    DenseTask,
+    DenseTrainer,
+    DenseTrainingArguments,
+    start_to_evaluate,
+)
+from .heads import kept_as_it_is, load_head, places_of, say_start
 from .loading import find_column
+from .pretrained import backbone_names, find_file
 from .resuming import flags
 from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
@@ -44,6 +51,7 @@ from .sources import RowSource
 logger = logging.getLogger("a2mim")
 
 ANNOTATIONS = ("annotation", "annotations", "label", "labels", "mask", "masks", "segmentation_mask", "semantic")
+UPERNET = {"hidden_size": 512, "auxiliary_channels": 256, "auxiliary_loss_weight": 0.4}
 LABELS_FILE = "id2label.json"
 SHOWN = 6  # images in predictions.png
 TASK = DenseTask(
@@ -71,9 +79,12 @@ classes = processor.post_process_semantic_segmentation(outputs, target_sizes=[si
 class SegmentationModelArguments(DenseModelArguments):
     """The encoder, and UperNet's head on it."""
 
-    head_channels: int = helped(512, "Channels of UperNet's head.")
-    auxiliary_channels: int = helped(256, "Channels of the auxiliary head, which is there for training.")
-    auxiliary_weight: float = helped(0.4, "Weight of the auxiliary head's loss; 0: no such head.")
+    # Default: those of a segmenter from which a run starts, else UPERNET's.
+    head_channels: int | None = helped(None, "Channels of UperNet's head. Default 512.")
+    auxiliary_channels: int | None = helped(
+        None, "Channels of the auxiliary head, which is there for training. Default 256."
+    )
+    auxiliary_weight: float | None = helped(None, "Weight of the auxiliary head's loss; 0: no such head. Default 0.4.")
     sync_batch_norm: bool = helped(False, "Statistics of BatchNorm over all processes, on GPUs.")
 
 
@@ -189,14 +200,8 @@ class SegmentationArguments(DenseArguments):
             return Path(self.labels_file)
         source = self.sources[0]
         if hub_id(source) is not None:
-            try:
-                return Path(
-                    hf_hub_download(
-                        source, LABELS_FILE, repo_type="dataset", revision=self.dataset_revision, token=token
-                    )
-                )
-            except EntryNotFoundError:
-                return None
+            where = {"repo_type": "dataset", "argument": "labels_file", "revision": self.dataset_revision}
+            return find_file(source, LABELS_FILE, token=token, **where)
         folder = Path(source).expanduser()
         places = [folder, folder.parent] if self.train_dir else [folder]
         return next((place / LABELS_FILE for place in places if (place / LABELS_FILE).is_file()), None)
@@ -387,12 +392,8 @@ def without_package(model: UperNetForSemanticSegmentation) -> UperNetForSemantic
 
 
 def _renamed(encoder: nn.Module, backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a timm encoder by the names that timm's features_only gives them: `model.` before them, or the first
-    two parts joined."""
-    weights = {}
-    for name, tensor in encoder.state_dict().items():
-        weights |= {f"_backbone.{name}": tensor, f"_backbone.model.{name}": tensor}
-        weights[f"_backbone.{name.replace('.', '_', 1)}"] = tensor
+    """Weights of a timm encoder by the names that timm's features_only gives them."""
+    weights = {other: tensor for name, tensor in encoder.state_dict().items() for other in backbone_names(name)}
     wanted = backbone.state_dict()
     if missing := [name for name in wanted if name not in weights]:
         raise ValueError(f"it has no {missing[0].removeprefix('_backbone.')}")
@@ -402,24 +403,45 @@ def _renamed(encoder: nn.Module, backbone: nn.Module) -> dict[str, torch.Tensor]
 def build(
     model_args: SegmentationModelArguments, names: list[str], ignore_index: int = 255, token: str | None = None
 ) -> UperNetForSemanticSegmentation:
-    """UperNet for classes of these names, on the encoder of `model_args`.
+    """UperNet for classes of these names, on the encoder of `model_args`, or from the whole segmenter, if that is what
+    they name.
 
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    backbone = model_args.backbone(token)
+    start = model_args.start(token)
+    whole = start is not None and start.kind == "segmenter"
+    known = UPERNET
+    if whole:
+        known = {name: start.data[name] for name in UPERNET}
+        for flag, name in (("head_channels", "hidden_size"), ("auxiliary_channels", "auxiliary_channels")):
+            given = getattr(model_args, flag)
+            if given not in (None, known[name]):
+                raise kept_as_it_is(flag, start, known[name], given)
+        if not start.data["use_auxiliary_head"]:
+            known = {**known, "auxiliary_loss_weight": 0.0}
+    backbone = model_args.backbone(start, whole)
+    weight = known["auxiliary_loss_weight"] if model_args.auxiliary_weight is None else model_args.auxiliary_weight
     config = UperNetConfig(
         backbone_config=backbone.config,
-        hidden_size=model_args.head_channels,
-        use_auxiliary_head=model_args.auxiliary_weight > 0 and len(backbone.channels) > 2,  # it reads the third map
-        auxiliary_loss_weight=model_args.auxiliary_weight,
-        auxiliary_channels=model_args.auxiliary_channels,
+        hidden_size=model_args.head_channels or known["hidden_size"],
+        use_auxiliary_head=weight > 0 and len(backbone.channels) > 2,  # it reads the third map
+        auxiliary_loss_weight=weight,
+        auxiliary_channels=model_args.auxiliary_channels or known["auxiliary_channels"],
         loss_ignore_index=ignore_index,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
     )
     model = UperNetForSemanticSegmentation(config)
     model.backbone = backbone
+    note = ""
+    if whole:
+        load_head(model.decode_head, start, "decode_head.", ["classifier"], names)
+        if model.auxiliary_head is not None and start.data["use_auxiliary_head"]:
+            load_head(model.auxiliary_head, start, "auxiliary_head.", ["classifier"], names)
+        elif model.auxiliary_head is not None:
+            note = "; the auxiliary head is new"
+    say_start(start, whole, names, note)
     if model_args.sync_batch_norm and torch.cuda.is_available() and torch.distributed.is_initialized():
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
@@ -445,6 +467,8 @@ def run(
     Raises:
         ValueError: naming the argument that is wrong, before anything is written.
     """
+    if model_args.eval_only:
+        return evaluate_segmenter(model_args, data_args, args)
     train = data_args.load(train=True, token=args.hub_token)
     validation = data_args.load(train=False, token=args.hub_token)
     data_args.image_column_name, column = data_args.columns(train)
@@ -492,6 +516,64 @@ def run(
         logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(eval_samples))
     logger.info("segmenter is in %s", args.output_dir)
     return metrics
+
+
+def evaluate_segmenter(
+    model_args: SegmentationModelArguments, data_args: SegmentationArguments, args: SegmentationTrainingArguments
+) -> dict[str, float]:
+    """Evaluate the segmenter in `model_name_or_path`, its classes told apart by their names; where the images come
+    without names, what is in their maps are the numbers of its classes. Returns the metrics.
+
+    Raises:
+        ValueError: naming the argument, if there is no segmenter, nothing to evaluate on, or an unknown class.
+    """
+    start, validation = start_to_evaluate(model_args, data_args, ["segmenter"], args.hub_token)
+    data_args.image_column_name, column = data_args.columns(validation)
+    names = start.names
+    if data_args._find_labels_file(args.hub_token) is None:
+        logger.warning("no names of classes (--labels_file): values in the maps are taken for those of the segmenter")
+    else:
+        names = data_args.names(validation, column, args.hub_token)
+    model = build(model_args, start.names, data_args.ignore_index, args.hub_token)
+    processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
+    transform = SegmentationTransform(processor, channels, names, data_args, train=False)
+    transform = Renumbered(transform, places_of(names, start), data_args.ignore_index)
+    samples = data_args.samples(validation, transform, args.seed, column)
+    trainer = SegmentationTrainer(
+        model=model,
+        args=args,
+        eval_dataset=samples,
+        processing_class=processor,
+        names=start.names,
+        ignore_index=data_args.ignore_index,
+    )
+    metrics = trainer.evaluate()
+    if args.should_save:
+        trainer.save_metrics("eval", metrics)
+    logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(samples))
+    return metrics
+
+
+class Renumbered:
+    """A transform whose maps hold the classes of a model instead of those of the images.
+
+    Args:
+        transform: that gives `labels` and, for evaluation, `maps`.
+        places: for each class of the images that of the model.
+        ignore_index: what stays as it is.
+    """
+
+    takes_label = True
+
+    def __init__(self, transform: SegmentationTransform, places: list[int], ignore_index: int):
+        self.transform, self.places, self.ignore_index = transform, torch.tensor(places), ignore_index
+
+    def __call__(self, image, label) -> dict[str, torch.Tensor]:
+        sample = self.transform(image, label)
+        for name in ("labels", "maps"):
+            known = sample[name] != self.ignore_index
+            sample[name] = torch.where(known, self.places[sample[name].where(known, 0)], sample[name])
+        return sample
 
 
 class Predictions:

@@ -103,15 +103,13 @@ def test_a_failed_export_changes_nothing(tmp_path, monkeypatch):
 def test_load_encoder(tmp_path):
     pretraining, _ = models("vit")
     export_model(pretraining, tmp_path)
-    found, (config, weights) = load_encoder(str(tmp_path))
-    assert found is not None
+    config, weights = load_encoder(str(tmp_path))
     assert config.architecture == "test_vit"
     assert weights.keys() == pretraining.a2mim.encoder.state_dict().keys()
     for path in (tmp_path / "pretraining").iterdir():
         path.unlink()
     (tmp_path / "pretraining").rmdir()
-    found, (config, weights) = load_encoder(str(tmp_path))
-    assert found is None
+    config, weights = load_encoder(str(tmp_path))
     assert config.input_size == (64, 64)
     model = A2MIMModel(config)
     model.encoder.load_state_dict(weights)
@@ -128,8 +126,7 @@ def test_load_encoder_of_our_own_checkpoints(tmp_path):
     for model in models("resnet"):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)
-        found, (config, weights) = load_encoder(str(folder))
-        assert isinstance(found, A2MIMForPreTraining) is isinstance(model, A2MIMForPreTraining)
+        config, weights = load_encoder(str(folder))
         assert config.architecture == "test_resnet"
         classifier = A2MIMForImageClassification(family_config("resnet"))
         load_into_encoder(classifier, weights)
@@ -137,11 +134,13 @@ def test_load_encoder_of_our_own_checkpoints(tmp_path):
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):
-    """The encoder beside it must not stand in for a pre-training model that cannot be read."""
-    export_model(models("resnet")[0], tmp_path)
+    """Neither stands in for the other: the encoder in the root, and the pre-training model."""
+    model = models("resnet")[0]
+    export_model(model, tmp_path)
     (tmp_path / "pretraining" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no pre-training model there: .*model.safetensors"):
-        load_encoder(str(tmp_path))
+        load_pretraining_model(str(tmp_path))
+    assert torch.equal(load_encoder(str(tmp_path))[1]["conv1.0.weight"], model.a2mim.encoder.conv1[0].weight)
     shutil.rmtree(tmp_path / "pretraining")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^model_name_or_path: .* no model\.safetensors"):

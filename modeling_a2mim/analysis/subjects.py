@@ -88,7 +88,7 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
         elif classifier:
             model = load_classifier(source, **hub_kwargs)
         elif timms or isinstance(config, A2MIMConfig):
-            _, (config, weights) = load_encoder(source, **hub_kwargs)
+            config, weights = load_encoder(source, **hub_kwargs)
             model = A2MIMModel(config)
             own = model.encoder.state_dict()
             model.encoder.load_state_dict({name: value for name, value in weights.items() if name in own})
