@@ -31,6 +31,7 @@ from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig
 from .encoders import classifier_parameters
 from .hub import SHOWING_DATA, push_folder
+from .methods import MASKED, method_of
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, without_sharing
 from .records import RECORD_FILE, earlier_runs
 
@@ -290,14 +291,25 @@ def read_record(folder: str) -> dict:
 
 
 def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
-    """The runs (`records.earlier_runs`) behind the model of an exported folder or Hub repository; none without a
-    `training.json` that can be had. `hub_kwargs`: `revision`, `token`."""
+    """The runs (`records.earlier_runs`) behind the model of an exported folder or Hub repository; without a
+    `training.json`, of a pre-training model its method alone. `hub_kwargs`: `revision`, `token`."""
     try:
         path = None if folder_or_repo is None else _find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
         record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        if folder_or_repo is not None and path is None:
+            return _method_of_weights(folder_or_repo, **hub_kwargs)
     except ValueError:  # of the network, or of JSON
         return []
     return earlier_runs(record) if isinstance(record, dict) and record else []
+
+
+def _method_of_weights(folder_or_repo: str, **hub_kwargs) -> list[dict]:
+    for name in (PRETRAINING_CONFIG, "config.json"):
+        path = _find_file(folder_or_repo, name, **hub_kwargs)
+        data = {} if path is None else json.loads(path.read_text())
+        if A2MIMForPreTraining.__name__ in (data.get("architectures") or ()):
+            return [{"task": MASKED, "method": method_of(A2MIMConfig.from_dict(data))}]
+    return []
 
 
 def main(argv: list[str] | None = None):
