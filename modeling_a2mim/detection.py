@@ -413,7 +413,7 @@ def evaluate_detector(
             evaluate on, or an unknown class.
     """
     start, validation = start_to_evaluate(model_args, data_args, DETECTORS[masks:], args.hub_token)
-    column, annotations = data_args.annotations(validation, masks)
+    column, annotations = data_args.annotations(validation, masks, what="evaluation data")
     annotations.renumber(start.names, places_of(annotations.names, start))
     model = model_args.build(start.names, masks, token=args.hub_token)
     sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)

@@ -29,6 +29,7 @@ from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig, is_timm
 from .encoders import NoValues
 from .hub import SHOWING_DATA, push_folder
+from .methods import MASKED, method_of
 from .modeling_a2mim import (
     A2MIMForImageClassification,
     A2MIMForPreTraining,
@@ -306,15 +307,27 @@ def read_record(folder: str) -> dict:
 
 
 def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
-    """The runs (`records.earlier_runs`) behind the model in the root of a folder or Hub repository; none without a
-    `training.json`, one that is not known where that cannot be had. `hub_kwargs`: `revision`, `token`."""
+    """The runs (`records.earlier_runs`) behind the model in the root of a folder or Hub repository; without a
+    `training.json`, of a pre-training model its method alone, and one that is not known where that cannot be had.
+    `hub_kwargs`: `revision`, `token`."""
     try:
         path = None if folder_or_repo is None else find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
         record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        if folder_or_repo is not None and path is None:
+            return _method_of_weights(folder_or_repo, **hub_kwargs)
     except ValueError as error:  # of the network, or of JSON
         logger.warning("the runs behind %s are not known: %s", folder_or_repo, error)
         return [{}]
     return earlier_runs(record) if isinstance(record, dict) and record else []
+
+
+def _method_of_weights(folder_or_repo: str, **hub_kwargs) -> list[dict]:
+    for name in (PRETRAINING_CONFIG, "config.json"):
+        path = find_file(folder_or_repo, name, **hub_kwargs)
+        data = {} if path is None else json.loads(path.read_text())
+        if A2MIMForPreTraining.__name__ in (data.get("architectures") or ()):
+            return [{"task": MASKED, "method": method_of(A2MIMConfig.from_dict(data))}]
+    return []
 
 
 def main(argv: list[str] | None = None):

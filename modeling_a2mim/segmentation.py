@@ -38,7 +38,7 @@ from .dense import (
     DenseTrainingArguments,
     start_to_evaluate,
 )
-from .heads import kept_as_it_is, load_head, places_of, say_start
+from .heads import kept_as_it_is, load_head, say_start
 from .loading import find_column
 from .pretrained import backbone_names, find_file
 from .resuming import flags
@@ -529,15 +529,12 @@ def evaluate_segmenter(
     """
     start, validation = start_to_evaluate(model_args, data_args, ["segmenter"], args.hub_token)
     data_args.image_column_name, column = data_args.columns(validation)
-    names = start.names
     if data_args._find_labels_file(args.hub_token) is None:
         logger.warning("no names of classes (--labels_file): values in the maps are taken for those of the segmenter")
-    else:
-        names = data_args.names(validation, column, args.hub_token)
-    model = build(model_args, start.names, data_args.ignore_index, args.hub_token)
+    _, validation, labels = data_args.labels(None, validation, column, args.hub_token, start.names)
+    model = build(model_args, start.names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
-    transform = SegmentationTransform(processor, channels, names, data_args, train=False)
-    transform = Renumbered(transform, places_of(names, start), data_args.ignore_index)
+    transform = SegmentationTransform(processor, channels, labels, data_args, train=False)
     samples = data_args.samples(validation, transform, args.seed, column)
     trainer = SegmentationTrainer(
         model=model,
@@ -545,35 +542,13 @@ def evaluate_segmenter(
         eval_dataset=samples,
         processing_class=processor,
         names=start.names,
-        ignore_index=data_args.ignore_index,
+        ignore_index=labels.ignored,
     )
     metrics = trainer.evaluate()
     if args.should_save:
         trainer.save_metrics("eval", metrics)
     logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(samples))
     return metrics
-
-
-class Renumbered:
-    """A transform whose maps hold the classes of a model instead of those of the images.
-
-    Args:
-        transform: that gives `labels` and, for evaluation, `maps`.
-        places: for each class of the images that of the model.
-        ignore_index: what stays as it is.
-    """
-
-    takes_label = True
-
-    def __init__(self, transform: SegmentationTransform, places: list[int], ignore_index: int):
-        self.transform, self.places, self.ignore_index = transform, torch.tensor(places), ignore_index
-
-    def __call__(self, image, label) -> dict[str, torch.Tensor]:
-        sample = self.transform(image, label)
-        for name in ("labels", "maps"):
-            known = sample[name] != self.ignore_index
-            sample[name] = torch.where(known, self.places[sample[name].where(known, 0)], sample[name])
-        return sample
 
 
 class Predictions:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.export import (
+    earlier_of,
     export_model,
     load_encoder,
     load_into_encoder,
@@ -158,3 +159,14 @@ def test_mean_pooled_vit_gets_a_new_norm():
     assert torch.equal(model.a2mim.encoder.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
     with pytest.raises(ValueError, match=r"^model_name_or_path: weights missing or left over: extra"):
         load_into_encoder(model, {**weights, "extra": torch.zeros(1)})
+
+
+def test_the_method_of_weights_without_a_record(tmp_path):
+    """Which the settings beside them tell, and nothing else."""
+    pretraining, classifier = models("resnet", mask_fill="none", mask_token_mode="replace", mask_gamma_init=None)
+    export_model(pretraining, tmp_path / "encoder")
+    pretraining.save_pretrained(tmp_path / "checkpoint")
+    export_model(classifier, tmp_path / "classifier")
+    method = [{"task": "masked image modelling", "method": "a mixture of A2MIM and SimMIM"}]
+    found = [earlier_of(str(tmp_path / name)) for name in ("encoder", "checkpoint", "classifier")]
+    assert found == [method, method, []]
