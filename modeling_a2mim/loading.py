@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
@@ -81,7 +82,7 @@ def load_images(
             )
         if kind != IMAGES:
             pass  # the card says which files, and what is in them
-        elif signs and not every_file:
+        elif not every_file and (signs or any(map(is_unknown_to_datasets, _files(path)))):
             files = files_of_split(builder, split, [file for file in _files(path) if is_image_file(file)])
             dataset = list_images(files, builder)
             return DatasetSource(dataset, builder, retries=retries) if streaming else dataset
@@ -155,6 +156,11 @@ def files_of_split(root: str, split: str, files: Sequence[str]) -> list[str]:
             splits,
         )
     return found[split]
+
+
+def is_unknown_to_datasets(file: str) -> bool:
+    """Whether it is an image that the imagefolder of `datasets` leaves out."""
+    return is_image_file(file) and os.path.splitext(file)[1].lower() not in ImageFolder.EXTENSIONS
 
 
 def has_card(path: Path) -> bool:
