@@ -58,12 +58,13 @@ def model_card(
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     content = template.render(
         card_data=card_data(model, record, repo, files).to_yaml(),
-        title=f"{config.architecture}, {'an image classifier' if classifier else 'pre-trained with A2MIM'}",
+        title=f"{config.architecture}, {_kind(config) if classifier else 'pre-trained with A2MIM'}",
         summary=_summary(model, record, files),
         repo=repo,
         auto_class="AutoModelForImageClassification" if classifier else "AutoModel",
         pipeline_tag=_pipeline_tag(model),
         classifier=classifier,
+        problem_type=config.problem_type,
         num_features=core.encoder.num_features,
         out_indices=four_stages(core),
         channels=config.num_channels,
@@ -151,7 +152,15 @@ def _summary(model, record: dict, files: Collection[str]) -> str:
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
     origin = f"`{record['base_model']}`" if record.get("base_model") else "an encoder"
     made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING_CONFIG in files else ""
-    return f"{config.architecture} for {images}{made}, with {len(names)} classes: {shown}."
+    if config.problem_type == "regression":
+        return f"{config.architecture} for {images}{made}. It predicts a number: {shown}."
+    several = ", of which an image may have several" if config.problem_type == "multi_label_classification" else ""
+    return f"{config.architecture} for {images}{made}, with {len(names)} classes{several}: {shown}."
+
+
+def _kind(config) -> str:
+    kinds = {"multi_label_classification": "a multi-label image classifier", "regression": "an image regression model"}
+    return kinds.get(config.problem_type, "an image classifier")
 
 
 def _facts(model, core: A2MIMModel, record: dict) -> list[tuple[str, object]]:
@@ -208,6 +217,8 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("recipe", record.get("recipe") or ""),
         ("augmentation", record.get("augmentation") or ""),
         ("regularisation", ", ".join(f"{k} {v}" for k, v in (record.get("regularisation") or {}).items())),
+        ("class weights", ", ".join(f"{name} {w:.4g}" for name, w in (record.get("class_weights") or {}).items())),
+        ("exported weights", _best(record.get("best"))),
         ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
         ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
         ("learning rate", schedule),
@@ -219,6 +230,12 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     if record["log"]:
         facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
     return [(name, value) for name, value in facts if value != ""]
+
+
+def _best(best: dict | None) -> str:
+    return (
+        "" if best is None else f"those of step {best['step']:,}, the best in {best['metric']} ({best['value']:.4g})"
+    )
 
 
 def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
@@ -260,7 +277,7 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
-        lines += [f"| {table_cell(SPELLED.get(name, name))} | {value:.4f} |" for name, value in metrics.items()]
+        lines += [f"| {table_cell(SPELLED.get(name, name))} | {_figure(value)} |" for name, value in metrics.items()]
         if by_class:
             lines += ["", *_table(by_class, tuple(by_class[0]))]
         if record.get("evaluation_note"):
@@ -283,6 +300,10 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     return lines
 
 
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
 def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
     head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     return head + ["| " + " | ".join(table_cell(row[name]) for name in columns) + " |" for row in rows]
@@ -294,6 +315,20 @@ def _limits(config, classifier: bool) -> list[str]:
         f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor resizes them."
     )
     bias = "What its training images lack, or show too often, shows in it; nobody tested it for that."
+    if classifier and config.problem_type == "regression":
+        return [
+            f"For predicting {config.id2label[0]} of images like those it was trained on.",
+            "It gives every image a number, also images of other things, and does not say how sure it is.",
+            images,
+            bias + " Do not let it decide about people.",
+        ]
+    if classifier and config.problem_type == "multi_label_classification":
+        return [
+            f"For telling which of its {config.num_labels} classes images like those it was trained on have.",
+            "Its figures were measured with what has a probability (sigmoid) above 1/2; scores are not calibrated.",
+            images,
+            bias + " Do not let it decide about people.",
+        ]
     if classifier:
         return [
             f"For telling its {config.num_labels} classes apart in images like those it was trained on.",

@@ -145,8 +145,8 @@ class ImageSamples(torch_data.Dataset):
         try:
             if isinstance(image, BrokenImage):
                 raise image
-            if label is None and self.source.columns[1] is not None:
-                raise ValueError(f"has no {self.source.columns[1]}")
+            if self.source.columns[1] is not None and (label is None or (type(label) is int and label == -1)):
+                raise BrokenImage(f"has no {self.source.columns[1]}")
             seed_generators(self.seed, number, row, torch_only=self._torch_only)
             if getattr(transform, "takes_label", False):
                 return transform(image, label)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from datasets import ClassLabel, Image, Value
+from datasets import ClassLabel, Image
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .data import ImageSamples
 from .decoding import MAX_PIXELS
 from .held_out import hold_out, sample_of
+from .labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
 from .loading import find_column, find_validation_split, load_images
 from .order import mix_counts
 from .sources import DatasetSource, MixedSource, RowSource
@@ -104,6 +105,12 @@ class DataArguments:
         if self.max_eval_samples is not None:
             note.append(f"at most {self.max_eval_samples:,} of them")
         return {**result, "evaluation_note": ", ".join(note) or None}
+
+    def field(self, train: bool) -> str:
+        """The argument that names the images to train on, or to evaluate on, for messages."""
+        if train:
+            return "dataset_name" if self.train_dir is None else "train_dir"
+        return "validation_split" if self.validation_dir is None else "validation_dir"
 
     @property
     def sources(self) -> list[str | None]:
@@ -234,6 +241,12 @@ class ClassificationArguments(DataArguments):
     """Where labelled images come from."""
 
     label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
+    problem_type: str | None = helped(
+        None,
+        "What the labels are: one class of each image (default), several (multi_label_classification: a column of "
+        "lists of classes, or of 0 and 1 for each class), or a number (regression).",
+        choices=PROBLEM_TYPES,
+    )
     labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
     label_fraction: float | None = helped(None, "Train on only this share of each class.")
     label_subset: str | None = helped(None, "Train on the images of a subset.json that an earlier run wrote.")
@@ -283,15 +296,15 @@ class ClassificationArguments(DataArguments):
         dataset = super().load(train, token)
         if dataset is None:
             return None
+        if self.problem_type in (MULTI, REGRESSION):
+            return dataset
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
         feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
             return dataset
         if self.streaming and train:
             raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
-        if not isinstance(feature, Value) or feature.dtype.startswith("float"):
-            raise ValueError(f"label_column_name: column {column!r} holds {feature}, which are no class labels")
-        return dataset.class_encode_column(column)
+        return encode_classes(dataset, column)
 
     def provenance(self) -> dict:
         result = super().provenance()

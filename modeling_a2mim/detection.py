@@ -16,7 +16,8 @@ from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
-from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column, stored_classes
+from .best_model import check_best_model
+from .coco import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column, stored_classes
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
@@ -249,6 +250,10 @@ def run(
     """
     train, validation = (data_args.load(train=which, token=args.hub_token) for which in (True, False))
     column, annotations = data_args.annotations(train, masks)
+    if validation is not None:
+        metrics = [*FIGURES, *(f"map_class_{name}" for name in annotations.names)]
+        metrics += [f"mask_{name}" for name in metrics] if masks else []
+        check_best_model(args, dict.fromkeys(metrics, True))
     seed = args.seed if args.data_seed is None else args.data_seed
     set_seed(args.seed)
     model = model_args.build(annotations.names, masks, token=args.hub_token)

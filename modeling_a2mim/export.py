@@ -71,6 +71,8 @@ def timm_config(model: A2MIMModel) -> dict:
     }
     if model.num_classes:
         result["label_names"] = [config.id2label[i] for i in range(model.num_classes)]
+        if config.problem_type not in (None, "single_label_classification"):
+            result["problem_type"] = config.problem_type
     return result
 
 
@@ -214,6 +216,7 @@ def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassific
     config, weights = _load_timm_checkpoint(folder_or_repo, data, **hub_kwargs)
     config.id2label = dict(enumerate(names))
     config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = data.get("problem_type")
     model = A2MIMForImageClassification(config)
     try:
         model.a2mim.encoder.load_state_dict(weights)

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from .analysis.reconstruction import to_picture
+from .best_model import check_best_model
 from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, to_pixels, upright
 from .dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainer, DenseTrainingArguments
@@ -408,6 +409,9 @@ def run(
     validation = data_args.load(train=False, token=args.hub_token)
     data_args.image_column_name, column = data_args.columns(train)
     names = data_args.names(train, column, args.hub_token)
+    if validation is not None:
+        metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in names)]
+        check_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
     set_seed(args.seed)
     model = build(model_args, names, data_args.ignore_index, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels

@@ -18,6 +18,7 @@ from transformers.utils import PushInProgress
 
 from .advice import what_to_change
 from .analysis.baselines import masked_errors, summarise_errors
+from .best_model import EarlyStopping
 from .callbacks import (
     ExampleCallback,
     MetricsCallback,
@@ -112,6 +113,8 @@ class A2MIMTrainer(Trainer):
             )
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args.choose_length(images)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping)
 
     push_in_progress: PushInProgress | None = None
 
@@ -188,6 +191,12 @@ class A2MIMTrainer(Trainer):
             self.state.logging_steps = self.args.logging_steps  # not those of a checkpoint of a shorter run
         if self._data is not None and checkpoint is not None:
             passes, batches = self._data.batches.resumed[0], self._data.batches.skipped
+        patience = next((c for c in self.callback_handler.callbacks if isinstance(c, EarlyStopping)), None)
+        if checkpoint is not None and patience is not None and patience.has_stopped(self.args):
+            logger.info(
+                "early_stopping_patience: the run had stopped at step %d: no further one", self.state.global_step
+            )
+            return num_train_epochs, 0
         return passes, batches
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
