@@ -67,16 +67,16 @@ class LabelledImages:
                 place = find_targets(dataset.features, kind, data_args.label_column_name)
             if column is not None and place != column:
                 dataset, place = dataset.rename_column(place, column), column
-            column = place
+            column, what = place, "train on" if which == "train" else "evaluate on"
             if kind == REGRESSION:
                 dataset, names = encode_numbers(dataset, column), names or [column]
             elif kind == MULTI:
                 dataset, names, one_hot = encode_lists(dataset, column, names, field, one_hot)
-            elif names is None:
-                _, names = data_args.labels(dataset)
-            else:
+            elif names is not None:
                 dataset = same_classes(dataset, column, names, field, owner)
-            parts[which] = labelled(dataset, column, field, "train on" if which == "train" else "evaluate on")
+            parts[which] = labelled(dataset, column, field, what, any_number=kind == REGRESSION)
+            if names is None:
+                _, names = data_args.labels(parts[which])
         return cls(**parts, column=column, names=names, problem_type=kind)
 
     def counts(self, dataset) -> list[int] | None:

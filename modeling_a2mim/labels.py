@@ -35,12 +35,15 @@ def stored_labels(dataset: Dataset | RowSource, column: str) -> list | None:
     return list(dataset[column]) if isinstance(dataset, Dataset) else dataset.column(column)
 
 
-def labelled(dataset: Dataset | RowSource, column: str, field: str, what: str) -> Dataset | RowSource:
+def labelled(
+    dataset: Dataset | RowSource, column: str, field: str, what: str, any_number: bool = False
+) -> Dataset | RowSource:
     """The rows that have a label; how many have none is logged. Of what `stored_labels` cannot read, all.
 
     Args:
         field: the argument that names the images, for the message.
         what: what they are for: "train on".
+        any_number: the labels are numbers to predict, -1 among them.
 
     Raises:
         ValueError: if no row has a label.
@@ -48,22 +51,24 @@ def labelled(dataset: Dataset | RowSource, column: str, field: str, what: str) -
     values, kind = stored_labels(dataset, column), dataset.features.get(column)
     if values is None:
         return dataset
-    rows = [row for row, value in enumerate(values) if has_label(value, kind)]
+    rows = [row for row, v in enumerate(values) if (v is not None if any_number else has_label(v, kind))]
+    nothing = "nothing" if any_number else "nothing or -1"
     if not rows:
         raise ValueError(
-            f"{field}: none of the {len(values):,} images to {what} has a label, column {column!r} holds nothing or "
-            "-1; name others, or another column with --label_column_name"
+            f"{field}: none of the {len(values):,} images to {what} has a label, column {column!r} holds {nothing}; "
+            "name others, or another column with --label_column_name"
         )
     if len(rows) == len(values):
         return dataset
     missing = len(values) - len(rows)
     logger.warning(
-        "%s: %s of the %s images to %s have no label (column %r holds nothing or -1) and are left out",
+        "%s: %s of the %s images to %s have no label (column %r holds %s) and are left out",
         field,
         f"{missing:,}",
         f"{len(values):,}",
         what,
         column,
+        nothing,
     )
     return dataset.select(rows) if isinstance(dataset, Dataset) else RowsOf(dataset, rows)
 

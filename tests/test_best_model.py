@@ -100,7 +100,7 @@ def test_nothing_to_evaluate_on(tmp_path):
 def stopping(folder, callbacks=None, patience=2, **options):
     """Nothing is learned: the first evaluation is the best."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "learning_rate": 0.0, **options}
-    options |= {"load_best_model_at_end": True, "early_stopping_patience": patience, "max_steps": 6}
+    options = {"max_steps": 6, **options, "load_best_model_at_end": True, "early_stopping_patience": patience}
     return make_trainer(folder, callbacks, count=14, **options)
 
 
@@ -128,5 +128,5 @@ def test_early_stopping_and_resuming(tmp_path, caplog):
     assert patient.state.global_step == 4
     assert "cannot stop early" not in caplog.text
     with caplog.at_level("WARNING", "a2mim"):
-        stopping(tmp_path / "short", patience=6).train()
-    assert "early_stopping_patience 6: the run has only 6 evaluations, and cannot stop early" in caplog.text
+        stopping(tmp_path / "short", patience=1, max_steps=1).train()
+    assert "early_stopping_patience 1: the run has only 1 evaluations, and cannot stop early" in caplog.text

@@ -182,3 +182,10 @@ def test_images_are_not_copied():
     assert other.data["image"].chunk(0).field("bytes").buffers()[2].address == (
         dataset.data["image"].chunk(0).field("bytes").buffers()[2].address
     )
+
+
+def test_minus_one_is_no_class(tmp_path, caplog):
+    saved(tmp_path / "data", train=images_of([-1, 1, -1, 1]))
+    with pytest.raises(ValueError, match=r"^label_column_name: column 'label' has fewer than two classes: \['1'\]"):
+        finetune(tmp_path / "out", *SCRATCH, "--dataset_name", tmp_path / "data")
+    assert "2 of the 4 images to train on have no label (column 'label' holds nothing or -1)" in caplog.text
