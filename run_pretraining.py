@@ -14,6 +14,7 @@ from transformers import set_seed
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.advice import before_training
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
+from modeling_a2mim.best_model import RECONSTRUCTION_METRICS, check_best_model
 from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> dict:
         provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
     else:
         model = A2MIMForPreTraining(config)
+    left_out = () if config.frequency_loss_weight else ("frequency_loss",)
+    check_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
     crop = PreTrainTransform(
         config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **data_args.augmentation()
     )

@@ -64,12 +64,13 @@ def model_card(
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     content = template.render(
         card_data=card_data(model, record, repo, files, method).to_yaml(),
-        title=f"{config.architecture}, {_title(classifier, method)}",
+        title=f"{config.architecture}, {_title(config, classifier, method)}",
         summary=_summary(model, record, method),
         repo=repo,
         auto_class="AutoModelForImageClassification" if classifier else "AutoModel",
         pipeline_tag=_pipeline_tag(model),
         classifier=classifier,
+        problem_type=config.problem_type,
         num_features=core.encoder.num_features,
         out_indices=four_stages(core),
         channels=config.num_channels,
@@ -148,9 +149,9 @@ def four_stages(core: A2MIMModel) -> list[int]:
     return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
-def _title(classifier: bool, method: str | None) -> str:
+def _title(config, classifier: bool, method: str | None) -> str:
     if classifier:
-        return "an image classifier"
+        return _kind(config)
     return f"pre-trained with {method}" if method else "an image encoder"
 
 
@@ -165,7 +166,16 @@ def _summary(model, record: dict, method: str | None) -> str:
     names = [config.id2label[i] for i in range(config.num_labels)]
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
     made = made_from(record, method)
-    return f"{config.architecture} for {images}{made and f', {made}'}, with {len(names)} classes: {shown}."
+    made = made and f", {made}"
+    if config.problem_type == "regression":
+        return f"{config.architecture} for {images}{made}. It predicts a number: {shown}."
+    several = ", of which an image may have several" if config.problem_type == "multi_label_classification" else ""
+    return f"{config.architecture} for {images}{made}, with {len(names)} classes{several}: {shown}."
+
+
+def _kind(config) -> str:
+    kinds = {"multi_label_classification": "a multi-label image classifier", "regression": "an image regression model"}
+    return kinds.get(config.problem_type, "an image classifier")
 
 
 def _facts(model, core: A2MIMModel, record: dict) -> list[tuple[str, object]]:
@@ -225,6 +235,8 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("recipe", record.get("recipe") or ""),
         ("augmentation", record.get("augmentation") or ""),
         ("regularisation", ", ".join(f"{k} {v}" for k, v in (record.get("regularisation") or {}).items())),
+        ("class weights", ", ".join(f"{name} {w:.4g}" for name, w in (record.get("class_weights") or {}).items())),
+        ("exported weights", _best(record.get("best"))),
         ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
         ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
         ("learning rate", schedule),
@@ -245,6 +257,12 @@ def _resumed(history: list[dict]) -> str:
         f"step {entry['step']:,}: "
         + ", ".join(f"{name} {now} instead of {then}" for name, (then, now) in entry["changed"].items())
         for entry in history
+    )
+
+
+def _best(best: dict | None) -> str:
+    return (
+        "" if best is None else f"those of step {best['step']:,}, the best in {best['metric']} ({best['value']:.4g})"
     )
 
 
@@ -289,7 +307,7 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         lines += [f"Measured on {where}, at step {evaluation['step']:,}:", "", "| | |", "|---|---|"]
-        lines += [f"| {table_cell(SPELLED.get(name, name))} | {value:.4f} |" for name, value in metrics.items()]
+        lines += [f"| {table_cell(SPELLED.get(name, name))} | {_figure(value)} |" for name, value in metrics.items()]
         if by_class:
             lines += ["", *_table(by_class, tuple(by_class[0]))]
         if record.get("evaluation_note"):
@@ -312,6 +330,10 @@ def evaluation_lines(record: dict, classifier: bool) -> list[str]:
     return lines
 
 
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
 def _table(rows: list[dict], columns: tuple[str, ...]) -> list[str]:
     head = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     return head + ["| " + " | ".join(table_cell(row[name]) for name in columns) + " |" for row in rows]
@@ -323,6 +345,20 @@ def _limits(config, classifier: bool, method: str | None) -> list[str]:
         f"It saw images of {height} x {width} px with {config.num_channels} channel(s); the processor resizes them."
     )
     bias = "What its training images lack, or show too often, shows in it; nobody tested it for that."
+    if classifier and config.problem_type == "regression":
+        return [
+            f"For predicting {config.id2label[0]} of images like those it was trained on.",
+            "It gives every image a number, also images of other things, and does not say how sure it is.",
+            images,
+            bias + " Do not let it decide about people.",
+        ]
+    if classifier and config.problem_type == "multi_label_classification":
+        return [
+            f"For telling which of its {config.num_labels} classes images like those it was trained on have.",
+            "Its figures were measured with what has a probability (sigmoid) above 1/2; scores are not calibrated.",
+            images,
+            bias + " Do not let it decide about people.",
+        ]
     if classifier:
         return [
             f"For telling its {config.num_labels} classes apart in images like those it was trained on.",

@@ -4,29 +4,29 @@ import copy
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from transformers import set_seed
 
 from .analysis.corruptions import corruption_picture
 from .analysis.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .arguments import ClassifierArguments, folder_or_id
+from .best_model import check_best_model
 from .cards import CONFUSION, ERRORS
-from .class_figures import BY_CLASS, class_figure
+from .class_figures import MOST_LISTED, class_figure, log_figures
 from .configuration_a2mim import A2MIMConfig
 from .data import ImageSamples
 from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
-from .finetuning import FineTuningTrainer
+from .finetuning import FineTuningTrainer, make_class_weights
 from .json_files import finite
-from .labels import log_labels
+from .labelled_images import NO_VALIDATION, LabelledImages
+from .labels import REGRESSION, SINGLE
 from .probing import LinearProbe
+from .problem_types import check_problem_type, figures_of, start_at_mean
 from .resuming import flags
 from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
-from .scores import compute_metrics
 from .subsets import draw_subset, load_subset, save_subset
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
@@ -37,37 +37,8 @@ logger = logging.getLogger("a2mim")
 SUBSET = "subset.json"
 RESULTS = "results.json"
 TABLE = "results.md"
-MOST_LISTED, MOST_LOGGED = 20, 100  # classes whose figures are listed at the end, and are in logs and card at all
+MOST_LOGGED = 100  # classes whose figures are in logs and card
 ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
-
-
-@dataclass
-class LabelledImages:
-    """Images to train on and to evaluate on (`None` if there are none), the column of their labels, and the names of
-    the classes."""
-
-    train: object
-    validation: object | None
-    column: str
-    names: list[str]
-
-    @classmethod
-    def load(cls, data_args: ClassificationArguments, token: str | None) -> "LabelledImages":
-        train = data_args.load(train=True, token=token)
-        validation = data_args.load(train=False, token=token)
-        column, names = data_args.labels(train)
-        if validation is not None and data_args.labels(validation)[1] != names:
-            raise ValueError(
-                f"validation_dir: its classes {data_args.labels(validation)[1]} are not those trained on, {names}"
-            )
-        log_labels(train, column, names, "training")
-        if validation is not None:
-            log_labels(validation, data_args.labels(validation)[0], names, "evaluation")
-        return cls(train, validation, column, names)
-
-    def counts(self, dataset) -> list[int]:
-        """How many images of each class there are in `train` or `validation`."""
-        return np.bincount(dataset[self.column], minlength=len(self.names)).tolist()
 
 
 # Data
@@ -118,6 +89,14 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
 # Training
 
 
+def new_classifier(model_args: ClassifierArguments, images: LabelledImages, token: str | None) -> tuple:
+    """What `ClassifierArguments.build` makes, for these classes and their problem type."""
+    model, pretraining_model = model_args.build(images.names, token=token)
+    if images.problem_type != SINGLE:
+        model.config.problem_type = images.problem_type
+    return model, pretraining_model
+
+
 def fine_tune(
     model_args: ClassifierArguments,
     data_args: ClassificationArguments,
@@ -126,10 +105,19 @@ def fine_tune(
 ) -> "ClassificationTrainer":
     """A trainer that is ready to `run()`."""
     seed = args.seed if args.data_seed is None else args.data_seed
+    if images.validation is None:
+        args.without_evaluation()
+        if args.metric_for_best_model is not None:
+            raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
+    else:
+        check_best_model(args, images.metrics())
     rows = choose_rows(data_args, images, seed)
     train = images.train if rows is None else images.train.select(rows)
+    weights = None
+    if args.class_weights is not None:
+        weights = make_class_weights(args.class_weights, images.counts(train), images.names)
     set_seed(args.seed)
-    model, start = model_args.build(images.names, token=args.hub_token)
+    model, start = new_classifier(model_args, images, args.hub_token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
         model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
@@ -137,27 +125,29 @@ def fine_tune(
             model.to_classifier()  # which fails now rather than when it is trained
     elif model_args.linear_probe:
         model.freeze_encoder()
+    if images.problem_type == REGRESSION:
+        start_at_mean(model, train[images.column])
     samples = data_args.samples(train, training_transform(model, data_args), seed, images.column)
     samples.repeats = data_args.aug_repeats
     logger.info(
-        "%s%s: %s trainable parameters; %d classes; %s training images",
+        "%s%s: %s trainable parameters; %s; %s training images",
         model.config.architecture,
         " (frozen encoder)" if model_args.linear_probe else "",
         f"{model.num_parameters(only_trainable=True):,}",
-        len(images.names),
+        f"numbers of column {images.column!r}"
+        if images.problem_type == REGRESSION
+        else f"{len(images.names)} classes",
         f"{len(train):,}",
     )
+    if weights is not None:
+        logger.info("class weights: %s", shown_weights(weights, images.names))
     if len(train) < args.step_batch_size:
         logger.warning(
             "a pass has %d images, a step %d: for a smaller step give --batch_scaling learning_rate",
             len(train),
             args.step_batch_size,
         )
-    validation = None
-    if images.validation is not None:
-        validation = evaluation_samples(model, data_args, images, seed)
-    else:
-        args.without_evaluation()
+    validation = None if images.validation is None else evaluation_samples(model, data_args, images, seed)
     if rows is not None and args.should_save:
         keep_subset(args.output_dir, rows, data_args, images, seed)
     elif args.overwrite_output_dir and args.should_save:
@@ -173,28 +163,43 @@ def fine_tune(
         names=images.names,
         corruptions=data_args.corruptions,
         flags=flags(model_args, data_args),
+        counts=images.counts(images.validation) if example else None,
+        class_weights=weights,
         provenance={
             "task": model_args.task,
             **data_args.provenance(),
             **model_args.origin(args.hub_token),
-            "example": images.names[int(example[0]["labels"])] if example else None,
-            "evaluation_counts": dict(zip(images.names, images.counts(images.validation), strict=True))
-            if example
-            else None,
+            **images.provenance(),
+            "example": images.shown(example[0]["labels"]) if example else None,
+            "class_weights": None if weights is None else dict(zip(images.names, weights, strict=True)),
         },
     )
 
 
 class ClassificationTrainer(FineTuningTrainer):
-    """Draws the confusion matrix and the worst errors of the last evaluation, and tries corrupted images."""
+    """Draws the confusion matrix and the worst errors of the last evaluation, and tries corrupted images.
 
-    def __init__(self, *args, names: list[str], corruptions: list[str] | None = None, **kwargs):
+    Args:
+        names: of the classes.
+        counts: images to evaluate on of each class, if that is known.
+        corruptions: types of corruptions to try.
+    """
+
+    def __init__(
+        self,
+        *args,
+        names: list[str],
+        counts: Sequence[int] | None = None,
+        corruptions: list[str] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, compute_metrics=self._metrics, **kwargs)
-        self.names, self.corruptions, self._prediction = names, corruptions, None
+        self.names, self.counts, self.corruptions, self._prediction = names, counts, corruptions, None
+        self.problem_type = self.model.config.problem_type or SINGLE
 
     def _metrics(self, prediction) -> dict[str, float]:
         self._prediction = prediction
-        self._figures = compute_metrics(prediction, self.names)
+        self._figures = figures_of(prediction, self.problem_type, self.names)
         return self._figures
 
     def log(self, logs, start_time=None):
@@ -203,13 +208,13 @@ class ClassificationTrainer(FineTuningTrainer):
         super().log(logs, start_time)
 
     def conclude(self):
-        log_figures(self._figures, self.names, np.bincount(self._prediction.label_ids, minlength=len(self.names)))
+        log_figures(self._figures, self.names, self.counts, len(self._prediction.label_ids))
         metrics = {}
         if self.corruptions is not None:
             with self.averaged(), self.accelerator.autocast():
                 metrics, rows = try_corruptions(self._unwrapped(), self.eval_dataset, self.args, self.corruptions)
             self.provenance |= {"measured": rows, "measured_on": "on corrupted images, accuracy"}
-        if self.args.should_save:
+        if self.args.should_save and self.problem_type == SINGLE:
             draw_errors(self.args.output_dir, self._prediction, self.eval_dataset, self.model.config, self.names)
         return metrics
 
@@ -237,21 +242,9 @@ class ClassificationTrainer(FineTuningTrainer):
             super().describe(folder)
 
 
-def log_figures(figures: dict[str, float], names: list[str], images: Sequence[int]):
-    """Log figures of an evaluation (`scores.compute_metrics`), and those of up to `MOST_LISTED` classes.
-
-    Args:
-        images: that were evaluated on, of each class.
-    """
-    shown = ", ".join(f"{name.replace('_', ' ')} {v:.4f}" for name, v in figures.items() if not class_figure(name))
-    logger.info("%s on %d images", shown, sum(images))
-    there = [(name, count) for name, count in zip(names, images, strict=True) if count]
-    for name, count in there[:MOST_LISTED]:
-        found = [(figure, figures.get(f"{figure}_{name}")) for figure in BY_CLASS]
-        shown = ", ".join(f"{figure.replace('_', ' ')} {value:.4f}" for figure, value in found if value is not None)
-        logger.info("class %s: %s on %d images", name, shown, count)
-    if len(there) > MOST_LISTED:
-        logger.info("%d further classes: see eval_results.json", len(there) - MOST_LISTED)
+def shown_weights(weights: Sequence[float], names: Sequence[str]) -> str:
+    shown = [f"{name} {weight:.4g}" for name, weight in zip(names, weights, strict=True)]
+    return ", ".join(shown[:MOST_LISTED]) + (", ..." if len(shown) > MOST_LISTED else "")
 
 
 def try_corruptions(
@@ -317,25 +310,30 @@ def judge_classifier(
     model_args: ClassifierArguments,
     data_args: ClassificationArguments,
     args: FineTuningArguments,
-    images: LabelledImages,
 ) -> dict:
     """Evaluate the classifier in `model_name_or_path`, its classes told apart by their names.
 
     Raises:
-        ValueError: naming `model_name_or_path`, if it holds none, or one of other classes.
+        ValueError: naming `model_name_or_path`, if it holds none, or the images, if there are some of other classes.
     """
     if model_args.model_name_or_path is None:
         raise ValueError("model_name_or_path: --eval_only needs a classifier")
+    if args.class_weights is not None:
+        raise ValueError("class_weights: --eval_only trains nothing; leave it out")
     source = folder_or_id(model_args.model_name_or_path)
     model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
-    own = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if own != images.names:
-        raise ValueError(
-            f"model_name_or_path: its classes {own[:5]}... are not those of the images, {images.names[:5]}..."
-        )
+    images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
+    if images.problem_type != SINGLE:
+        check_problem_type(images.problem_type, model_args, data_args, args)
+    images.check()
     samples = evaluation_samples(model, data_args, images, args.seed)
     trainer = ClassificationTrainer(
-        model=model, args=args, eval_dataset=samples, names=images.names, corruptions=data_args.corruptions
+        model=model,
+        args=args,
+        eval_dataset=samples,
+        names=images.names,
+        counts=images.counts(images.validation),
+        corruptions=data_args.corruptions,
     )
     metrics = trainer.evaluate()
     metrics |= trainer.conclude()

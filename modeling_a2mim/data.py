@@ -154,8 +154,9 @@ class ImageSamples(torch_data.Dataset):
             if isinstance(image, BrokenImage):
                 raise image
             takes_label = getattr(transform, "takes_label", False)  # also that there is none
-            if label is None and self.source.columns[1] is not None and not takes_label:
-                raise ValueError(f"has no {self.source.columns[1]}")
+            without = label is None or (type(label) is int and label == -1)
+            if self.source.columns[1] is not None and without and not takes_label:
+                raise BrokenImage(f"has no {self.source.columns[1]}")
             seed_generators(self.seed, number, row, torch_only=self._torch_only)
             if takes_label:
                 return transform(image, label)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import datasets
-from datasets import ClassLabel, Image, Value
+from datasets import ClassLabel, Image
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .data import ImageSamples
 from .decoding import MAX_PIXELS
 from .held_out import hold_out, sample_of
+from .labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
 from .loading import find_column, find_validation_split, load_images
 from .order import mix_counts
 from .sources import DatasetSource, MixedSource, RowSource
@@ -110,6 +111,12 @@ class DataArguments:
         if self.max_eval_samples is not None:
             note.append(f"at most {self.max_eval_samples:,} of them")
         return {**result, "evaluation_note": ", ".join(note) or None}
+
+    def field(self, train: bool) -> str:
+        """The argument that names the images to train on, or to evaluate on, for messages."""
+        if train:
+            return "dataset_name" if self.train_dir is None else "train_dir"
+        return "validation_split" if self.validation_dir is None else "validation_dir"
 
     @property
     def sources(self) -> list[str | None]:
@@ -255,6 +262,12 @@ class ClassificationArguments(DataArguments):
     needs = "labels"
 
     label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
+    problem_type: str | None = helped(
+        None,
+        "What the labels are: one class of each image (default), several (multi_label_classification: a column of "
+        "lists of classes, or of 0 and 1 for each class), or a number (regression).",
+        choices=PROBLEM_TYPES,
+    )
     labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
     label_fraction: float | None = helped(None, "Train on only this share of each class.")
     label_subset: str | None = helped(None, "Train on the images of a subset.json that an earlier run wrote.")
@@ -315,18 +328,18 @@ class ClassificationArguments(DataArguments):
                     "images lie equally deep; --train_dir takes the first folder below the one that is named"
                 )
             )
+        if self.problem_type in (MULTI, REGRESSION):
+            return dataset
         column = find_column(dataset, ClassLabel, self.label_column_name, "label_column_name")
         feature = dataset.features.get(column)
         if isinstance(feature, ClassLabel):
             return dataset
-        if isinstance(dataset, DatasetSource) and isinstance(feature, Value) and not feature.dtype.startswith("float"):
-            rows = dataset.dataset.class_encode_column(column)  # all labels are at hand, only images are streamed
+        if isinstance(dataset, DatasetSource):
+            rows = encode_classes(dataset.dataset, column)  # all labels are at hand, only images are streamed
             return DatasetSource(rows, dataset.name, storage_options=dataset.storage_options, retries=dataset.retries)
         if self.streaming and train:
             raise ValueError(f"label_column_name: column {column!r} names no classes, which --streaming needs")
-        if not isinstance(feature, Value) or feature.dtype.startswith("float"):
-            raise ValueError(f"label_column_name: column {column!r} holds {feature}, which are no class labels")
-        return dataset.class_encode_column(column)
+        return encode_classes(dataset, column)
 
     def provenance(self) -> dict:
         result = super().provenance()

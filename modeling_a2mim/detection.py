@@ -18,7 +18,8 @@ from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
 from .annotation_folders import annotated_splits, choose_split
-from .coco import BOX_FORMATS, Annotations, AveragePrecision, find_objects_column
+from .best_model import check_best_model
+from .coco import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
 from .dense import (
@@ -353,6 +354,10 @@ def run(
             raise
         logger.warning("there is no evaluation, of %s; %s", data_args.validation_split, error)
         validation = None
+    if validation is not None:
+        metrics = [*FIGURES, *(f"map_class_{name}" for name in annotations.names)]
+        metrics += [f"mask_{name}" for name in metrics] if masks else []
+        check_best_model(args, dict.fromkeys(metrics, True))
     seed = args.seed if args.data_seed is None else args.data_seed
     set_seed(args.seed)
     model = model_args.build(annotations.names, masks, token=args.hub_token)

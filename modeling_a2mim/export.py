@@ -88,6 +88,8 @@ def timm_config(model: A2MIMModel) -> dict:
     }
     if model.num_classes:
         result["label_names"] = [config.id2label[i] for i in range(model.num_classes)]
+        if config.problem_type not in (None, "single_label_classification"):
+            result["problem_type"] = config.problem_type
     return result
 
 
@@ -255,6 +257,7 @@ def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassific
     config = A2MIMConfig.from_dict(found.data)
     config.id2label = dict(enumerate(found.names))
     config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = found.data.get("problem_type")
     model = A2MIMForImageClassification(config)
     try:
         model.a2mim.encoder.load_state_dict(found.weights)

@@ -1,8 +1,10 @@
 """Fine-tuning: mixed batches, their losses, and averages of the weights, all of them timm's."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 from timm.data import Mixup
@@ -21,17 +23,23 @@ AVERAGES = "ema.safetensors"  # in a checkpoint
 
 class FineTuningTrainer(A2MIMTrainer):
     """Train a classifier with images that are mixed and labels that are smoothed, as `FineTuningArguments` say. Where
-    weights are averaged, the averages are what is evaluated and exported; checkpoints hold both."""
+    weights are averaged, the averages are what is evaluated and exported; checkpoints hold both.
+
+    Args:
+        class_weights: how much an image of each class counts in the loss of training (`make_class_weights`).
+    """
 
     args: FineTuningArguments
     arguments_class = FineTuningArguments
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, class_weights: Sequence[float] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.label_smoother = None  # Trainer's takes no soft labels
         options, classes = self.args, self.model.config.num_labels
         self.mixup = make_mixup(options, classes)
-        self.criterion = make_criterion(options, mixed=self.mixup is not None)
+        self.criterion = make_criterion(options, self.mixup is not None, class_weights)
+        if self.criterion is not None:
+            self.criterion.to(options.device)
         self.averages = None
         if options.model_ema_decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -147,14 +155,46 @@ def make_mixup(args: FineTuningArguments, classes: int) -> Mixup | None:
     )
 
 
-def make_criterion(args: FineTuningArguments, mixed: bool) -> nn.Module | None:
-    """timm's loss of logits (batch, classes) and labels, soft ones if `mixed`; `None` for the model's own."""
+def make_criterion(
+    args: FineTuningArguments, mixed: bool, class_weights: Sequence[float] | None = None
+) -> nn.Module | None:
+    """timm's loss of logits (batch, classes) and labels, soft ones if `mixed`, or torch's where classes have weights;
+    `None` for the model's own."""
     smoothing = 0.0 if mixed else args.label_smoothing_factor  # mixed labels are smoothed already
+    if class_weights is not None:
+        return nn.CrossEntropyLoss(torch.tensor(class_weights, dtype=torch.float32), label_smoothing=smoothing)
     if args.bce_loss:
         return BinaryCrossEntropy(smoothing=smoothing, target_threshold=args.bce_target_thresh)
     if mixed:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else None
+
+
+def make_class_weights(given: Sequence[str], counts: Sequence[int] | None, names: Sequence[str]) -> list[float]:
+    """The weight of each class: the numbers in `given`, or for "balanced" images / (classes * images of the class), as
+    scikit-learn has it, and 1 for classes without images.
+
+    Args:
+        given: `FineTuningArguments.class_weights`.
+        counts: images to train on of each class, `None` if that is not known.
+        names: of the classes.
+
+    Raises:
+        ValueError: naming `class_weights`, if there are not as many numbers as classes, or nothing to count.
+    """
+    if list(given) != ["balanced"]:
+        if len(given) != len(names):
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise ValueError(
+                f"class_weights: expected balanced, or {len(names)} numbers, of {shown}, in this order; got "
+                f"{len(given)}"
+            )
+        return [float(weight) for weight in given]
+    if counts is None:
+        raise ValueError("class_weights: the labels of this stream are not known before they are read; give numbers")
+    counts = np.asarray(counts)
+    there = counts > 0
+    return np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 1.0).tolist()
 
 
 def soft_labels(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:

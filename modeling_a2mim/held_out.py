@@ -71,6 +71,10 @@ class RowsOf(RowSource):
     def read(self, rows):
         return self.source.read(self.rows[np.asarray(rows, dtype=np.int64)])
 
+    def column(self, name):
+        values = self.source.column(name)
+        return None if values is None else [values[row] for row in self.rows]
+
     def describe(self, row):
         return self.source.describe(int(self.rows[row]))
 

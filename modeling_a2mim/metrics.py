@@ -13,13 +13,19 @@ from .class_figures import BY_CLASS
 SUMMARY = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "mean_average_precision": "mean average precision",
+    "micro_f1": "micro F1",
     "macro_f1": "macro F1",
     "precision": "precision",
     "recall": "recall",
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "subset_accuracy": "subset accuracy",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
 }
-UNBOUNDED: tuple[str, ...] = ()  # figures that are not in [0, 1]
+UNBOUNDED = ("mae", "rmse", "r2")  # figures that are not in [0, 1]
 
 
 class Interval(NamedTuple):

@@ -11,22 +11,26 @@ from transformers import set_seed
 from .arguments import ClassifierArguments
 from .checkpoints import checkpoints_in
 from .classification import (
-    LabelledImages,
     choose_rows,
     chosen_corruptions,
     evaluation_samples,
     fine_tune,
     judge_classifier,
     keep_subset,
+    new_classifier,
 )
 from .data_arguments import ClassificationArguments
 from .evaluation import evaluate_frozen
 from .export import describe_folder, load_classifier, load_pretraining_model, read_record, timm_pretrained_cfg
+from .finetuning import make_class_weights
 from .hub import push_folder
 from .json_files import finite
+from .labelled_images import NO_VALIDATION, LabelledImages
+from .labels import MULTI, REGRESSION, SINGLE
 from .metrics import SUMMARY, markdown, summarise, summarise_classes
 from .outputs import check_output_dir, clear_output_dir
 from .pretrained import CLASSIFIERS, open_pretrained
+from .problem_types import check_problem_type
 from .records import hardware, versions
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
@@ -36,10 +40,13 @@ logger = logging.getLogger("a2mim")
 
 RESULTS = "results.json"
 TABLE = "results.md"
-MEANING = (
-    "AUROC and average precision: of each class against the rest, their means over the classes that there are images "
-    "of. Balanced accuracy: the mean recall of these. Precision of a class that is never predicted counts as 0."
-)
+MEANINGS = {
+    SINGLE: "AUROC and average precision: of each class against the rest, their means over the classes with images. "
+    "Balanced accuracy: the mean recall of these. Precision of a class that is never predicted counts as 0.",
+    MULTI: "What has a probability above 1/2 is predicted. Mean average precision: over the classes that some images "
+    "have and some have not. Subset accuracy: the share of images all of whose classes are right.",
+    REGRESSION: "MAE and RMSE are in the unit of the targets; R2 is the share of their variance that is explained.",
+}
 
 
 def run(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments) -> dict:
@@ -54,13 +61,14 @@ def run(model_args: ClassifierArguments, data_args: ClassificationArguments, arg
         raise ValueError("add_to_card: give --seeds, over which the means are written")
     if data_args.corruptions is not None:
         chosen_corruptions(data_args.corruptions)
-    images = LabelledImages.load(data_args, args.hub_token)
-    if images.validation is None and (
-        data_args.corruptions or model_args.knn or model_args.eval_only or data_args.seeds
-    ):
-        raise ValueError("validation_dir: there are no images to evaluate on; give it or --validation_split")
     if model_args.eval_only:
-        return judge_classifier(model_args, data_args, args, images)
+        return judge_classifier(model_args, data_args, args)
+    if data_args.problem_type in (MULTI, REGRESSION):
+        check_problem_type(data_args.problem_type, model_args, data_args, args)
+    images = LabelledImages.load(data_args, args.hub_token)
+    if images.validation is None and (data_args.corruptions or model_args.knn or data_args.seeds):
+        raise ValueError(NO_VALIDATION)
+    images.check()
     if model_args.knn:
         rows = judge_frozen(model_args, data_args, args, images)
     elif data_args.seeds is None:
@@ -78,6 +86,8 @@ def judge_frozen(
 ) -> list[dict]:
     """k-NN and logistic regression on frozen features, for each seed and layer: rows of `metrics.summarise`. An
     encoder that was not pre-trained has other weights for each seed."""
+    if args.class_weights is not None:
+        logger.info("class_weights: are for the logistic regression; neighbours do not know of them")
     seeds = data_args.seeds or [args.seed if args.data_seed is None else args.data_seed]
     name, drawn = data_args.few_labels() or "all labels", {}
     for seed in seeds:
@@ -97,6 +107,11 @@ def judge_frozen(
 
 
 def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -> list[dict]:
+    class_weights = args.class_weights
+    if class_weights == ["balanced"]:
+        class_weights = "balanced"
+    elif class_weights is not None:
+        class_weights = dict(enumerate(make_class_weights(class_weights, None, images.names)))
     model, _ = model_args.build(images.names, token=args.hub_token)
     model.to(args.device)
     transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
@@ -113,6 +128,7 @@ def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -
         num_workers=args.dataloader_num_workers,
         dtype=torch.bfloat16 if args.bf16 else None,
         names=images.names,
+        class_weights=class_weights,
     )
 
 
@@ -168,7 +184,7 @@ def report(
     """Print a table of results, write it with all of them to `results.md` and `results.json`, and put it into the
     cards; returns the means."""
     summary = summarise(rows)
-    by_class = summarise_classes(rows, images.names, images.counts(images.validation))
+    by_class = summarise_classes(rows, images.names, images.counts(images.validation) or [0] * len(images.names))
     table = markdown(summary)
     where = data_args.provenance()
     place = where.get("evaluated_on") or where.get("evaluation_data")
@@ -180,6 +196,8 @@ def report(
             "base_model": model_args.base_model(),
             "task": model_args.task,
             **where,
+            **images.provenance(),
+            **({"class_weights": args.class_weights} if args.class_weights else {}),
             "results": rows,
             "summary": summary,
             "by_class": by_class,
@@ -188,7 +206,7 @@ def report(
         }
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         Path(args.output_dir, RESULTS).write_text(json.dumps(finite(record), indent=1) + "\n")
-        parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANING}"]
+        parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANINGS[images.problem_type]}"]
         parts += [markdown(by_class)] if by_class else []
         Path(args.output_dir, TABLE).write_text("\n\n".join(parts) + "\n")
         folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
@@ -196,7 +214,7 @@ def report(
             folder for folder in folders if (folder / "README.md").is_file()
         ]  # probes of inner layers have none
         if folders:
-            model, _ = model_args.build(images.names, token=args.hub_token)  # all have the same card
+            model, _ = new_classifier(model_args, images, args.hub_token)  # all have the same card
             for folder in folders:
                 add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:

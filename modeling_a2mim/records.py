@@ -56,6 +56,12 @@ def regularisation(args) -> dict:
     return {name: value for name, value in values.items() if value}
 
 
+def best_of(state, args) -> dict:
+    """Of which step the weights are that a run with `load_best_model_at_end` ends with, and why."""
+    name = args.metric_for_best_model.removeprefix("eval_")
+    return {"step": state.best_global_step, "metric": name, "value": state.best_metric}
+
+
 def earlier_runs(record: dict) -> list[dict]:
     """The `earlier` of a run that starts from a model with this record: in short, the runs that the model has behind
     it, the oldest first, its own last; `{}` for one that is not known."""
@@ -122,6 +128,7 @@ def describe_run(trainer, provenance: dict) -> dict:
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
+        **({"best": best_of(state, args)} if args.load_best_model_at_end and state.best_global_step else {}),
         "evaluation": evaluation_of(state.log_history, dataset_length(trainer.eval_dataset)),
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
         **({"resumed": resumption.history} if resumption.history else {}),

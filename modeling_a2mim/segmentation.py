@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from .analysis.reconstruction import to_picture
+from .best_model import check_best_model
 from .columns import choose_images
 from .data_arguments import helped, hub_id
 from .decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
@@ -474,6 +475,9 @@ def run(
     data_args.image_column_name, column = data_args.columns(train)
     train, validation, labels = data_args.labels(train, validation, column, args.hub_token)
     names = labels.names
+    if validation is not None:
+        metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in names)]
+        check_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
     set_seed(args.seed)
     model = build(model_args, names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels

@@ -173,6 +173,10 @@ class RowSource(abc.ABC):
             ReadError: if they cannot be read.
         """
 
+    def column(self, name: str) -> list | None:
+        """All values of a column, where they can be read without the images; else `None`."""
+        return None
+
     def describe(self, row: int) -> str:
         """What to call a row in a message."""
         return f"row {row} of {self.name}"
@@ -252,6 +256,9 @@ class DatasetSource(RowSource):
         image, label = self.columns
         labels = found[label] if label else [None] * len(rows)
         return list(zip(map(self._image, found[image]), labels, strict=True))
+
+    def column(self, name):
+        return list(self.dataset[name])
 
     def _path(self, row: int) -> str | None:
         value = self._rows[int(row)][self.columns[0]]
@@ -357,6 +364,10 @@ class ParquetSource(ShardedSource):
         with open_file(self.files[index], self.storage_options) as file:
             shard = pq.ParquetFile(file, metadata=self.footers[index], pre_buffer=True)
             return shard.read_row_group(group, columns=[c for c in self.columns if c], use_threads=False)
+
+    def column(self, name):
+        own = self.select(name)
+        return [value for unit, rows in enumerate(self.units) for value in own._unit(unit)[name].to_pylist()[:rows]]
 
     def _row(self, opened, place):
         image, label = self.columns

@@ -21,6 +21,7 @@ from transformers.utils import PushInProgress
 from .advice import what_to_change
 from .analysis.baselines import masked_errors, summarise_errors
 from .batch_norm import check_batch_norms
+from .best_model import EarlyStopping
 from .callbacks import (
     ExampleCallback,
     MetricsCallback,
@@ -149,6 +150,8 @@ class A2MIMTrainer(Trainer):
             )
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args.choose_length(images)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping)
 
     push_in_progress: PushInProgress | None = None
 
@@ -254,6 +257,12 @@ class A2MIMTrainer(Trainer):
             passes, batches = self._place_in_stream(checkpoint)
         if checkpoint is not None and self.state.global_step >= max_steps:
             logger.info("all of the %d steps have been made (%d): no further one", max_steps, self.state.global_step)
+            return num_train_epochs, 0
+        patience = next((c for c in self.callback_handler.callbacks if isinstance(c, EarlyStopping)), None)
+        if checkpoint is not None and patience is not None and patience.has_stopped(self.args):
+            logger.info(
+                "early_stopping_patience: the run had stopped at step %d: no further one", self.state.global_step
+            )
             return num_train_epochs, 0
         return passes, batches
 

@@ -113,6 +113,14 @@ class A2MIMTrainingArguments(TrainingArguments):
         default=500,
         metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when metric_for_best_model has not become better in so many evaluations; needs "
+            "load_best_model_at_end."
+        },
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better it must become."})
 
     hub_license: str | None = field(
         default=None, metadata={"help": "Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."}
@@ -155,6 +163,8 @@ class A2MIMTrainingArguments(TrainingArguments):
         self.logging_steps_given = self.logging_steps is not None
         if not self.logging_steps_given:
             self.logging_steps = LOGGING_STEPS
+        self.greater_is_better_given = self.greater_is_better
+        self._check_early_stopping()
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_l1"):
             self.greater_is_better = False  # transformers takes only losses for what should be low
         super().__post_init__()
@@ -239,8 +249,34 @@ class A2MIMTrainingArguments(TrainingArguments):
         if not self.logging_steps_given:
             self.logging_steps = min(LOGGING_STEPS, max(1, max_steps // LEAST_LOGS))
 
+    def _check_early_stopping(self):
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold:
+                raise ValueError("early_stopping_threshold: is for --early_stopping_patience")
+            return
+        if self.early_stopping_patience < 1:
+            raise ValueError(f"early_stopping_patience: must be at least 1, got {self.early_stopping_patience}")
+        if self.early_stopping_threshold < 0:
+            raise ValueError(f"early_stopping_threshold: must not be negative, got {self.early_stopping_threshold}")
+        evaluates, saves = (str(getattr(s, "value", s)) for s in (self.eval_strategy, self.save_strategy))
+        if not self.load_best_model_at_end or evaluates == "no" or saves not in (evaluates, "best"):
+            raise ValueError(
+                "early_stopping_patience: needs --load_best_model_at_end True, and --eval_strategy and "
+                f"--save_strategy alike (both epoch, or both steps); they are {evaluates} and {saves}"
+            )
+        self.restore_callback_states_from_checkpoint = True  # how much patience is left
+
     def without_evaluation(self):
-        """Say that there is nothing to evaluate on, and do not try."""
+        """Say that there is nothing to evaluate on, and do not try.
+
+        Raises:
+            ValueError: if the best checkpoint was asked for, which only an evaluation finds.
+        """
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end: there are no images to evaluate on; give --validation_dir or "
+                "--validation_split"
+            )
         self.eval_strategy = "no"
         logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
 
@@ -317,6 +353,14 @@ class FineTuningArguments(A2MIMTrainingArguments):
     bce_target_thresh: float | None = field(
         default=None, metadata={"help": "Make targets of bce_loss above this 1, and the others 0."}
     )
+    class_weights: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "How much an image of each class counts in the loss: balanced (the inverse of how often it is "
+            "there), or a number for each class, in the order of their names.",
+            "nargs": "+",
+        },
+    )
     model_ema_decay: float | None = field(
         default=None, metadata={"help": "Average the weights over steps, e.g. 0.9999; the averages are evaluated."}
     )
@@ -340,6 +384,8 @@ class FineTuningArguments(A2MIMTrainingArguments):
                 raise ValueError(f"{name}: must be in [{low}, {high}], got {value}")
         if self.bce_target_thresh is not None and not self.bce_loss:
             raise ValueError("bce_target_thresh: is for --bce_loss")
+        if self.class_weights is not None:
+            self._check_class_weights()
 
     def choose_length(self, images: int):
         super().choose_length(images)
@@ -347,3 +393,18 @@ class FineTuningArguments(A2MIMTrainingArguments):
         chosen = not self.length_given and not given
         if chosen and self.num_train_epochs > self.MOST_EVALUATIONS and self.eval_strategy == IntervalStrategy.EPOCH:
             self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, 1 / self.MOST_EVALUATIONS
+
+    def _check_class_weights(self):
+        if self.bce_loss:
+            raise ValueError("class_weights: weigh the softmax loss; leave --bce_loss out")
+        if self.class_weights == ["balanced"]:
+            return
+        try:
+            numbers = [float(weight) for weight in self.class_weights]
+        except ValueError:
+            numbers = [-1.0]
+        if not all(0 <= number < math.inf for number in numbers) or not any(numbers):
+            raise ValueError(
+                "class_weights: expected balanced, or a number of at least 0 for each class, got "
+                f"{' '.join(map(str, self.class_weights))}"
+            )

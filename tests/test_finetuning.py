@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import SoftTargetCrossEntropy
 from torch.nn import functional as F
 from transformers import TrainerCallback
@@ -11,7 +12,7 @@ from transformers import TrainerCallback
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification
 from modeling_a2mim.data import ImageSamples
 from modeling_a2mim.export import timm_pretrained_cfg
-from modeling_a2mim.finetuning import FineTuningTrainer, make_criterion, make_mixup, soft_labels
+from modeling_a2mim.finetuning import FineTuningTrainer, make_class_weights, make_criterion, make_mixup, soft_labels
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.scores import compute_metrics
 from modeling_a2mim.training_args import FineTuningArguments
@@ -147,6 +148,25 @@ def test_losses_by_hand(tmp_path):
     torch.testing.assert_close(criterion(mixed=True, bce_loss=True, bce_target_thresh=0.1)(logits, soft), hard)
     args = FineTuningArguments(output_dir=str(tmp_path), use_cpu=True)
     assert make_mixup(args, 4) is None
+
+
+def test_weights_of_classes(tmp_path):
+    logits, labels, weights = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2]), [0.5, 2.0, 1.0, 3.0]
+    args = {"output_dir": str(tmp_path), "use_cpu": True}
+    for smoothing in (0.0, 0.2):
+        criterion = make_criterion(FineTuningArguments(**args, label_smoothing_factor=smoothing), False, weights)
+        expected = F.cross_entropy(logits, labels, torch.tensor(weights), label_smoothing=smoothing)
+        torch.testing.assert_close(criterion(logits, labels), expected)
+    soft = soft_labels(labels, 4, 0.2)
+    expected = -(soft * torch.tensor(weights) * logits.log_softmax(1)).sum(1).mean()
+    mixed = make_criterion(FineTuningArguments(**args, label_smoothing_factor=0.2), True, weights)
+    torch.testing.assert_close(mixed(logits, soft), expected)
+    counts = [1, 6, 0, 3]
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=np.repeat(range(4), counts))
+    assert make_class_weights(["balanced"], counts, "abcd") == pytest.approx([*expected[:2], 1.0, expected[2]])
+    assert make_class_weights(["2", "0.5"], None, "ab") == [2.0, 0.5]
+    with pytest.raises(ValueError, match="^class_weights: the labels of this stream are not known"):
+        make_class_weights(["balanced"], None, "ab")
 
 
 def test_training_uses_the_loss_and_evaluation_the_models_own(tmp_path):

@@ -10,10 +10,9 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from modeling_a2mim.classification import LabelledImages
 from modeling_a2mim.data_arguments import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.image_folders import split_kinds
-from modeling_a2mim.labels import count_labels
+from modeling_a2mim.labelled_images import LabelledImages
 from modeling_a2mim.loading import load_images
 from modeling_a2mim.outputs import check_apart
 from modeling_a2mim.sources import DatasetSource
@@ -63,7 +62,7 @@ def classes(root: Path, streaming: bool = False, **options) -> dict[str, int]:
     arguments = ClassificationArguments(streaming=streaming, **options)
     dataset = arguments.load(train=True)
     column, found = arguments.labels(dataset)
-    return dict(zip(found, count_labels(dataset, column, len(found)).tolist(), strict=True))
+    return dict(zip(found, LabelledImages(dataset, None, column, found).counts(dataset), strict=True))
 
 
 # Splits

@@ -1,0 +1,84 @@
+"""Which checkpoint is the best one, and when to stop looking for a better one: checked before training."""
+
+import difflib
+import logging
+from collections.abc import Mapping
+
+from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import IntervalStrategy
+
+
+logger = logging.getLogger("a2mim")
+
+# Of pre-training; whether more is better.
+RECONSTRUCTION_METRICS = {
+    "loss": False,
+    "spatial_loss": False,
+    "frequency_loss": False,
+    "masked_l1": False,
+    "masked_psnr": True,
+}
+MOST_NAMED = 30  # metrics in a message
+
+
+def check_best_model(args, metrics: Mapping[str, bool]):
+    """Check `metric_for_best_model`, with or without `eval_` before it, and set `greater_is_better` for it.
+
+    Args:
+        args: of training.
+        metrics: what an evaluation gives, without `eval_`, and whether more of it is better.
+
+    Raises:
+        ValueError: naming the argument, if there is no such metric, or `greater_is_better` was given as it is not.
+    """
+    name = args.metric_for_best_model
+    if name is None:
+        return
+    bare = name.removeprefix("eval_")
+    if bare not in metrics:
+        close = difflib.get_close_matches(bare, metrics)
+        hint = f" did you mean {' or '.join(close)}?" if close else ""
+        names = list(metrics)
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        raise ValueError(
+            f"metric_for_best_model: no evaluation gives {name!r};{hint} there are "
+            f"{', '.join(names[:MOST_NAMED])}{more}"
+        )
+    if args.greater_is_better_given not in (None, metrics[bare]):
+        which = "more" if metrics[bare] else "less"
+        raise ValueError(f"greater_is_better: of {bare}, {which} is better; leave --greater_is_better out")
+    args.greater_is_better = metrics[bare]
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' callback with the patience of `args`. A run that resumes has as much patience left as it had."""
+
+    def state(self) -> dict:
+        return {**super().state(), "args": {}}  # those of the run that resumes count
+
+    def has_stopped(self, args) -> bool:
+        """Whether the run whose state this is has lost its patience."""
+        return self.early_stopping_patience_counter >= args.early_stopping_patience
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.early_stopping_patience = args.early_stopping_patience
+        self.early_stopping_threshold = args.early_stopping_threshold
+        steps = args.eval_strategy == IntervalStrategy.STEPS
+        evaluations = state.max_steps // state.eval_steps if steps else state.num_train_epochs
+        if evaluations <= self.early_stopping_patience:
+            logger.warning(
+                "early_stopping_patience %d: the run has only %d evaluations, and cannot stop early",
+                self.early_stopping_patience,
+                evaluations,
+            )
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if self.has_stopped(args):
+            logger.info(
+                "early_stopping_patience: stopped at step %d, as %s was best at step %d",
+                state.global_step,
+                args.metric_for_best_model,
+                state.best_global_step,
+            )

@@ -1,0 +1,142 @@
+"""Images with labels, to train a classifier on and to evaluate it on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import ClassLabel
+
+from .class_counts import log_labels
+from .configuration_a2mim import A2MIMConfig
+from .data_arguments import ClassificationArguments
+from .labels import MULTI, REGRESSION, SINGLE, labelled, log_classes_without_images, same_classes, stored_labels
+from .loading import find_column
+from .problem_types import encode_lists, encode_numbers, find_targets
+from .scores import TOP
+
+
+NO_VALIDATION = "validation_dir: there are no images to evaluate on; give it or --validation_split"
+
+
+@dataclass
+class LabelledImages:
+    """Images with labels to train on and to evaluate on (`None` if there are none), the column of their labels, the
+    names of the classes (of the column, for regression), and the problem type (`problem_types`)."""
+
+    train: object | None
+    validation: object | None
+    column: str
+    names: list[str]
+    problem_type: str = SINGLE
+
+    @classmethod
+    def load(cls, data_args: ClassificationArguments, token: str | None) -> "LabelledImages":
+        """What the arguments name, images without a label left out.
+
+        Raises:
+            ValueError: naming the argument, if there are no labels, or images to evaluate on of classes that are not
+                those trained on.
+        """
+        train, validation = (data_args.load(train=which, token=token) for which in (True, False))
+        return cls._of(data_args, train, validation, None)
+
+    @classmethod
+    def for_evaluation(cls, data_args: ClassificationArguments, config: A2MIMConfig, token: str | None):
+        """The images to evaluate a classifier on; its classes are told apart by their names. Raises as `load`."""
+        own = config.problem_type or SINGLE
+        if data_args.problem_type not in (None, own):
+            raise ValueError(f"problem_type: that of the model is {own}, not {data_args.problem_type}")
+        data_args.problem_type = own
+        validation = data_args.load(train=False, token=token)
+        if validation is None:
+            raise ValueError(NO_VALIDATION)
+        return cls._of(data_args, None, validation, [config.id2label[i] for i in range(config.num_labels)])
+
+    @classmethod
+    def _of(cls, data_args, train, validation, names: list[str] | None) -> "LabelledImages":
+        kind = data_args.problem_type or SINGLE
+        owner = "those trained on" if names is None else "those of the model"
+        column, one_hot = None, None
+        parts = {}
+        for which, dataset in (("train", train), ("validation", validation)):
+            parts[which] = dataset
+            if dataset is None:
+                continue
+            field = data_args.field(which == "train")
+            if kind == SINGLE:
+                place = find_column(dataset, ClassLabel, data_args.label_column_name, "label_column_name")
+            else:
+                place = find_targets(dataset.features, kind, data_args.label_column_name)
+            if column is not None and place != column:
+                dataset, place = dataset.rename_column(place, column), column
+            column, what = place, "train on" if which == "train" else "evaluate on"
+            if kind == REGRESSION:
+                dataset, names = encode_numbers(dataset, column), names or [column]
+            elif kind == MULTI:
+                dataset, names, one_hot = encode_lists(dataset, column, names, field, one_hot)
+            elif names is not None:
+                dataset = same_classes(dataset, column, names, field, owner)
+            parts[which] = labelled(dataset, column, field, what, any_number=kind == REGRESSION)
+            if names is None:
+                _, names = data_args.labels(parts[which])
+        return cls(**parts, column=column, names=names, problem_type=kind)
+
+    def counts(self, dataset) -> list[int] | None:
+        """How many images of each class there are in `train` or `validation`; `None` of numbers, and of a stream
+        whose labels cannot be read without the images."""
+        labels = None if self.problem_type == REGRESSION else stored_labels(dataset, self.column)
+        if labels is None:
+            return None
+        if self.problem_type == MULTI:
+            return np.sum(labels, axis=0).astype(int).tolist()
+        return np.bincount(labels, minlength=len(self.names)).tolist()
+
+    def metrics(self) -> dict[str, bool]:
+        """The metrics of an evaluation, and whether more of them is better."""
+        if self.problem_type == REGRESSION:
+            targets = self.validation[self.column]
+            varies = {"r2": True} if min(targets) < max(targets) else {}
+            return {"loss": False, "mae": False, "rmse": False, **varies}
+        counts, images = self.counts(self.validation), len(self.validation)
+        present = [name for name, count in zip(self.names, counts, strict=True) if count]
+        ranked = [name for name, count in zip(self.names, counts, strict=True) if 0 < count < images]
+        if self.problem_type == MULTI:
+            names = ["mean_average_precision"] if ranked else []
+            names += ["micro_f1", "macro_f1", "subset_accuracy"]
+        else:
+            names = ["accuracy", *(["top5_accuracy"] if len(self.names) > TOP else [])]
+            names += ["balanced_accuracy", "macro_f1", *(["auroc", "average_precision"] if ranked else [])]
+        names += [f"{figure}_{name}" for figure in ("precision", "recall") for name in present]
+        names += [f"average_precision_{name}" for name in ranked]
+        return {"loss": False, **dict.fromkeys(names, True)}
+
+    def provenance(self) -> dict:
+        """What a record says of the labels."""
+        counts = None if self.validation is None else self.counts(self.validation)
+        found = {} if counts is None else {"evaluation_counts": dict(zip(self.names, counts, strict=True))}
+        return found if self.problem_type == SINGLE else {**found, "problem_type": self.problem_type}
+
+    def shown(self, label) -> str:
+        """A label of a sample in words."""
+        if self.problem_type == SINGLE:
+            return self.names[int(label)]
+        if self.problem_type == REGRESSION:
+            return f"{self.column} {float(label):.4g}"
+        return ", ".join(name for name, there in zip(self.names, label.tolist(), strict=True) if there) or "none"
+
+    def check(self):
+        """Say of which classes there are no images.
+
+        Raises:
+            ValueError: naming the argument, if there is nothing to tell apart.
+        """
+        for dataset, what in ((self.train, "train on"), (self.validation, "evaluate on")):
+            counts = None if dataset is None else self.counts(dataset)
+            if dataset is not None and self.problem_type == SINGLE:
+                use = "training" if what == "train on" else "evaluation"
+                log_labels(dataset, self.column, self.names, counts, use)
+            if counts is None:
+                continue
+            log_classes_without_images(counts, self.names, what)
+            if self.problem_type == SINGLE and what == "train on" and np.count_nonzero(counts) < 2:
+                only = self.names[int(np.argmax(counts))]
+                raise ValueError(f"label_column_name: all images to train on are of one class, {only!r}")
