@@ -181,9 +181,12 @@ def write(rows: list[Row], folder: Path, seconds: float):
 def main(argv: list[str] | None = None) -> list[Row]:
     (args,) = HfArgumentParser(SweepArguments).parse_args_into_dataclasses(argv)
     known = timm.list_models()
+    if nothing := [pattern for pattern in args.names or () if not fnmatch.filter(known, pattern)]:
+        raise ValueError(
+            f"names: no timm encoder is called {' or '.join(nothing)} (names come without a tag of weights, as in "
+            "timm.list_models())"
+        )
     names = [name for name in known if not args.names or any(fnmatch.fnmatch(name, p) for p in args.names)]
-    if not names:
-        raise ValueError(f"names: no timm encoder is called {' or '.join(args.names)}")
     start = time.time()
     rows = list(examine_all(names, args.max_parameters, args.jobs))
     print(summary(rows))

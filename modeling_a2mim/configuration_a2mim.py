@@ -198,8 +198,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         try:
             isotropic = plan().isotropic
         except ValueError as error:
+            if "image_size" in kwargs or not str(error).startswith("image_size: "):
+                raise
             own = timm.get_pretrained_cfg(architecture)
-            if own is None or "image_size" in kwargs or not str(error).startswith("image_size: "):
+            if own is None:
                 raise
             kwargs["image_size"] = list(own.input_size[1:])
             isotropic = plan().isotropic
@@ -339,11 +341,13 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             if isinstance(name, str) and ("/" in name or ":" in name):
                 hint = "a folder or repository with weights is named by --model_name_or_path"
             _require(False, "architecture", f"{name!r} is unknown to timm {timm.__version__}; {hint}")
-        plain, _, tag = name.partition(".")
-        known = bool(tag) and name in timm.list_models(f"{plain}.*", pretrained=True)
-        weights = f"; for a model with those weights type --model_name_or_path timm/{name}" if known else ""
-        message = f"{name!r} names weights ({tag!r}), which are not loaded; for new weights type {plain}{weights}"
-        _require(not tag, "architecture", message)
+        if "." in name:
+            plain = _without_tag(name)
+            hub = getattr(timm.models.get_arch_pretrained_cfgs(plain).get(name), "hf_hub_id", None)
+            where = f"{hub}{name}" if hub and hub.endswith("/") else hub
+            weights = f"; run_finetune.py takes a model with them as --model_name_or_path {where}" if where else ""
+            message = f"{name!r} names weights of timm, which are not loaded; for new ones type {plain}{weights}"
+            _require(False, "architecture", message)
         _require(isinstance(self.model_args, dict), "model_args", f"must be a dict, got {self.model_args!r}")
         for key, field in RESERVED_MODEL_ARGS.items():
             _require(key not in self.model_args, "model_args", f"must not hold {key!r}; use `{field}` instead")

@@ -57,7 +57,7 @@ def load_head(
                 continue
         if stored is None or stored.shape != tensor.shape:
             raise ValueError(
-                f"model_name_or_path: the weights of the {start.kind} in {start.place} do not fit: {name}"
+                f"model_name_or_path: the weights of the {start.kind} in {start.place} do not fit: {prefix}{name}"
             )
         tensor.copy_(stored)
 

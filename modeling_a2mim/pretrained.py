@@ -192,10 +192,16 @@ class Pretrained:
         if is_timm(self.data):
             return self.weights
         if self.is_plain_backbone:
-            names = plan_encoder(self.config, for_masking=False).names
-            stored = {name: backbone_names(name) for name in names}
-            found = {name: next((n for n in known if n in self.weights), None) for name, known in stored.items()}
-            return {name: self.weights[stored] for name, stored in found.items() if stored is not None}
+            found, stored = {}, {name for name in self.weights if name.startswith("backbone.")}
+            for name in plan_encoder(self.config, for_masking=False).names:
+                for other in stored & {f"backbone.{other}" for other in backbone_names(name)}:
+                    found[name] = self.weights[other]
+                    stored.discard(other)
+            if stored:  # what is left is no weight of this encoder
+                raise ValueError(
+                    f"model_name_or_path: {self.place} holds {min(stored)}, which no {self.config.architecture} has"
+                )
+            return found
         start = next((name.index(INSIDE) + len(INSIDE) for name in self.weights if INSIDE in name), len("encoder."))
         prefix = next((name[:start] for name in self.weights if name[:start].endswith("encoder.")), None)
         if prefix is None:

@@ -5,6 +5,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import AutoConfig
 
 from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.arguments import ClassifierArguments
+from modeling_a2mim.dense import DenseModelArguments
+from modeling_a2mim.modeling_detection import A2MIMDetectorConfig
 
 
 # Another value than the default for every field
@@ -270,3 +273,29 @@ def test_labels_are_kept(tmp_path):
     A2MIMConfig(id2label=names, label2id={v: k for k, v in names.items()}).save_pretrained(tmp_path)
     config = A2MIMConfig.from_pretrained(tmp_path)
     assert (config.num_labels, config.id2label, config.label2id) == (3, names, {"oak": 0, "elm": 1, "fir": 2})
+
+
+@pytest.mark.parametrize("name", ["resnet10t.c3_in1k", "resnet10t.my_tag", "resnet10t.", "timm/resnet10t.c3_in1k"])
+def test_names_of_weights_are_no_architectures(name):
+    """A new encoder under the name of trained weights would have none of them."""
+    known = "; run_finetune.py takes a model with them as --model_name_or_path timm/resnet10t.c3_in1k"
+    message = "names weights of timm, which are not loaded; for new ones type resnet10t"
+    message = "a folder or repository with weights is named by --model_name_or_path" if "/" in name else message
+    makes = [A2MIMConfig, A2MIMConfig.for_architecture, A2MIMConfig.simmim, A2MIMConfig.for_encoder]
+    makes += [A2MIMDetectorConfig]
+    for make in makes:
+        with pytest.raises(ValueError, match=f"^architecture: '{name}' ") as error:
+            make(architecture=name)
+        assert message in str(error.value)
+        assert (known in str(error.value)) == (name == "resnet10t.c3_in1k")
+    for arguments in (ClassifierArguments(architecture=name).build, DenseModelArguments(architecture=name).backbone):
+        with pytest.raises(ValueError, match=f"^architecture: '{name}' "):
+            arguments(*([["a", "b"]] if arguments.__name__ == "build" else []))
+
+
+def test_files_that_name_weights_are_read(tmp_path):
+    """Earlier versions took such names: what was trained since is in the file."""
+    A2MIMConfig(architecture="resnet10t").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"resnet10t"', '"resnet10t.c3_in1k"'))
+    assert A2MIMConfig.from_pretrained(tmp_path).architecture == "resnet10t"
