@@ -128,7 +128,9 @@ class Census:
         else:
             many = "" if counts is None else f"{counts[kind]:,} images in "
             read = f"{many}{len(files):,} {kind} file{'s'[: len(files) != 1]}"
-        loud = any(format_of(f"x{s}") not in (None, *TABLES) or s in NEEDS or s in FOREIGN for s in rest)
+        loud = any(
+            format_of(f"x{s}") not in (None, *TABLES) or s in NEEDS or s in FOREIGN or s in METADATA for s in rest
+        )
         left = ", ".join(self._group(rest, name))
         (logger.warning if loud else logger.info)("%s: %s; left out: %s", name, read, left)
 

@@ -40,7 +40,7 @@ def test_zips(tmp_path, caplog, streaming):
     ):
         caplog.clear()
         assert numbers(**source, streaming=streaming) == list(range(6))
-        assert "6 image files; left out: 1 .txt file (data/notes.txt), metadata.csv" in caplog.text
+        assert "6 image files; left out: metadata.csv, 1 .txt file (data/notes.txt)" in caplog.text
         assert numbers(labels=True, **source, streaming=streaming) == PETS_LABELLED
     write_zip(archive.parent / "test.zip", PETS[:2])
     assert numbers(dataset_name=[str(archive.parent)], streaming=streaming) == list(range(6))
@@ -138,20 +138,16 @@ def test_on_the_hub(hub, tmp_path, caplog, streaming):
         return write_zip(tmp_path / "x.zip", members).read_bytes()
 
     shard = write_parquet(tmp_path / "x.parquet", 4).read_bytes()
-    tar = write_tar(
-        tmp_path / "x.tar", [(f"{n}.png", encoded(n)) for n in (0, 1)] + [("0.cls", b"0"), ("1.cls", b"1")]
-    )
+    labelled = [(f"{n}.png", encoded(n)) for n in (0, 1)] + [("0.cls", b"0"), ("1.cls", b"1")]
+    tar = write_tar(tmp_path / "x.tar", labelled)
+    packed = write_tar(tmp_path / "x.tgz", [("0.png", encoded(0))], "w:gz")
     table = b"path,label\nimages/0.png,cat\nimages/1.png,dog\n"
     images = {f"images/{n}.png": encoded(n) for n in range(2)}
     hub.put("org/zip", {"README.md": b"", "train.zip": zipped(PETS), "labels.csv": b"a\n1\n"}, repo_type="dataset")
     hub.put("org/splits", {"data/train.zip": zipped(PETS), "data/test.zip": zipped(PETS[:2])}, repo_type="dataset")
     hub.put("org/stray", {"test.png": encoded(9), "docs/b.png": encoded(9), "x.parquet": shard}, repo_type="dataset")
     hub.put("org/tar", {"a.tar": tar.read_bytes(), "banner.png": encoded(9)}, repo_type="dataset")
-    hub.put(
-        "org/tgz",
-        {"a.tar.gz": write_tar(tmp_path / "x.tgz", [("0.png", encoded(0))], "w:gz").read_bytes()},
-        repo_type="dataset",
-    )
+    hub.put("org/tgz", {"a.tar.gz": packed.read_bytes()}, repo_type="dataset")
     hub.put("org/table", {"list.csv": table, **images}, repo_type="dataset")
     hub.put("org/evil", {"list.csv": b"path\n../../etc/0.png\n"}, repo_type="dataset")
     given = {"streaming": streaming}

@@ -215,6 +215,7 @@ def test_plugins_that_are_installed_decode(pillow, tmp_path):
     write_images(tmp_path, ["0.png"])
     (tmp_path / "IMG_1.HEIC").write_bytes(encoded(1, "BMP"))
     assert numbers(train_dir=[str(tmp_path)]) == [0, 1]
+    assert numbers(dataset_name=[str(tmp_path)]) == [0, 1]  # of which `datasets` knows the first
     assert Census.of(["a.heic", "b.jxl"]).images == 1
     assert "HEIF" in decoding._formats()
 
