@@ -42,12 +42,20 @@ def log_labels(dataset: Dataset | RowSource, column: str, names: list[str], use:
     """Log the classes, the first few by name with their counts, and what named them.
 
     Args:
-        use: what the images are for, in a word.
+        use: what the images are for: training or evaluation.
+
+    Raises:
+        ValueError: if all images for training are of one class, from which nothing is learned.
     """
     counts = count_labels(dataset, column, len(names))
     shown = [name if counts is None else f"{name} {counts[i]:,}" for i, name in enumerate(names[:SHOWN])]
     shown += [] if len(names) <= SHOWN else [f"and {len(names) - SHOWN:,} more"]
     logger.info("%s: %d classes by %s: %s", use, len(names), label_rule(dataset, column), ", ".join(shown))
+    if use == "training" and counts is not None and np.count_nonzero(counts) < 2:
+        raise ValueError(
+            f"label_column_name: all images for training are of one class, {names[int(counts.argmax())]}, of "
+            f"{', '.join(names[:SHOWN])} by {label_rule(dataset, column)}; name data with labels of several classes"
+        )
     without = [] if counts is None else [names[i] for i in np.flatnonzero(counts == 0)]
     if without:
         more = f" and {len(without) - SHOWN:,} more" if len(without) > SHOWN else ""
