@@ -3,27 +3,22 @@
 import glob
 import logging
 import os
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import Dataset, Image
 from huggingface_hub import DatasetCard
-from transformers.utils.logging import tqdm
 
 from .columns import USUAL, choose_images, image_candidates
 from .data_files import split_files
 from .decoding import is_image_file
-from .formats import FORMATS, IMAGES, METADATA, Census, expected, format_of
+from .formats import FORMATS, IMAGES, METADATA, Census, format_of
 from .hub_files import hub_census
-from .image_folders import FIRST_FOLDER, LAST_FOLDER, ImageFolder, LeftOut, for_use, walk
-from .metadata_files import MetadataError, rows_of
-from .named_splits import check_splits
+from .image_folders import LeftOut, for_use, walk
+from .listing import list_images, list_split, load_folder, load_split, with_metadata
 from .opening import BUILDERS, open_files
-from .sources import LISTED, DatasetSource, ParquetSource, RowSource, is_remote
+from .sources import DatasetSource, ParquetSource, RowSource, is_remote
 
 
 logger = logging.getLogger("a2mim")
@@ -215,76 +210,6 @@ def check_may_be_id(source: str):
         raise ValueError(f"{source}: no such file or folder")
 
 
-def load_folder(root: str, train: bool, needs: str) -> Dataset:
-    """All images of a folder, with the columns of its metadata files, or labels by the first folder below `root`.
-
-    Args:
-        train, needs: as `load_images`.
-
-    Raises:
-        ValueError: naming what is wrong with the folder or its metadata.
-    """
-    folder = ImageFolder(root, train)
-    dataset = list_images(folder.files(), root, folder.label)
-    if folder.metadata:
-        listed = [image["path"] for image in dataset.data["image"].to_pylist()]
-        rows = with_metadata(folder.metadata, listed, folder.left_out, needs, folder.excluded)
-        dataset = dataset if rows is None else rows
-    elif needs == "labels" and "label" in dataset.features:
-        labelled = np.flatnonzero(dataset.data["label"].is_valid())
-        if len(labelled) < len(dataset):
-            first = dataset.data["image"][int(np.argmin(dataset.data["label"].is_valid()))].as_py()["path"]
-            reason = "images are left out, as they lie in no class folder"
-            folder.left_out.add(reason, first, len(dataset) - len(labelled))
-            dataset = dataset.select(labelled, new_fingerprint=dataset._fingerprint)
-        if folder.empty:
-            logger.warning("%s: folders without images, which are no classes: %s", root, ", ".join(folder.empty))
-    folder.left_out.say()
-    return dataset
-
-
-def load_split(root: str, split: str, needs: str) -> Dataset:
-    """A split of a folder of images, by the names of files and folders as `datasets` reads them.
-
-    Raises:
-        ValueError: naming what is wrong with the folder, its splits or its metadata.
-    """
-    left_out = LeftOut(root)
-    files = [file for file in walk(root, left_out) if is_image_file(file) or os.path.basename(file) in METADATA]
-    images = [file for file in files if is_image_file(file)]
-    splits = split_files(root, images)
-    check_splits(root, split, splits, images, left_out)
-    rows, all_metadata = None, set(files).difference(images)
-    metadata = sorted(all_metadata.intersection(split_files(root, files)[split]))
-    if metadata:
-        rows = with_metadata(metadata, splits[split], left_out, needs)
-    elif all_metadata:
-        left_out.add(
-            "metadata files lie in no folder of the split and are left out", min(all_metadata), len(all_metadata)
-        )
-    left_out.say()
-    return list_split(splits, split, root) if rows is None else rows
-
-
-def with_metadata(
-    files: Sequence[str], images: Sequence[str], left_out: LeftOut, needs: str, excluded=(), token: str | None = None
-) -> Dataset | None:
-    """The rows of metadata files; `None` where they are not imagefolder's and only images are needed, which is said.
-
-    Raises:
-        ValueError: naming the file and what to do.
-    """
-    try:
-        return rows_of(files, images, left_out, excluded, token)
-    except MetadataError as error:
-        if needs == "images":
-            logger.warning("%s; it is not needed here, and ignored: all images are used", error)
-            return None
-        raise ValueError(
-            f"{error}; correct it, or move it out of the folder, without which the names of folders are the labels"
-        ) from error
-
-
 def load_saved(path: Path, split: str, streaming: bool) -> Dataset | RowSource:
     """What `save_to_disk` wrote: memory-mapped Arrow files, of which any row can be read.
 
@@ -341,74 +266,6 @@ def open_stream(
         f"{name}: {kind} files cannot be streamed with exact resume (parquet, WebDataset, image files and local Arrow "
         "files can); leave --streaming out, which prepares them once on the disk"
     )
-
-
-def list_split(images: dict[str, list[str]], split: str, name: str) -> Dataset:
-    """The images of a split as `imagefolder` lists them: each folder that holds some names a class, where those of
-    all splits lie equally deep."""
-    folders = {os.path.dirname(file) for files in images.values() for file in files}
-    classes = sorted({os.path.basename(folder) for folder in folders})
-    if len(classes) < 2 or len({folder.count("/") for folder in folders}) > 1:
-        return list_images(images[split], name)
-    listed = list_images(images[split], name, lambda file: os.path.basename(os.path.dirname(file)), classes)
-    listed.info.description = LAST_FOLDER
-    return listed
-
-
-def list_images(
-    files: Iterable[str],
-    name: str,
-    label: Callable[[str], str | None] | None = None,
-    classes: Sequence[str] | None = None,
-) -> Dataset:
-    """A dataset of image files, made without a second copy of the list, for millions of files.
-
-    Args:
-        label: gives the class of a file by its path; `None` for none.
-        classes: all of them; those that occur if not given.
-
-    Raises:
-        ValueError: if there are none, or a name is no text.
-    """
-    chunks, labels, part = [], {}, []
-    codes: list[np.ndarray] = []
-    root, checksum = len(name) if os.path.isdir(name) else 0, 0
-
-    def keep():
-        nonlocal checksum
-        checksum = zlib.crc32("\n".join(file[root:] for file in part).encode(), checksum)
-        chunks.append(pa.array(part, pa.string()))
-        names = [label(file) if label else None for file in part]
-        codes.append(np.array([-1 if n is None else labels.setdefault(n, len(labels)) for n in names], dtype=np.int64))
-        part.clear()
-
-    for file in tqdm(files, desc="listing images", unit=" files", delay=3):
-        if not is_image_file(file):
-            continue
-        try:
-            file.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{os.fsencode(file)!r}: the name of this file is not UTF-8; rename it") from None
-        part.append(file)
-        if len(part) == 2**16:
-            keep()
-    keep()
-    paths = pa.chunked_array(chunks, pa.string())
-    if not len(paths):
-        raise ValueError(f"{name}: no images found; expected {expected()}")
-    empty = pa.nulls(len(paths), pa.binary())
-    columns, types = {"image": pa.StructArray.from_arrays([empty, paths.combine_chunks()], ["bytes", "path"])}, {}
-    types["image"] = Image()
-    if labels:
-        classes = sorted(labels) if classes is None else classes
-        places = {n: place for place, n in enumerate(classes)}
-        ranks = np.array([*(places[n] for n in labels), -1])  # of the names in the order of their codes, and of none
-        ranks = ranks[np.concatenate(codes)]
-        columns["label"] = pa.array(ranks, mask=ranks < 0)
-        types["label"] = ClassLabel(names=list(classes))
-    table = pa.table(columns, schema=Features(types).arrow_schema)
-    info = datasets.DatasetInfo(features=Features(types), description=FIRST_FOLDER if label else "")
-    return Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{LISTED}{checksum:08x}")
 
 
 def find_validation_split(source: str | None = None, config_name: str | None = None) -> str | None:

@@ -212,6 +212,20 @@ def test_classes_by_datasets(make, caplog):
         assert classes(root, streaming, dataset_name=[str(root)]) == {"p1": 1, "p2": 1, "p3": 0}
 
 
+def test_splits_are_no_classes(make):
+    root = make("train/0.png", "train/1.png", "test/2.png")
+    with pytest.raises(
+        ValueError, match="^label_column_name: the images have no labels; for each class a folder must"
+    ):
+        finetune(root.parent / "out", *SCRATCH, "--train_dir", root)
+    for flags in ([], ["--streaming"]):  # `datasets` gives labels by folder, which here are the splits
+        with pytest.raises(
+            ValueError, match="^label_column_name: all images for training are of one class, train, of test"
+        ):
+            finetune(root.parent / "out", *SCRATCH, "--dataset_name", root, *flags)
+    assert not (root.parent / "out").exists()
+
+
 def test_training_and_evaluation_agree_on_classes(make):
     train = make("cat/p/0.png", "dog/p/1.png", root="train")
     evaluation = make("dog/2.png", "cat/q/q/3.png", root="evaluation")

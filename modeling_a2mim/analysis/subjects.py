@@ -26,7 +26,8 @@ from ..configuration_a2mim import A2MIMConfig
 from ..data import ImageSamples
 from ..decoding import open_image, to_pixels, upright
 from ..export import load_classifier, load_encoder, load_pretraining_model, timm_pretrained_cfg
-from ..loading import find_column, find_validation_split, list_images, load_images
+from ..listing import list_images
+from ..loading import find_column, find_validation_split, load_images
 from ..modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
 from ..sources import ReadError, RowSource
 from ..transforms import FineTuneTransform, PreTrainTransform
