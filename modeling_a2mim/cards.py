@@ -14,7 +14,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_resu
 
 from .decoding import MODES
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from .pretrained import PRETRAINING_CONFIG
+from .pretrained import PRETRAINED, PRETRAINING_CONFIG
 
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
@@ -148,7 +148,8 @@ def _summary(model, record: dict, files: Collection[str]) -> str:
         return f"{config.architecture} for {images}, pre-trained by {method}: an encoder, without a classifier."
     names = [config.id2label[i] for i in range(config.num_labels)]
     shown = " ".join(", ".join(names[:10]).split()) + (", ..." if len(names) > 10 else "")
-    origin = f"`{record['base_model']}`" if record.get("base_model") else "an encoder"
+    start = (record.get("start") or "an encoder").removesuffix(f" {PRETRAINED}")
+    origin = f"`{record['base_model']}`" if record.get("base_model") else start
     made = f", fine-tuned from {origin} pre-trained by {method}" if PRETRAINING_CONFIG in files else ""
     return f"{config.architecture} for {images}{made}, with {len(names)} classes: {shown}."
 
