@@ -139,7 +139,10 @@ class DetectionModelArguments(DenseModelArguments):
     )
     box_channels: int | None = helped(None, "Width of the head that classifies boxes. Default 1024.")
     head_norm: bool | None = helped(
-        None, "BatchNorm in pyramid and heads, and four convolutions before boxes are classified. Default: no."
+        None,
+        "BatchNorm in pyramid and heads, and four convolutions before boxes are classified. Default: no.",
+        nargs="?",
+        const=True,
     )
     anchor_scale: float | None = helped(
         None, "Size of the anchors at each level, in its strides. Default 8: 32 px at stride 4."

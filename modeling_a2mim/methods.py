@@ -75,4 +75,5 @@ def made_from(record: dict, method: str | None) -> str:
         return ""
     by = f" pre-trained by {MASKED} ({linked(method)})" if method else ""
     how = "a linear probe of" if task == "linear probing" else "fine-tuned from"
-    return f"{how} {f'`{base}`' if base else 'an encoder'}{by}"
+    start = (record.get("start") or "an encoder").removesuffix(f" pre-trained by {MASKED}")
+    return f"{how} {f'`{base}`' if base else start}{by}"

@@ -219,9 +219,7 @@ def test_splits_are_no_classes(make):
     ):
         finetune(root.parent / "out", *SCRATCH, "--train_dir", root)
     for flags in ([], ["--streaming"]):  # `datasets` gives labels by folder, which here are the splits
-        with pytest.raises(
-            ValueError, match="^label_column_name: all images for training are of one class, train, of test"
-        ):
+        with pytest.raises(ValueError, match="^label_column_name: all images to train on are of one class, 'train'"):
             finetune(root.parent / "out", *SCRATCH, "--dataset_name", root, *flags)
     assert not (root.parent / "out").exists()
 

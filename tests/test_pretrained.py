@@ -125,7 +125,18 @@ def test_frozen_features_are_those_of_the_root(models, classifier, folder, tmp_p
 
 def test_the_card_of_a_classifier_stays_one(classifier, folder, tmp_path):
     data = ["--train_dir", str(folder), "--validation_dir", str(folder), "--output_dir", str(tmp_path / "out")]
-    run_finetune.main(["--model_name_or_path", str(classifier), "--knn", "--use_cpu", "--add_to_card", *data])
+    run_finetune.main(
+        [
+            "--model_name_or_path",
+            str(classifier),
+            "--knn",
+            "--use_cpu",
+            "--add_to_card",
+            "--probe_strength",
+            "1",
+            *data,
+        ]
+    )
     card = (classifier / "README.md").read_text()
     assert "an image classifier" in card
     assert "pipeline_tag: image-classification" in card

@@ -28,12 +28,13 @@ from ..decoding import open_image, to_pixels, upright
 from ..export import load_classifier, load_encoder, load_pretraining_model, timm_pretrained_cfg
 from ..listing import list_images
 from ..loading import find_column, find_validation_split, load_images
-from ..modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from ..sources import ReadError, RowSource
 from ..transforms import FineTuneTransform, PreTrainTransform
 from .files import atomic_write
 
 
+ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
 LABELS = ("names", "index", "predicted")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
@@ -81,18 +82,20 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
         return Subject(name, model.eval(), PreTrainTransform(model.config, train=False))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
-        timms = isinstance(config, TimmWrapperConfig)
-        if classifier and not timms and not isinstance(config, A2MIMConfig):
+        # Of timm or this package, segmenters among them
+        backbone = getattr(getattr(config, "backbone_config", None), "model_type", None)
+        ours = isinstance(config, TimmWrapperConfig | A2MIMConfig) or backbone in ENCODERS
+        if classifier and not ours:
             model = AutoModelForImageClassification.from_pretrained(source, config=config, **SAFE, **hub_kwargs)
-        elif classifier and isinstance(config, A2MIMConfig):
-            model = A2MIMForImageClassification.from_pretrained(source, **hub_kwargs)
         elif classifier:
             model = load_classifier(source, **hub_kwargs)
-        elif timms or isinstance(config, A2MIMConfig):
+        elif ours:
             config, weights = load_encoder(source, **hub_kwargs)
             model = A2MIMModel(config)
             own = model.encoder.state_dict()
-            model.encoder.load_state_dict({name: value for name, value in weights.items() if name in own})
+            if missing := [name for name in own if name not in weights]:
+                raise ValueError(f"its encoder lacks weights: {', '.join(missing[:5])}")
+            model.encoder.load_state_dict({name: weights[name] for name in own})
         else:
             model = AutoModel.from_pretrained(source, config=config, **SAFE, **hub_kwargs)
         if isinstance(model, A2MIMPreTrainedModel):
