@@ -143,9 +143,10 @@ def fine_tune(
         logger.info("class weights: %s", shown_weights(weights, images.names))
     if len(train) < args.step_batch_size:
         logger.warning(
-            "a pass has %d images, a step %d: for a smaller step give --batch_scaling learning_rate",
+            "an epoch has %d images, a step %d: a smaller --%s gives more steps",
             len(train),
             args.step_batch_size,
+            "per_device_train_batch_size" if args.gradient_accumulation_steps == 1 else "gradient_accumulation_steps",
         )
     validation = None if images.validation is None else evaluation_samples(model, data_args, images, seed)
     if rows is not None and args.should_save:

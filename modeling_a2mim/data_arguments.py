@@ -183,7 +183,8 @@ class DataArguments:
             column = find_column(dataset, Image, self.image_column_name, "image_column_name")
             others = [name for name, kind in dataset.features.items() if isinstance(kind, Image) and name != column]
             beside = f"; other columns of images: {', '.join(others)}" if others else ""
-            logger.info("%s images from column %r%s", f"{len(dataset):,}", column, beside)
+            if others or column != "image":
+                logger.info("%s images from column %r%s", f"{len(dataset):,}", column, beside)
         source = self.source(dataset)
         return ImageSamples(
             source, transform, column, label_column, seed, self.shuffle_buffer_size, self.max_skipped_ratio

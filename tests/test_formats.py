@@ -111,7 +111,6 @@ def test_the_command_trains_on_what_holds_the_data(tmp_path, caplog):
     options = ["--train_dir", str(folder), "--validation_dir", str(tmp_path / "val::{1}"), "--streaming"]
     run_pretraining.main([*COMMAND, *options, "--output_dir", str(tmp_path / "out")])
     assert f"{folder}: 3 images in 1 zip file; left out: 1 image file (banner.png)" in caplog.text
-    assert "3 images from column 'image'" in caplog.text
     tar = write_tar(tmp_path / "a.tgz", [("0.png", encoded(0))], "w:gz")
     refused = [*COMMAND, "--train_dir", str(tar), "--streaming", "--output_dir", str(tmp_path / "x")]
     with pytest.raises(ValueError, match=r"a\.tgz is compressed as a whole"):
