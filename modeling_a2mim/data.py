@@ -196,14 +196,14 @@ class SkippedImages:
 
     Args:
         most: the largest share of a source that may be broken.
-        rows: how many rows each source has.
+        rows: how many rows each source has; `None` for a stream, of which that is not known before its end.
         world: processes, each of which counts what it was given.
 
     Attributes:
         seen, skipped: rows that this process was given, and how many of them were broken, of each source.
     """
 
-    def __init__(self, most: float, rows: dict[str, int], world: int = 1):
+    def __init__(self, most: float, rows: dict[str, int] | None, world: int = 1):
         self.most, self.rows, self.world = most, rows, world
         self.seen, self.skipped, self._warned = Counter(), Counter(), set()
 
@@ -220,7 +220,7 @@ class SkippedImages:
                 logger.warning("skipped %s", what)
             if self.skipped.total() == NAMED:
                 logger.warning("further broken images are only counted, as skipped_images in the logs")
-        for name, count in self.skipped.items():
+        for name, count in self.skipped.items() if self.rows else ():
             passes = max(1, math.ceil(self.seen[name] * self.world / self.rows[name]))
             if count > self.most * self.rows[name] * passes:
                 self._stop(name, count, self.seen[name])
@@ -244,8 +244,9 @@ class SkippedImages:
 
     def _stop(self, name: str, count: int, seen: int):
         raise ValueError(
-            f"max_skipped_ratio: {count} of the {seen} images read so far from {name}, which has {self.rows[name]}, "
-            f"are broken, more than {self.most:.3g} of them; mend the data or allow for more"
+            f"max_skipped_ratio: {count} of the {seen} images read so far from {name}"
+            f"{f', which has {self.rows[name]},' if self.rows else ''} are broken, more than {self.most:.3g} of them; "
+            "mend the data or allow for more"
         )
 
 

@@ -52,6 +52,8 @@ def check_writable(folder: str | os.PathLike):
     place = Path(folder).absolute()
     while not place.exists():
         place = place.parent
+    if place != Path(folder).absolute() and not place.is_dir():
+        raise ValueError(f"output_dir: {place} is a file; name a folder that is in none")
     if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"output_dir: {place} cannot be written to; name a folder that can")
     if place.is_dir() and shutil.disk_usage(place).free < LITTLE:

@@ -97,7 +97,7 @@ class StreamedSamples(IterableDataset):
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict]:
-        worker, skipped = get_worker_info(), SkippedImages(MAX_SKIPPED_RATIO)
+        worker, skipped = get_worker_info(), SkippedImages(MAX_SKIPPED_RATIO, rows=None)
         image, label = self.columns
         for place, row in enumerate(self.rows):
             report = {"seen": {self.name: 1}, "skipped": []}
@@ -111,6 +111,7 @@ class StreamedSamples(IterableDataset):
             if report["skipped"]:
                 continue
             yield sample if label is None else {**sample, "labels": torch.tensor(row[label])}
+        skipped.judge(skipped.seen, skipped.skipped)
 
 
 def collate_samples(samples: list) -> dict:

@@ -103,3 +103,9 @@ def test_ctrl_c_says_how_to_resume(tmp_path, monkeypatch, capsys, one_thread):
     assert json.loads((tmp_path / "checkpoint-1" / "checkpoint.json").read_text())["data"]["cut"] == 2
     (tmp_path / "checkpoint-1" / "model.safetensors").unlink()
     assert "can only begin anew" in how_to_resume(tmp_path)
+
+
+def test_a_folder_below_a_file_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=f"^output_dir: {tmp_path}/notes.txt is a file"):
+        check_writable(tmp_path / "notes.txt" / "run" / "one")

@@ -23,6 +23,7 @@ from modeling_a2mim import (
     FineTuningTrainer,
 )
 from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.raw_data import as_samples
 from modeling_a2mim.transforms import FineTuneTransform, PreTrainTransform
 
 from .test_trainer import CONFIG, ROOT, Crash, losses
@@ -142,6 +143,18 @@ def test_streams_of_rows(rows, tmp_path, workers):
     torch.manual_seed(99)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(whole)
+
+
+def test_broken_images_of_a_stream(rows, caplog):
+    """Are left out, and judged when their number is known: at the end of the stream."""
+    broken = [{"bytes": b"no image", "path": None}] * 3
+    images = rows.cast_column("image", datasets.Image(decode=False))[:5]["image"]
+    stream = datasets.Dataset.from_dict({"image": broken + images}, datasets.Features({"image": datasets.Image()}))
+    samples = iter(as_samples(stream.to_iterable_dataset(), pretraining(), 0, "train_dataset"))
+    assert len([next(samples) for _ in range(5)]) == 5
+    with pytest.raises(ValueError, match="^max_skipped_ratio: 3 of the 8 images read so far from train_dataset are"):
+        next(samples)
+    assert "skipped row 0 of train_dataset" in caplog.text
 
 
 class Tensors(torch.utils.data.Dataset):
