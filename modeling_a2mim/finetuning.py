@@ -76,7 +76,7 @@ class FineTuningTrainer(A2MIMTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
-        loss = self.criterion(outputs.logits.float(), labels)
+        loss = self.criterion(outputs.logits.float(), labels) * self.share(len(labels))
         return (loss, outputs) if return_outputs else loss
 
     # Averages

@@ -307,8 +307,9 @@ class A2MIMTrainer(Trainer):
             self._stop_if_diverged(loss, norm)
         return norm
 
-    def _stop_if_diverged(self, loss: torch.Tensor, norm):
-        pair = torch.stack([torch.as_tensor(value, device=loss.device, dtype=torch.float32) for value in (loss, norm)])
+    def _stop_if_diverged(self, loss, norm):
+        device = self.accelerator.device
+        pair = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float32) for value in (loss, norm)])
         pair = self.accelerator.gather(pair[None])  # of all processes, which stop together
         if torch.isfinite(pair).all() or (self.is_deepspeed_enabled and self.args.fp16):  # which looks after its scale
             return
@@ -356,13 +357,23 @@ class A2MIMTrainer(Trainer):
         if model.training and isinstance(transform, PreTrainTransform):  # whose masks all have as many cells
             inputs = {**inputs, "num_masked": transform.config.num_masked}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
         for name in LOSS_TERMS:
             value = outputs.get(name) if isinstance(outputs, dict) else None
             if value is not None:
                 kept = self._terms.setdefault(name if model.training else f"eval_{name}", [0.0, 0])
-                kept[0] = kept[0] + value.detach().mean()
+                kept[0] = kept[0] + value.detach().mean() * weight
                 kept[1] += 1
+        loss = loss * weight
         return (loss, outputs) if return_outputs else loss
+
+    def share(self, images: int) -> torch.Tensor | float:
+        """What the mean loss of so many images of this process counts in the mean over processes, so that each image
+        of a step counts the same: above 1 for a process with more images than the others."""
+        if self._data is None or self.args.world_size == 1:
+            return 1.0
+        count = torch.tensor(float(images), device=self.accelerator.device)
+        return count * self.args.world_size / self.accelerator.reduce(count, "sum")
 
     def log(self, logs, start_time=None):
         if self._data is not None and "loss" in logs:

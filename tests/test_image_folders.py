@@ -264,7 +264,7 @@ def test_metadata_of_each_folder(make, caplog):
             name="metadata.jsonl",
         )
     assert both(root)["label"] == both(root, every_file=True)["label"] == ["x", "y", "x", "y"]
-    LabelledImages.load(ClassificationArguments(train_dir=[str(root)], streaming=True), None)
+    LabelledImages.load(ClassificationArguments(train_dir=[str(root)], streaming=True), None).check()
     assert "training: 2 classes by column label of metadata.jsonl: x 2, y 2" in caplog.text
 
 

@@ -52,7 +52,7 @@ def write(folder, train, validation=(), names=None):
 
 
 def start(folder, *flags):
-    out = folder / "out"
+    out = folder.with_name(f"{folder.name}-out")
     argv = [*COMMON, "--dataset_name", str(folder), "--output_dir", str(out), *map(str, flags)]
     try:
         return run_finetune.main(argv)
@@ -114,7 +114,7 @@ ONE = (
 def test_what_is_wrong_is_said_before_training(tmp_path, train, names, flags, message):
     with pytest.raises(ValueError, match=message):
         start(write(tmp_path, train, (), names), "--do_eval", "False", *flags)
-    assert not (tmp_path / "out").exists()
+    assert not tmp_path.with_name(f"{tmp_path.name}-out").exists()
 
 
 def test_classes_that_occur_late(tmp_path, caplog):
@@ -136,7 +136,7 @@ def test_values_0_and_128_and_labels_that_are_not_there(tmp_path, caplog):
     train = [halves(0, 128), None, halves(255, 255), halves(128, 0, 255, 255)]
     with caplog.at_level(logging.INFO, "a2mim"):
         metrics = start(write(tmp_path, train, [None, halves(0, 128)]))
-    config = json.loads((tmp_path / "out/config.json").read_text())
+    config = json.loads((tmp_path.with_name(f"{tmp_path.name}-out") / "config.json").read_text())
     assert config["id2label"] == {"0": "class 0", "1": "class 128"}
     assert config["loss_ignore_index"] == 255
     assert (
@@ -144,7 +144,7 @@ def test_values_0_and_128_and_labels_that_are_not_there(tmp_path, caplog):
     )
     assert "evaluation maps: 1 of 2 images are left out (1 without a map)" in caplog.text
     assert "training maps: 50% of their pixels are ignored (255)" in caplog.text
-    record = json.loads((tmp_path / "out/training.json").read_text())
+    record = json.loads((tmp_path.with_name(f"{tmp_path.name}-out") / "training.json").read_text())
     assert (record["images"], record["evaluation"]["images"]) == (2, 1)
     assert metrics["eval_overall_accuracy"] == pytest.approx(0.5, abs=0.5)
 
