@@ -53,6 +53,8 @@ def check_best_model(args, metrics: Mapping[str, bool]):
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' callback with the patience of `args`. A run that resumes has as much patience left as it had."""
 
+    said = False  # that it has stopped: the end of the run is evaluated once more
+
     def state(self) -> dict:
         return {**super().state(), "args": {}}  # those of the run that resumes count
 
@@ -75,7 +77,8 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         super().on_evaluate(args, state, control, metrics, **kwargs)
-        if self.has_stopped(args):
+        if self.has_stopped(args) and not self.said:
+            self.said = True
             logger.info(
                 "early_stopping_patience: stopped at step %d, as %s was best at step %d",
                 state.global_step,

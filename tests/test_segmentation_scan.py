@@ -73,13 +73,13 @@ def test_masks_of_0_and_255(tmp_path, caplog):
     assert metrics["eval_mean_iou"] < 0.9
     if metrics["eval_iou_defect"] == 0:
         assert metrics["eval_mean_iou"] == pytest.approx(1280 / 2048 / 2)
-    config = json.loads((folder / "out/config.json").read_text())
+    config = json.loads((folder.with_name(f"{folder.name}-out") / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "defect"}
     assert "2 classes by the values in the maps: 0 ground, 255 defect" in caplog.text
     assert "training maps: 0% of their pixels are ignored (no value)" in caplog.text
-    record = json.loads((folder / "out/training.json").read_text())
+    record = json.loads((folder.with_name(f"{folder.name}-out") / "training.json").read_text())
     assert record["labels"] == "by the values in the maps: 0 ground, 255 defect"
-    assert "0 ground, 255 defect" in (folder / "out/README.md").read_text()
+    assert "0 ground, 255 defect" in (folder.with_name(f"{folder.name}-out") / "README.md").read_text()
     # By hand: maps as they are read, and a prediction of ground everywhere.
     metric = MeanIoU(["ground", "defect"])
     truth = torch.tensor((BINARY[1] == 255).astype(int))
@@ -157,7 +157,7 @@ def test_streams_are_looked_through_as_well(tmp_path, caplog):
     assert "2 classes by the values in the maps: 0 class 0, 128 class 128" in caplog.text
     assert "training maps: 1 of 3 images are left out (1 without a map)" in caplog.text
     assert "the split validation has no maps with classes: there is no evaluation" in caplog.text
-    assert json.loads((folder / "out/training.json").read_text())["images"] == 2
+    assert json.loads((folder.with_name(f"{folder.name}-out") / "training.json").read_text())["images"] == 2
     with pytest.raises(ValueError, match="^validation_split: no image for evaluation has a map in 'mask'"):
         start(folder, "--validation_split", "validation", "--overwrite_output_dir")
 
