@@ -61,7 +61,8 @@ def load_images(
     Raises:
         ValueError: naming the source, if it does not exist or holds no images.
     """
-    if source is None:
+    is_sample = source is None
+    if is_sample:
         source = SAMPLE
         if not any(SAMPLE.glob("*.parquet")):
             raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
@@ -74,7 +75,7 @@ def load_images(
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return load_saved(path, split, streaming)
-        kind, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path))
+        kind, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=not is_sample)
         if every_file and kind != IMAGES:
             return open_files(kind, str(path), for_use(str(path), files, train), split, **opened)
         if every_file:
