@@ -95,8 +95,9 @@ def table(record: dict) -> str:
         last = found["evaluations"][-1]
         gain = f"{last['masked_psnr'] - last['mean_fill_psnr']:+.1f} dB at step {last['step']:,}"
         gain += ", stopped there" if found["stopped_when_learned"] else ", the end"
-        step, seconds = found["learned_at_step"], found["learned_after_seconds"]
-        at = ("not reached", "") if step is None else (f"step {step:,}", f"{seconds / 60:.0f} min")
+        step, core = found["learned_at_step"], found.get("learned_after_core_seconds")
+        spent = "not measured" if core is None else f"{core / 60:.0f} min of one core"
+        at = ("not reached", "") if step is None else (f"step {step:,}", spent)
         lines.append("| " + " | ".join([*name.split(", "), *at, gain]) + " |")
     return "\n".join(lines)
 
