@@ -144,6 +144,14 @@ class A2MIMTrainingArguments(TrainingArguments):
         if isinstance(args, A2MIMTrainingArguments):  # which has worked out its rate and length already
             raise ValueError(f"args: this trainer takes {cls.__name__}, not {type(args).__name__}")
         known = {f.name for f in fields(cls) if f.init}
+        lost = [f.name for f in fields(args) if f.init and f.name not in known] if args is not None else []
+        if lost:
+            logger.warning(
+                "args: %s of %s are not known to %s, and have no effect",
+                ", ".join(lost),
+                type(args).__name__,
+                cls.__name__,
+            )
         given = [f.name for f in fields(args) if f.init and f.name in known] if args is not None else []
         return cls(**{"output_dir": "tmp_trainer", **{name: getattr(args, name) for name in given}})
 

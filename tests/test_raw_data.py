@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset, TensorDataset
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 import modeling_a2mim
 from modeling_a2mim import (
@@ -76,6 +76,13 @@ def test_plain_arguments_keep_their_values(tmp_path):
     assert A2MIMTrainingArguments.from_plain(None).output_dir == "tmp_trainer"
     with pytest.raises(ValueError, match="^args: this trainer takes FineTuningArguments, not A2MIMTrainingArguments"):
         FineTuningTrainer(classifier(), A2MIMTrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_fields_of_other_arguments_are_named(tmp_path, caplog):
+    args = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True, report_to="none", generation_max_length=7)
+    A2MIMTrainingArguments.from_plain(args)
+    assert "generation_num_beams" in caplog.text
+    assert "of Seq2SeqTrainingArguments are not known to A2MIMTrainingArguments, and have no effect" in caplog.text
 
 
 def test_pretraining_on_rows(rows, tmp_path):
