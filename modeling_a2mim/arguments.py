@@ -24,7 +24,7 @@ from .outputs import check_apart, check_output_dir
 from .pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
 from .recipes import as_flags, load_recipe
 from .resizing import resized_weights
-from .trainer_fields import check_fields, without_effect
+from .trainer_fields import FOR_TRAINING, check_fields, without_effect
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -74,12 +74,18 @@ def parse(
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
     logger.info("arguments: %s", given_arguments(parser, argv))
-    logger.info("%s", args.batch_note)
-    for line in without_effect(args, given_names(parser, own)) if args.should_log else ():
+    given = given_names(parser, own)
+    mode = next((mode for mode in ("knn", "eval_only") if getattr(model_args, mode, False)), None)
+    trains = mode is None
+    idle = [] if trains else [name for name in FOR_TRAINING if name in given]
+    if trains:
+        logger.info("%s", args.batch_note)
+    elif idle and args.should_log:
+        logger.warning("no effect, as --%s trains nothing: %s", mode, ", ".join(idle))
+    for line in without_effect(args, given.difference(idle)) if args.should_log else ():
         logger.warning("%s", line)
     check_apart(args.output_dir, data_args.named(), args.overwrite_output_dir)
     check_writable(args.output_dir)
-    trains = not any(getattr(model_args, mode, False) for mode in ("knn", "eval_only"))
     resume = args.resume_from_checkpoint
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own
         found = find_checkpoint(resume, args.output_dir)

@@ -65,6 +65,19 @@ FOR_LANGUAGE_MODELS = ("galore", "apollo", "lomo")  # families of optimisers
 FOR_REPORTS = ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 FOR_THE_HUB = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision")
 FOR_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+# Of the arguments of a command, those that only training heeds.
+FOR_TRAINING = (
+    *("learning_rate", "base_learning_rate", "total_train_batch_size", "batch_scaling", "learning_rate_scaling"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "optim"),
+    *("weight_decay", *FOR_ADAM, "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "lr_milestones"),
+    *("lr_gamma", "warmup_steps", "layer_decay", "layer_decay_layers", "gradient_checkpointing"),
+    *("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "label_smoothing_factor", "bce_loss"),
+    *("bce_target_thresh", "model_ema_decay", "model_ema_warmup", "drop_path", "freeze_encoder"),
+    *("crop_scale", "hflip", "vflip", "auto_augment", "color_jitter", "reprob", "remode", "aug_repeats"),
+    *("train_image_size", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience"),
+    *("early_stopping_threshold", "resume_from_checkpoint"),
+)
 
 
 def check_fields(args: TrainingArguments):

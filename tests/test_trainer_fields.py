@@ -96,7 +96,14 @@ def test_the_command_line_refuses_and_says_it(tmp_path, caplog, capfd, no_pictur
         "10",
         "--do_train",
         "False",
+        "--learning_rate",
+        "0.5",
+        "--mixup",
+        "0.2",
     ]
     run_finetune.main(argv)
     assert "do_train has no effect: what is done follows from the script" in caplog.text
+    assert "no effect, as --knn trains nothing: learning_rate, " in caplog.text
+    assert ", mixup" in caplog.text
+    assert "images in a step" not in caplog.text
     assert "it/s" not in capfd.readouterr().err  # no bars with --disable_tqdm
