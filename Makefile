@@ -57,6 +57,7 @@ first-run: $(VENV)/installed  ## how far all defaults come on folders of images 
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
 	$(BIN)/python benchmarks/images.py --folders
 	$(BIN)/python benchmarks/first_run.py --output benchmarks/results/first_run.json
+	$(BIN)/python benchmarks/first_run_labels.py --output benchmarks/results/first_run_labels.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

@@ -18,7 +18,8 @@ from modeling_a2mim.best_model import RECONSTRUCTION_METRICS, check_best_model
 from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
-from modeling_a2mim.records import PRETRAINING, pretraining_runs
+from modeling_a2mim.methods import MASKED
+from modeling_a2mim.records import pretraining_runs
 from modeling_a2mim.resuming import flags
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> dict:
     train, evaluation, evaluated = data_args.load_both(args.hub_token)
 
     set_seed(args.seed)
-    provenance = {"task": PRETRAINING, **data_args.provenance()}
+    provenance = {"task": MASKED, **data_args.provenance()}
     if evaluated is not None:
         provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
     if config is None:

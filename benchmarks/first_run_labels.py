@@ -53,7 +53,7 @@ def run(name: str, encoder: str, start: str, mode: str, folder: Path) -> dict:
     rows = json.loads((out / "results.json").read_text())["results"]
     kept = [
         {"method": row["method"] if mode == "frozen" else mode, "seed": row["seed"]}
-        | {name: row.get(name, row.get(f"eval_{name}")) for name in METRICS}
+        | {name: row[name] for name in METRICS}
         for row in rows
     ]
     return {"command": " ".join(["python", *command]), "seconds": round(time.time() - began), "rows": kept}

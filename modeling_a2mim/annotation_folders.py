@@ -21,13 +21,12 @@ from transformers.utils.logging import tqdm
 
 from .decoding import BrokenImage, is_image_file, open_image, upright_size
 from .formats import IMAGES, METADATA, TABLES, format_of
+from .image_folders import SPLIT_WORDS, LeftOut, walk
 from .sources import LISTED, relative_name
 
 
 logger = logging.getLogger("a2mim")
 
-SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-SPLITS |= {"validation": "validation", "test": "test", "testing": "test"}
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # of COCO, beside instances
 COCO_KEYS = {"images", "annotations", "categories"}
 SMALL_JSON = 2**22  # bytes of a file that is read to see what it is
@@ -76,7 +75,7 @@ def choose_split(splits: dict[str, Callable], given: str | None, train: bool, fo
         ValueError: if there is none of that name, or none to train on.
     """
     if given is not None and not (train and given == "train"):
-        name = SPLITS.get(given, given)
+        name = SPLIT_WORDS.get(given, given)
         if name not in splits:
             raise ValueError(f"{folder}: no split {given!r}; there are {', '.join(filter(None, splits)) or 'none'}")
         return name
@@ -88,15 +87,13 @@ def choose_split(splits: dict[str, Callable], given: str | None, train: bool, fo
 
 
 def _walk(folder: Path) -> Iterable[str]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__", "@")))
-        yield from (os.path.join(place, name) for name in sorted(files) if not name.startswith("."))
+    return walk(str(folder), LeftOut(str(folder)))
 
 
 def _split_of(path: Path) -> str:
     """The split that names of files and folders tell, the last one if several do."""
     words = [word for part in path.parts for word in re.split("[^a-z]+", part.lower())]
-    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
+    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), "")
 
 
 def _by_split(folder: Path, files: list[Path], read: Callable) -> dict[str, Callable[[], Dataset]]:

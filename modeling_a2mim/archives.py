@@ -24,7 +24,8 @@ from .sources import DEFINITE, RowSource, describe, is_remote, map_shards, open_
 
 
 LARGEST = 2**30  # bytes of an image: a file in a zip that claims more is a bomb
-BROKEN = (zipfile.BadZipFile, zlib.error, LZMAError, NotImplementedError, EOFError)  # of one file in a zip
+# What zipfile raises of one file that is damaged, or (NotImplementedError) compressed in a way that it does not know.
+BROKEN = (zipfile.BadZipFile, zlib.error, LZMAError, NotImplementedError, EOFError)
 CODECS = {b"\x1f\x8b": GzipFile, b"BZh": BZ2File, b"\xfd7zXZ\x00": LZMAFile}  # by how files begin
 
 

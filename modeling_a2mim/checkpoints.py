@@ -206,7 +206,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
         raise ValueError(f"resume_from_checkpoint: there is no folder {folder}")
     if not latest and _is_checkpoint(folder):
         if problems := _resume_problems(folder, thorough):
-            others = (other for other in _newest_first(folder.parent) if other.resolve() != folder.resolve())
+            others = (other for other in newest_first(folder.parent) if other.resolve() != folder.resolve())
             other = next((other for other in others if not _resume_problems(other, thorough)), None)
             hint = f"; the last complete one beside it is {other}" if other else ""
             raise ValueError(f"resume_from_checkpoint: {folder} cannot be used: {_listed(problems)}{hint}")
@@ -214,7 +214,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if thorough:
         _finish_renaming(folder)
     broken = []
-    for checkpoint in _newest_first(folder) if thorough else _newest_first(folder, folder / ASIDE):
+    for checkpoint in newest_first(folder) if thorough else newest_first(folder, folder / ASIDE):
         problems = _resume_problems(checkpoint, thorough)
         if not problems:
             if thorough and broken:
@@ -304,7 +304,8 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
     return [path for path in paths if pattern.fullmatch(path.name) and path.is_dir()]
 
 
-def _newest_first(*folders: Path) -> list[Path]:
+def newest_first(*folders: str | os.PathLike) -> list[Path]:
+    """What `checkpoints_in` gives for these folders, the last step first."""
     return sorted((path for folder in folders for path in checkpoints_in(folder)), key=_number, reverse=True)
 
 

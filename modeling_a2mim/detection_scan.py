@@ -117,12 +117,11 @@ class FoundObjects:
 
 def values(source: RowSource, column: str, what: str) -> Iterator[tuple[int, Any]]:
     """(row, annotation) of all rows, with a progress bar."""
-    rows = source.select(column)
-    with tqdm(total=len(rows), desc=f"looking at the {what}", unit=" images", delay=1, leave=False) as bar:
-        for start in range(0, len(rows), CHUNK):
-            part = list(range(start, min(start + CHUNK, len(rows))))
-            yield from zip(part, (value for value, _ in rows.read(part)), strict=True)
-            bar.update(len(part))
+    rows = _in_chunks(source.select(column))
+    for row, (value, _) in tqdm(
+        rows, total=len(source), desc=f"looking at the {what}", unit=" images", delay=1, leave=False
+    ):
+        yield row, value
 
 
 def stored_classes(sources: list[RowSource], column: str) -> dict[int | str, str]:
@@ -158,7 +157,7 @@ def look_at_objects(source: RowSource, annotations: Annotations, what: str) -> F
         return None
     found, column = FoundObjects(), annotations.column
     sized = isinstance(with_sizes(source), SizedRows)
-    sizes = (size for _, size in _sizes(source)) if sized else None
+    sizes = (size for _, size in _in_chunks(source.select("height", "width"))) if sized else None
     for row, value in values(source, column, f"objects of the {what}"):
         height, width = next(sizes) if sized else (None, None)
         found.add(row, None if isinstance(value, BrokenImage) else value, annotations, height, width)
@@ -167,8 +166,8 @@ def look_at_objects(source: RowSource, annotations: Annotations, what: str) -> F
     return found
 
 
-def _sizes(source: RowSource) -> Iterator[tuple[int, tuple]]:
-    rows = source.select("height", "width")
+def _in_chunks(rows: RowSource) -> Iterator[tuple[int, tuple]]:
+    """(row, what `read` gives of it) of all rows."""
     for start in range(0, len(rows), CHUNK):
         part = list(range(start, min(start + CHUNK, len(rows))))
         yield from zip(part, rows.read(part), strict=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
-from .checkpoints import checkpoints_in, verify
+from .checkpoints import newest_first, verify
 
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
@@ -49,9 +49,7 @@ def check_writable(folder: str | os.PathLike):
     Raises:
         ValueError: naming `output_dir`.
     """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
+    place = _existing(folder)
     if place != Path(folder).absolute() and not place.is_dir():
         raise ValueError(f"output_dir: {place} is a file; name a folder that is in none")
     if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
@@ -74,9 +72,8 @@ def describe_os_error(error: OSError) -> str:
 
 def how_to_resume(output_dir: str | None) -> str:
     """What a run that was interrupted has left in its folder, and how it goes on."""
-    found = checkpoints_in(output_dir) if output_dir else []
-    newest = sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
-    last = next((folder.name for folder in newest if not verify(folder, checksums=False)), None)
+    found = newest_first(output_dir) if output_dir else []
+    last = next((folder.name for folder in found if not verify(folder, checksums=False)), None)
     if last is None:
         return "interrupted, before there was a checkpoint (--save_steps): the run can only begin anew"
     return f"interrupted; the same command with --resume_from_checkpoint last goes on from {last} in {output_dir}"
@@ -96,11 +93,16 @@ def _reason(error: Exception, folder: str | os.PathLike) -> str:
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
 
 
-def _free(folder: str | os.PathLike) -> int | None:
+def _existing(folder: str | os.PathLike) -> Path:
+    """The folder, or the nearest one above it that there is."""
     place = Path(folder).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
+    return place
+
+
+def _free(folder: str | os.PathLike) -> int | None:
     try:
-        return shutil.disk_usage(place).free
+        return shutil.disk_usage(_existing(folder)).free
     except OSError:
         return None

@@ -1,18 +1,33 @@
 """Images with labels, to train a classifier on and to evaluate it on."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 
-from .class_counts import log_labels
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import ClassificationArguments
-from .labels import MULTI, REGRESSION, SINGLE, labelled, log_classes_without_images, same_classes, stored_labels
+from .formats import METADATA
+from .image_folders import FIRST_FOLDER, LAST_FOLDER
+from .labels import (
+    MULTI,
+    NAMED,
+    REGRESSION,
+    SINGLE,
+    labelled,
+    log_classes_without_images,
+    same_classes,
+    stored_labels,
+)
 from .loading import find_column
 from .problem_types import encode_lists, encode_numbers, find_targets
 from .scores import TOP
+from .sources import DatasetSource, RowSource
 
+
+logger = logging.getLogger("a2mim")
 
 NO_VALIDATION = "validation_dir: there are no images to evaluate on; give it or --validation_split"
 
@@ -140,3 +155,31 @@ class LabelledImages:
             if self.problem_type == SINGLE and what == "train on" and np.count_nonzero(counts) < 2:
                 only = self.names[int(np.argmax(counts))]
                 raise ValueError(f"label_column_name: all images to train on are of one class, {only!r}")
+
+
+def label_rule(dataset: Dataset | RowSource, column: str) -> str:
+    """What gave the labels, in words."""
+    info = getattr(dataset.dataset if isinstance(dataset, DatasetSource) else dataset, "info", None)
+    if info is None:
+        return f"column {column} of the dataset"
+    if info.description in (FIRST_FOLDER, LAST_FOLDER):
+        return info.description
+    if info.description in METADATA:
+        return f"column {column} of {info.description}"
+    if info.builder_name == "imagefolder" and set(info.features) == {"image", "label"}:
+        return LAST_FOLDER
+    return f"column {column} of the dataset"
+
+
+def log_labels(
+    dataset: Dataset | RowSource, column: str, names: Sequence[str], counts: Sequence[int] | None, use: str
+):
+    """Log the classes, the first few by name with their counts, and what named them.
+
+    Args:
+        counts: images of each class, `None` if that is not known.
+        use: what the images are for, in a word.
+    """
+    shown = [name if counts is None else f"{name} {counts[i]:,}" for i, name in enumerate(names[:NAMED])]
+    shown += [] if len(names) <= NAMED else [f"and {len(names) - NAMED:,} more"]
+    logger.info("%s: %d classes by %s: %s", use, len(names), label_rule(dataset, column), ", ".join(shown))

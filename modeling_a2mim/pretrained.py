@@ -30,12 +30,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_a2mim import A2MIMConfig, fields_of_timm, is_timm
 from .encoders import plan_encoder
-from .records import PRETRAINING
+from .methods import MASKED
 
 
 PRETRAINING_FOLDER = "pretraining"
 PRETRAINING_CONFIG = f"{PRETRAINING_FOLDER}/config.json"  # which is there if the whole pre-training model is
-PRETRAINED = f"pre-trained by {PRETRAINING}"
+PRETRAINED = f"pre-trained by {MASKED}"
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)  # one file, or the index of several
 DETECTOR_TYPE = "a2mim_detector"

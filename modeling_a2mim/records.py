@@ -13,10 +13,9 @@ import torch
 
 from .checkpoints import PACKAGES
 from .json_files import finite
-from .methods import method_of
+from .methods import MASKED, method_of
 
 
-PRETRAINING = "masked image modelling"  # the task
 RECORD_FILE = "training.json"
 PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
@@ -83,7 +82,7 @@ def pretraining_runs(runs: list[dict]) -> list[dict]:
     """Of the runs behind the root of a folder (`earlier_runs`) those behind the pre-training model that lies beside
     it: up to the last one that pre-trained."""
     count = len(runs)
-    while count and runs[count - 1].get("task", PRETRAINING) != PRETRAINING:
+    while count and runs[count - 1].get("task", MASKED) != MASKED:
         count -= 1
     return runs[:count]
 

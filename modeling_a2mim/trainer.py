@@ -35,9 +35,9 @@ from .callbacks import (
 from .checkpoints import (
     ASIDE,
     check_settings,
-    checkpoints_in,
     complete,
     find_checkpoint,
+    newest_first,
     prepare_aside,
     read_record,
     remove_leftovers,
@@ -316,10 +316,8 @@ class A2MIMTrainer(Trainer):
         # A process without infinity adds nothing to those that have it.
         (loss, norm), scaler = pair.sum(0).tolist(), self.accelerator.scaler
         if persists(loss, norm, None if scaler is None else scaler.get_scale()):
-            last = max(
-                checkpoints_in(self.args.output_dir), key=lambda f: int(f.name.rpartition("-")[2]), default=None
-            )
-            kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last}"
+            found = newest_first(self.args.output_dir)
+            kept = f"the last checkpoint is {found[0]}" if found else "no checkpoint was written"
             raise Diverged(
                 f"learning_rate: training has diverged in step {self.state.global_step + 1} (loss {loss:g}, gradient "
                 f"norm {norm:g}), which was not made, and nothing was exported; {self._causes()}; {kept}"
@@ -369,7 +367,8 @@ class A2MIMTrainer(Trainer):
 
     def share(self, images: int) -> torch.Tensor | float:
         """What the mean loss of so many images of this process counts in the mean over processes, so that each image
-        of a step counts the same: above 1 for a process with more images than the others."""
+        of a step counts the same: above 1 for a process with more images than the others, which have broken ones or
+        the smaller part of a step that cannot be divided evenly."""
         if self._data is None or self.args.world_size == 1:
             return 1.0
         count = torch.tensor(float(images), device=self.accelerator.device)
