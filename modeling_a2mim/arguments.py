@@ -24,7 +24,7 @@ from .outputs import check_apart, check_output_dir
 from .pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
 from .recipes import as_flags, load_recipe
 from .resizing import resized_weights
-from .trainer_fields import FOR_TRAINING, check_fields, without_effect
+from .trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -78,11 +78,16 @@ def parse(
     mode = next((mode for mode in ("knn", "eval_only") if getattr(model_args, mode, False)), None)
     trains = mode is None
     idle = [] if trains else [name for name in FOR_TRAINING if name in given]
+    idle += [name for name in FOR_TRAINING_DATA if name in given and mode == "eval_only"]
     if trains:
         logger.info("%s", args.batch_note)
     elif idle and args.should_log:
         logger.warning("no effect, as --%s trains nothing: %s", mode, ", ".join(idle))
-    for line in without_effect(args, given.difference(idle)) if args.should_log else ():
+    lines = [
+        *without_effect(args, given.difference(idle)),
+        *idle_arguments(given, {**vars(model_args), **vars(data_args)}),
+    ]
+    for line in lines if args.should_log else ():
         logger.warning("%s", line)
     check_apart(args.output_dir, data_args.named(), args.overwrite_output_dir)
     check_writable(args.output_dir)

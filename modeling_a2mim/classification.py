@@ -15,6 +15,7 @@ from .best_model import check_best_model
 from .cards import CONFUSION, ERRORS
 from .class_figures import MOST_LISTED, class_figure, log_figures
 from .configuration_a2mim import A2MIMConfig
+from .continuing import same_setting
 from .data import ImageSamples
 from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
@@ -323,6 +324,13 @@ def judge_classifier(
         raise ValueError("class_weights: --eval_only trains nothing; leave it out")
     source = folder_or_id(model_args.model_name_or_path)
     model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
+    for name, value in model_args.given().items():
+        value = {**model.config.model_args, **value} if name == "model_args" else value
+        if not same_setting(model.config, name, value):
+            raise ValueError(
+                f"{name}: the classifier in {source} has {getattr(model.config, name)}, not {value}, and --eval_only "
+                f"evaluates it as it is; leave --{name} out"
+            )
     images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
     if images.problem_type != SINGLE:
         check_problem_type(images.problem_type, model_args, data_args, args)

@@ -29,10 +29,10 @@ def with_settings(model: A2MIMForPreTraining, settings: dict) -> tuple[A2MIMForP
         ValueError: naming the field that its weights do not fit, or that the encoder does not work with.
     """
     old = model.config
-    values = {name: value for name, value in settings.items() if not _same(old, name, value)}
+    values = {name: value for name, value in settings.items() if not same_setting(old, name, value)}
     if "model_args" in values:
         values["model_args"] = {**old.model_args, **values["model_args"]}
-        values = {name: value for name, value in values.items() if not _same(old, name, value)}
+        values = {name: value for name, value in values.items() if not same_setting(old, name, value)}
     for name in OF_THE_WEIGHTS:
         if name in values:
             theirs = getattr(old, name)
@@ -59,7 +59,8 @@ def with_settings(model: A2MIMForPreTraining, settings: dict) -> tuple[A2MIMForP
     return new.to(model.dtype).train(model.training), changed
 
 
-def _same(config: A2MIMConfig, name: str, value) -> bool:
+def same_setting(config: A2MIMConfig, name: str, value) -> bool:
+    """Whether a field of a configuration has this value, which may be spelled otherwise."""
     own = getattr(config, name)
     if name in ("image_size", "mask_patch_size"):
         own, value = ([size] * 2 if isinstance(size, int) else list(size) for size in (own, value))

@@ -78,6 +78,18 @@ FOR_TRAINING = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience"),
     *("early_stopping_threshold", "resume_from_checkpoint"),
 )
+# Of the arguments of data, those that only choose what is trained on.
+FOR_TRAINING_DATA = ("seeds", "labels_per_class", "label_fraction", "label_subset", "max_train_samples")
+# Arguments of model and data that do nothing without another one, and those that do nothing beside another one.
+NEEDS = {
+    **dict.fromkeys(("knn_neighbours", "knn_temperature", "probe_strength"), "knn"),
+    "model_revision": "model_name_or_path",
+    "dataset_revision": "dataset_name",
+    "dataset_config_name": "dataset_name",
+    "shuffle_buffer_size": "streaming",
+    "remode": "reprob",
+}
+REPLACED = {"train_split": "train_dir", "validation_split": "validation_dir"}
 
 
 def check_fields(args: TrainingArguments):
@@ -129,6 +141,20 @@ def without_effect(args: TrainingArguments, given: Collection[str]) -> Iterator[
         for name in names:
             if name in given and not holds:
                 yield f"{name} has no effect without {needed}"
+
+
+def idle_arguments(given: Collection[str], values: dict) -> Iterator[str]:
+    """The same for arguments of model and data.
+
+    Args:
+        values: of all of them.
+    """
+    for name, other in NEEDS.items():
+        if name in given and other in values and not values[other]:
+            yield f"{name} has no effect without --{other}"
+    for name, other in REPLACED.items():
+        if name in given and values.get(other):
+            yield f"{name} has no effect beside --{other}"
 
 
 def _conditions(args: TrainingArguments) -> list[tuple[Collection[str], bool, str]]:

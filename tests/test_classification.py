@@ -231,3 +231,10 @@ def test_classifiers_of_other_classes_are_not_judged(pretrained, tmp_path):
     folders = ["--train_dir", tmp_path / "images", "--validation_dir", tmp_path / "images"]
     with pytest.raises(ValueError, match="^validation_dir: 2 of its classes are not those of the model"):
         finetune(tmp_path / "out", "--model_name_or_path", tmp_path / "own", "--eval_only", *folders)
+    for name, value, own in (("image_size", 64, 32), ("crop_pct", 0.5, 0.95)):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: the classifier in .* has {own}, not {value}, and --eval_only"
+        ):
+            finetune(
+                tmp_path / "out", "--model_name_or_path", tmp_path / "own", "--eval_only", f"--{name}", value, *folders
+            )

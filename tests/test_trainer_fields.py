@@ -7,7 +7,14 @@ from transformers import TrainingArguments
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim.trainer_fields import REFUSED, SUPPORTED, WITHOUT_MEANING, check_fields, without_effect
+from modeling_a2mim.trainer_fields import (
+    REFUSED,
+    SUPPORTED,
+    WITHOUT_MEANING,
+    check_fields,
+    idle_arguments,
+    without_effect,
+)
 from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
 
 from .test_scripts import FAST, SMALL
@@ -77,6 +84,22 @@ def test_what_does_nothing_is_said(tmp_path):
         "save_steps has no effect without --save_strategy steps",
         "mixup_mode has no effect without --mixup or --cutmix",
     ]
+
+
+def test_arguments_of_models_and_data_that_do_nothing_are_said():
+    values = {"knn": False, "model_name_or_path": None, "dataset_name": None, "streaming": False, "reprob": 0.0}
+    values |= {"train_dir": ["x"], "validation_dir": None}
+    given = ("knn_temperature", "model_revision", "dataset_revision", "shuffle_buffer_size", "remode", "train_split")
+    assert list(idle_arguments(given, values)) == [
+        "knn_temperature has no effect without --knn",
+        "model_revision has no effect without --model_name_or_path",
+        "dataset_revision has no effect without --dataset_name",
+        "shuffle_buffer_size has no effect without --streaming",
+        "remode has no effect without --reprob",
+        "train_split has no effect beside --train_dir",
+    ]
+    used = {**values, "knn": True, "model_name_or_path": "m", "dataset_name": ["d"], "streaming": True, "reprob": 0.1}
+    assert list(idle_arguments(given, {**used, "train_dir": None})) == []
 
 
 def test_the_command_line_refuses_and_says_it(tmp_path, caplog, capfd, no_pictures):
