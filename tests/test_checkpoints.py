@@ -141,7 +141,12 @@ def killed_at(moment, step):
             yield
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+MUCH_ALIKE = ("half of the optimiser", "after the optimiser", "after the scheduler", "after the random state")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=[pytest.mark.slow] if m in MUCH_ALIKE else []) for m in MOMENTS]
+)
 def test_killed_while_saving(whole, tmp_path, moment):
     with killed_at(moment, 3):
         train(tmp_path)

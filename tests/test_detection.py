@@ -259,6 +259,7 @@ def two(rank, folder, out):
     start(source, folder, out, False, *common, *many)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(folder, tmp_path):
     """Five images, of which the second process gets one twice; both processes choose the best checkpoint."""
     in_two_processes(two, str(folder), str(tmp_path / "two"))

@@ -21,6 +21,9 @@ from modeling_a2mim.analysis.errors import (
 )
 
 
+LONG = pytest.mark.slow
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """What is written and shown, by way of matplotlib's own methods."""
@@ -87,7 +90,10 @@ def test_any_number_of_classes(count, width, drawn, tmp_path):
     assert (names == []) == (count > 100)
 
 
-@pytest.mark.parametrize(("count", "samples"), [(2, 10**6), (20, 10**6), (60, 10**6), (300, 10**6)])
+@pytest.mark.parametrize(
+    ("count", "samples"),
+    [(2, 10**6), pytest.param(20, 10**6, marks=LONG), pytest.param(60, 10**6, marks=LONG), (300, 10**6)],
+)
 def test_nothing_is_cut_off_or_overlaps(count, samples, tmp_path, monkeypatch):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))

@@ -125,7 +125,7 @@ def test_more_masked_cells_than_said():
 # Compilation
 
 
-QUICK = [("resnet", False), ("resnet", True), ("efficientnet multiscale", False)]
+QUICK = [("resnet", True), ("efficientnet multiscale", False)]
 OTHERS = [(kind, False) for kind in (*FAMILIES, *MULTISCALE) if (kind, False) not in QUICK]
 
 
