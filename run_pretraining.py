@@ -18,7 +18,7 @@ from modeling_a2mim.best_model import RECONSTRUCTION_METRICS, check_best_model
 from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
-from modeling_a2mim.methods import MASKED
+from modeling_a2mim.pretrained import MASKED
 from modeling_a2mim.records import pretraining_runs
 from modeling_a2mim.resuming import flags
 from modeling_a2mim.trainer import A2MIMTrainer

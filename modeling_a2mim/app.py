@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from .analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, to_picture, with_mask_ratio
+from .analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
 from .analysis.subjects import Subject, load_subject
 from .transforms import PreTrainTransform, seeded
+from .utils.plotting import to_picture
 
 
 TITLE = "A2MIM: what a masked image model sees"

@@ -11,12 +11,13 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .analysis.reconstruction import reconstruction_picture, to_picture
+from .analysis.reconstruction import reconstruction_picture
 from .cards import EXAMPLE, PICTURE
 from .class_figures import class_figure
 from .data import TrainingData
-from .json_files import finite
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
+from .utils.files import finite
+from .utils.plotting import to_picture
 
 
 class PassCallback(TrainerCallback):

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .configuration_a2mim import A2MIMConfig
+from .records import PACKAGES
+from .utils.files import sync
 
 
 RECORD = "checkpoint.json"
 ASIDE = ".incomplete"  # the name of no checkpoint, for Trainer as for us
 FORMAT = 1
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
 
 logger = logging.getLogger("a2mim")
 
@@ -333,17 +334,6 @@ def _crc32(path: Path) -> str:
 
 def _crc32_of(record: dict) -> str:
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
-
-
-def sync(path: Path):
-    """Bring a file, or the names in a folder, to disk."""
-    if path.is_dir() and os.name == "nt":  # has no such thing for folders
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delete(folder: Path):

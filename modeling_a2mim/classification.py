@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from .analysis.corruptions import corruption_picture
+from .analysis.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
 from .analysis.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .arguments import ClassifierArguments, folder_or_id
 from .best_model import check_best_model
@@ -21,16 +21,16 @@ from .data_arguments import ClassificationArguments
 from .encoders import plan_encoder
 from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer, make_class_weights
-from .json_files import finite
 from .labelled_images import NO_VALIDATION, LabelledImages
 from .labels import REGRESSION, SINGLE
 from .probing import LinearProbe
 from .problem_types import check_problem_type, figures_of, start_at_mean
 from .resuming import flags
-from .robustness import CORRUPTIONS, check_corruptions, corruption_table, evaluate_corruptions
+from .robustness import corruption_table, evaluate_corruptions
 from .subsets import draw_subset, load_subset, save_subset
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
+from .utils.files import finite
 
 
 logger = logging.getLogger("a2mim")

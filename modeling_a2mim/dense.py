@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
-from .analysis.curves import loss_curve
 from .arguments import ClassifierArguments, EncoderArguments, folder_or_id
 from .backbone import A2MIMBackbone
 from .cards import (
@@ -42,6 +41,7 @@ from .records import RECORD_FILE
 from .resizing import resized_weights
 from .trainer import A2MIMTrainer
 from .training_args import A2MIMTrainingArguments
+from .utils.plotting import loss_curve
 
 
 DENSE_TEMPLATE = TEMPLATE.with_name("dense_template.md")

@@ -23,13 +23,11 @@ import torch
 from huggingface_hub import get_token
 from safetensors.torch import save_file
 
-from .analysis.curves import loss_curve
 from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, eval_results, model_card
-from .checkpoints import sync
 from .configuration_a2mim import A2MIMConfig, is_timm
 from .encoders import NoValues
 from .hub import SHOWING_DATA, push_folder
-from .methods import MASKED, method_of
+from .methods import method_of
 from .modeling_a2mim import (
     A2MIMForImageClassification,
     A2MIMForPreTraining,
@@ -39,6 +37,7 @@ from .modeling_a2mim import (
 )
 from .pretrained import (
     CLASSIFIERS,
+    MASKED,
     PRETRAINED,
     PRETRAINING_CONFIG,
     PRETRAINING_FOLDER,
@@ -49,6 +48,8 @@ from .pretrained import (
 )
 from .probing import LinearProbe
 from .records import RECORD_FILE, earlier_runs
+from .utils.files import sync
+from .utils.plotting import loss_curve
 
 
 EVAL_RESULTS_FOLDER = ".eval_results"

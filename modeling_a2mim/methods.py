@@ -6,11 +6,11 @@ A method is a phrase with the names of `PAPERS` in it: `A2MIM`, `SimMIM`, `MIXTU
 import re
 
 from .configuration_a2mim import A2MIMConfig
+from .pretrained import MASKED
 
 
 MIXTURE = "a mixture of A2MIM and SimMIM"
 EITHER = "A2MIM or SimMIM"  # which of them is not recorded
-MASKED = "masked image modelling"  # as a task
 PAPERS = {"A2MIM": "2205.13943", "SimMIM": "2111.09886"}  # on arXiv
 BIBTEX = {
     "A2MIM": """@inproceedings{li2023a2mim,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from .cards import ERRORS
 from .checkpoints import checkpoints_in, resumes
-from .export import EVAL_RESULTS_FOLDER, PRETRAINING_FOLDER
+from .export import EVAL_RESULTS_FOLDER
 from .hub import NEEDED, PICTURES, PROCESSOR
+from .pretrained import PRETRAINING_FOLDER
 from .records import RECORD_FILE
 
 

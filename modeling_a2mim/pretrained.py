@@ -30,7 +30,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_a2mim import A2MIMConfig, fields_of_timm, is_timm
 from .encoders import plan_encoder
-from .methods import MASKED
+
+
+MASKED = "masked image modelling"  # as a task
 
 
 PRETRAINING_FOLDER = "pretraining"

@@ -24,7 +24,6 @@ from .evaluation import evaluate_frozen
 from .export import describe_folder, load_classifier, load_pretraining_model, read_record, timm_pretrained_cfg
 from .finetuning import make_class_weights
 from .hub import push_folder
-from .json_files import finite
 from .labelled_images import NO_VALIDATION, LabelledImages
 from .labels import MULTI, REGRESSION, SINGLE
 from .metrics import SUMMARY, markdown, summarise, summarise_classes
@@ -34,6 +33,7 @@ from .problem_types import check_problem_type
 from .records import hardware, versions
 from .training_args import FineTuningArguments
 from .transforms import FineTuneTransform
+from .utils.files import finite
 
 
 logger = logging.getLogger("a2mim")

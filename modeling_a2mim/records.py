@@ -11,9 +11,12 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import PACKAGES
-from .json_files import finite
-from .methods import MASKED, method_of
+from .methods import method_of
+from .pretrained import MASKED
+from .utils.files import finite
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
 
 
 RECORD_FILE = "training.json"

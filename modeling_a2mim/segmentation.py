@@ -26,7 +26,6 @@ from transformers import (
     set_seed,
 )
 
-from .analysis.reconstruction import to_picture
 from .best_model import check_best_model
 from .columns import choose_images
 from .data_arguments import helped, hub_id
@@ -47,6 +46,7 @@ from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
 from .segmentation_scan import EVALUATION, TRAINING, label_maps
 from .sources import RowSource
+from .utils.plotting import to_picture
 
 
 logger = logging.getLogger("a2mim")

@@ -49,7 +49,6 @@ from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
 from .export import describe_folder, export_model
 from .hub import push_folder
-from .json_files import finite, save_json
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
@@ -59,6 +58,7 @@ from .resuming import Resumption, compare, keep, run_settings
 from .trainer_fields import check_loading
 from .training_args import A2MIMTrainingArguments
 from .transforms import PreTrainTransform
+from .utils.files import finite, save_json
 
 
 logger = logging.getLogger("a2mim")

@@ -14,11 +14,10 @@ from PIL import Image
 from modeling_a2mim.analysis.errors import (
     confusion_matrix_picture,
     errors_table,
-    short_file,
-    short_names,
     worst_examples,
     worst_examples_picture,
 )
+from modeling_a2mim.utils.plotting import short_file, short_names
 
 
 LONG = pytest.mark.slow

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from modeling_a2mim.analysis.figures import fourier_figure, interaction_figure, spectrum_figure
-from modeling_a2mim.analysis.fourier import FourierAnalysis
+from modeling_a2mim.analysis.fourier import FourierAnalysis, fourier_figure
+from modeling_a2mim.analysis.interactions import interaction_figure
+from modeling_a2mim.analysis.reconstruction import spectrum_figure
 from modeling_a2mim.analysis.strength import InteractionSettings, InteractionStrength
 
 

@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 from torch.nn import functional as F
 
-from .reconstruction import to_picture
+from ..utils.plotting import to_picture
 
 
 # The size of the images in pixels, and the data set that the constants come from (`create_c/make_*_c.py` of

@@ -11,8 +11,7 @@ import torch
 from matplotlib.colors import PowerNorm
 from sklearn.metrics import confusion_matrix
 
-from .figures import new_figure, short_file, short_names
-from .reconstruction import to_picture
+from ..utils.plotting import new_figure, short_file, short_names, to_picture
 
 
 MOST_NUMBERED = 20  # classes with a number in each cell

@@ -6,12 +6,15 @@ convolutions do the opposite.
 
 import argparse
 import logging
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -19,8 +22,12 @@ from transformers import PreTrainedModel
 from ..encoders import MOST_PREFIX_TOKENS, block_layouts
 from ..masking import Layout
 from ..records import versions
-from .figures import fourier_figure
-from .subjects import DTYPES, Images, command, load_subjects, run_command, write_json
+from ..utils.files import write_json
+from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
+from .subjects import DTYPES, Images, command, load_subjects, run_command
+
+
+COLUMNS = 4  # panels in a row, where each model has its own
 
 
 logger = logging.getLogger("a2mim")
@@ -237,6 +244,41 @@ def compare(args: argparse.Namespace):
     write_json(args.out / "fourier.json", record)
     fourier_figure(results, args.out / "fourier.png")
     logger.info("written to %s", args.out)
+
+
+def fourier_figure(results: Mapping[str, FourierAnalysis], path: str | os.PathLike):
+    """Draw to a PNG file, of all models by depth, how weak the highest frequency is and the variance of features; and
+    for each model a panel with the amplitudes of all frequencies, a curve for each layer."""
+    labels = short_names(list(results), LONGEST_LABEL)
+    rows = -(-len(results) // COLUMNS)
+    figure = new_figure(11, 4 + 3.2 * rows)
+    above, below = figure.subfigures(2, 1, height_ratios=[4, 3.2 * rows])
+    highest, variance = above.subplots(1, 2)
+    for label, result in zip(labels, results.values(), strict=True):
+        last = [amplitude[-1] for amplitude in result.log_amplitude]
+        highest.plot(result.depth, last, marker="o", markersize=3, label=label)
+        variance.plot(result.depth, result.variance, marker="o", markersize=3, label=label)
+    highest.set_ylabel("log amplitude at the highest frequency,\nrelative to frequency 0")
+    variance.set_ylabel("variance of features over positions")
+    variance.set_yscale("log")
+    for axes in (highest, variance):
+        axes.set_xlabel("depth (0: first layer, 1: last)")
+        axes.grid(alpha=0.3)
+    highest.legend()
+    colors = matplotlib.colormaps["viridis"]
+    panels = below.subplots(rows, min(len(results), COLUMNS), sharey=True, squeeze=False)
+    for axes, label, result in zip(panels.flat, labels, results.values(), strict=False):
+        for depth, frequency, amplitude in zip(result.depth, result.frequencies, result.log_amplitude, strict=True):
+            axes.plot(frequency, amplitude, color=colors(depth))
+        axes.set_title(label, fontsize="medium")
+        axes.set_xlabel("diagonal frequency, π per cell")
+        axes.grid(alpha=0.3)
+    for axes in panels.flat[len(results) :]:
+        axes.set_axis_off()
+    for row in panels:
+        row[0].set_ylabel("relative log amplitude")
+    below.colorbar(ScalarMappable(cmap=colors), ax=panels, label="depth")
+    figure.savefig(path, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ Li et al., 2023 (https://arxiv.org/abs/2205.13943), section 3, after Deng et al.
 import argparse
 import itertools
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from ..records import versions
+from ..utils.files import safe_name, write_json
+from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
 from .contexts import SAMPLINGS
-from .figures import interaction_figure
 from .measurement import interaction_strength
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
-from .subjects import DTYPES, LABELS, Images, command, load_subjects, run_command, safe_name, write_json
+from .subjects import DTYPES, LABELS, Images, command, load_subjects, run_command
 
 
 logger = logging.getLogger("a2mim")
@@ -98,6 +100,24 @@ def interaction_table(results: Mapping[str, InteractionStrength]) -> str:
         values = [(result.strength[place], *result.strength_interval()[place]) for result in results.values()]
         lines.append([str(order), *(f"{mean:.3f} ({low:.3f}, {high:.3f})" for mean, low, high in values)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def interaction_figure(results: Mapping[str, InteractionStrength], path: str | os.PathLike):
+    """Draw J(m) of several models over the share of the other patches that are shown, with the 95% intervals as bands,
+    to a PNG file."""
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    for label, result in zip(short_names(list(results), LONGEST_LABEL), results.values(), strict=True):
+        shown = 100 * result.orders / (result.settings.players - 2)
+        (line,) = axes.plot(shown, result.strength, marker="o", markersize=3, label=label)
+        axes.fill_between(shown, *result.strength_interval().T, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xlabel("order m / (n - 2): other patches that are shown, %")
+    axes.set_ylabel("interaction strength J(m), 1 on average")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(title="95% interval over images as band", title_fontsize="small")
+    figure.savefig(path, metadata={"Software": None})
 
 
 if __name__ == "__main__":

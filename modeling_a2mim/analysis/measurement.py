@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .files import atomic_write
+from ..utils.files import atomic_write
 from .strength import RATIOS, InteractionSettings, InteractionStrength
 
 

@@ -4,7 +4,8 @@ which frequencies it is wrong."""
 import argparse
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,8 +18,9 @@ from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..records import versions
 from ..transforms import PreTrainTransform
-from .figures import spectrum_figure
-from .subjects import DTYPES, Images, atomic_write, command, load_subjects, run_command, safe_name, write_json
+from ..utils.files import atomic_write, safe_name, write_json
+from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_picture
+from .subjects import DTYPES, Images, command, load_subjects, run_command
 
 
 logger = logging.getLogger("a2mim")
@@ -27,14 +29,6 @@ COLUMNS = ("original", "masked", "reconstruction", "pasted")
 CELL = 112  # pixels of the shorter side of an image in a panel, at least
 MOST_SHOWN = 16
 SSIM_WINDOW = 11  # pixels
-
-
-def to_picture(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
-    """An image (channels, height, width), normalised with `mean` and `std`, in RGB; of images that are neither grey
-    nor RGB the first channel is shown."""
-    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    shown = (image * std + mean).clamp(0, 1)[: 3 if len(image) == 3 else 1]
-    return Image.fromarray((shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 
 @torch.no_grad()
@@ -261,6 +255,26 @@ def _mean(values: Sequence[float]) -> float | None:
 def _number(value: float) -> float | None:
     """For JSON, which knows no infinity."""
     return round(value, 4) if math.isfinite(value) else None
+
+
+def spectrum_figure(
+    spectra: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    images: tuple[np.ndarray, np.ndarray],
+    path: str | os.PathLike,
+):
+    """Draw to a PNG file the power of the errors of several models by frequency, each (frequencies, power), and beside
+    them that of the images themselves."""
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    axes.plot(*images, color="black", linestyle=":", label="the images")
+    for label, (frequencies, power) in zip(short_names(list(spectra), LONGEST_LABEL), spectra.values(), strict=True):
+        axes.plot(frequencies, power, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("frequency, cycles per pixel")
+    axes.set_ylabel("power of the error, of pixels in [0, 1]")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """What the commands of this folder look at: models of any kind by name, and images that go to all of them alike."""
 
 import argparse
-import json
 import logging
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,6 @@ from ..loading import find_column, find_validation_split, load_images
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from ..sources import ReadError, RowSource
 from ..transforms import FineTuneTransform, PreTrainTransform
-from .files import atomic_write
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
@@ -224,16 +221,6 @@ def command(module: str, description: str, models: str, images: int, seed: str) 
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if missing")
     return parser
-
-
-def safe_name(name: str) -> str:
-    """A name as the name of a file."""
-    return re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "model"
-
-
-def write_json(path: Path, record: dict):
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: list[str] | None):

@@ -1,0 +1,1 @@
+"""Plotting, files and commands: what every room may use."""
