@@ -26,10 +26,11 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from .alignment import choose_site
 from .arguments import run_as_command
 from .configuration_a2mim import A2MIMConfig
-from .encoders import NoValues, plan_encoder
+from .encoders.plan import plan_encoder
+from .encoders.tracing import NoValues
+from .mask_site import choose_site
 from .modeling_a2mim import A2MIMForPreTraining
 
 

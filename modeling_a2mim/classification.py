@@ -18,7 +18,7 @@ from .configuration_a2mim import A2MIMConfig
 from .continuing import same_setting
 from .data import ImageSamples
 from .data_arguments import ClassificationArguments
-from .encoders import plan_encoder
+from .encoders.plan import plan_encoder
 from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer, make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages

@@ -189,7 +189,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
         """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
         throughout), `resnet` for hierarchical ones; 224 px, or where the encoder takes no such images its own size."""
-        from .encoders import plan_encoder
+        from .encoders.plan import plan_encoder
 
         def plan():
             shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
@@ -435,7 +435,7 @@ def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
 
 def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
     """Whether timm would build an encoder that resamples its positions in each forward pass."""
-    from .encoders import build_on_meta
+    from .encoders.tracing import build_on_meta
 
     if not timm.is_model(_without_tag(architecture)) or RESERVED_MODEL_ARGS.keys() & args.keys():
         return False  # which is refused elsewhere

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import torch
 
 from .cards import IMAGENET
-from .encoders import NoValues, classifier_parameters
+from .encoders.plan import classifier_parameters
+from .encoders.tracing import NoValues
 from .export import export_model
 from .methods import EITHER
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_a2mim import A2MIMConfig
-from .encoders import EncoderPlan
+from .encoders.plan import EncoderPlan
 
 
 FINEST_STRIDE = 4  # pixels per cell of the finest map that is read

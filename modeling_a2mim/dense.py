@@ -29,7 +29,7 @@ from .cards import (
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import DataArguments, helped
 from .decoding import MODES
-from .encoders import NoValues
+from .encoders.tracing import NoValues
 from .export import SCRATCH, load_into_encoder, replace_files
 from .heads import kept_as_it_is, load_head
 from .hub import PREDICTIONS

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, eval_results, model_card
 from .configuration_a2mim import A2MIMConfig, is_timm
-from .encoders import NoValues
+from .encoders.tracing import NoValues
 from .hub import SHOWING_DATA, push_folder
 from .methods import method_of
 from .modeling_a2mim import (

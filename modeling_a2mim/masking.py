@@ -4,13 +4,13 @@ Masks are boolean, (batch, rows, columns), one value per cell of the image: True
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .encoders.layout import Layout
 
 
 def random_mask(
@@ -73,63 +73,6 @@ def fill_masked(pixel_values: torch.Tensor, mask: torch.Tensor, fill: str = "mea
         return pixel_values
     value = pixel_values.mean((2, 3), keepdim=True) if fill == "mean" else pixel_values.new_zeros(())
     return torch.where(pixel_mask(mask, pixel_values.shape[-2:]), value, pixel_values)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the output of a module holds a feature map: `kind` is "NCHW", "NHWC", "NLC" or "NCL" (N: batch, C: channels,
-    L: tokens, `prefix` of them before the map's). `path` leads to it in an output of nested tuples, lists or dicts."""
-
-    kind: str
-    channels: int
-    grid: tuple[int, int]
-    prefix: int = 0
-    path: tuple = ()
-
-    def pick(self, output: Any) -> torch.Tensor:
-        """The tensor that holds the map."""
-        for key in self.path:
-            output = output[key]
-        return output
-
-    def put(self, output: Any, x: torch.Tensor, depth: int = 0) -> Any:
-        """`output` with `x` in the place of that tensor."""
-        if depth == len(self.path):
-            return x
-        key = self.path[depth]
-        new = self.put(output[key], x, depth + 1)
-        if isinstance(output, dict):
-            return {**output, key: new}
-        items = [new if i == key else item for i, item in enumerate(output)]
-        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-    def to_map(self, output: Any, grid: tuple[int, int]) -> torch.Tensor:
-        """The feature map as (batch, channels, rows, columns); prefix tokens are dropped."""
-        x = self.pick(output)
-        if self.kind == "NCHW":
-            return x
-        if self.kind == "NHWC":
-            return x.permute(0, 3, 1, 2)
-        x = x if self.kind == "NCL" else x.transpose(1, 2)
-        return x[..., self.prefix :].unflatten(2, grid)
-
-    def spread(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask (batch, rows, columns), shaped so that it broadcasts over the tensor that holds the map."""
-        if self.kind == "NCHW":
-            return mask[:, None]
-        if self.kind == "NHWC":
-            return mask[..., None]
-        tokens = F.pad(mask.flatten(1), (self.prefix, 0))
-        return tokens[:, None] if self.kind == "NCL" else tokens[..., None]
-
-
-def tensors_in(output: Any, path: tuple = ()) -> Iterator[tuple[tuple, torch.Tensor]]:
-    """All tensors in nested tuples, lists and dicts, each with the keys that lead to it (`Layout.path`)."""
-    if isinstance(output, torch.Tensor):
-        yield path, output
-    elif isinstance(output, (list, tuple, dict)):
-        for key, item in output.items() if isinstance(output, dict) else enumerate(output):
-            yield from tensors_in(item, (*path, key))
 
 
 class MaskToken(nn.Module):

@@ -17,19 +17,14 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
 
-from .alignment import choose_site
 from .configuration_a2mim import A2MIMConfig
 from .decoders import init_decoder, make_decoder
-from .encoders import (
-    NoValues,
-    classifier_parameters,
-    plan_encoder,
-    run_last_map,
-    scale_grid,
-    supports_gradient_checkpointing,
-)
+from .encoders.layout import tensors_in
+from .encoders.plan import classifier_parameters, plan_encoder, scale_grid, supports_gradient_checkpointing
+from .encoders.tracing import NoValues, run_last_map
 from .losses import frequency_loss, frequency_loss_of_means, mean_weights, spatial_loss
-from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask, tensors_in
+from .mask_site import choose_site
+from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask
 from .pretrained import HUB_KWARGS, Pretrained, other_format, weights_for
 
 

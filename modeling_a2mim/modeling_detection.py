@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from .backbone import A2MIMBackbone
 from .configuration_a2mim import A2MIMConfig
-from .encoders import NoValues
+from .encoders.tracing import NoValues
 from .modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 
 

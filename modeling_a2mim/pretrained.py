@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .configuration_a2mim import A2MIMConfig, fields_of_timm, is_timm
-from .encoders import plan_encoder
+from .encoders.plan import plan_encoder
 
 
 MASKED = "masked image modelling"  # as a task

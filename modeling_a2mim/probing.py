@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_a2mim import A2MIMConfig
-from .encoders import classifier_parameters
+from .encoders.plan import classifier_parameters
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from .encoders import classifier_parameters
+from .encoders.plan import classifier_parameters
 from .labels import MULTI, NAMED, REGRESSION, has_label, with_column
 from .modeling_a2mim import A2MIMForImageClassification
 from .probing import LinearProbe

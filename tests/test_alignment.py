@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.alignment import LEAST_ALIGNMENT, alignment, choose_site, run_until
-from modeling_a2mim.encoders import EncoderPlan, Site, plan_encoder
-from modeling_a2mim.masking import Layout
+from modeling_a2mim.encoders.layout import Layout, Site
+from modeling_a2mim.encoders.plan import EncoderPlan, plan_encoder
+from modeling_a2mim.mask_site import LEAST_ALIGNMENT, alignment, choose_site, run_until
 
 from .families import FAMILIES, family_config
 

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, architectures
-from modeling_a2mim.alignment import LEAST_ALIGNMENT
 from modeling_a2mim.architectures import Row, counts, examine, main, write
-from modeling_a2mim.encoders import NoValues
+from modeling_a2mim.encoders.layout import tensors_in
+from modeling_a2mim.encoders.tracing import NoValues
 from modeling_a2mim.export import export_model, load_into_encoder
 from modeling_a2mim.hub import push_folder
-from modeling_a2mim.masking import random_mask, tensors_in
+from modeling_a2mim.mask_site import LEAST_ALIGNMENT
+from modeling_a2mim.masking import random_mask
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

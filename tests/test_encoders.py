@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.encoders import Site, plan_encoder
-from modeling_a2mim.masking import Layout
+from modeling_a2mim.encoders.layout import Layout, Site
+from modeling_a2mim.encoders.plan import plan_encoder
 
 
 def plan(architecture, **kwargs):

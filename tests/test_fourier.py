@@ -18,7 +18,7 @@ from modeling_a2mim.analysis.fourier import (
     log_amplitude,
     main,
 )
-from modeling_a2mim.encoders import block_layouts
+from modeling_a2mim.encoders.sites import block_layouts
 from modeling_a2mim.export import export_model
 
 from .families import FAMILIES, family_config

@@ -7,15 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling_a2mim.masking import (
-    Layout,
-    MaskToken,
-    as_grid,
-    fill_masked,
-    pixel_mask,
-    random_mask,
-    resize_mask,
-)
+from modeling_a2mim.encoders.layout import Layout
+from modeling_a2mim.masking import MaskToken, as_grid, fill_masked, pixel_mask, random_mask, resize_mask
 
 
 LAYOUTS = [

@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 
 from modeling_a2mim import A2MIMConfig, conversion
 from modeling_a2mim.conversion import Official, convert
-from modeling_a2mim.encoders import NoValues
+from modeling_a2mim.encoders.tracing import NoValues
 from modeling_a2mim.official import imagenet_labels
 from modeling_a2mim.releases import PAPER, PUBLISHED, published_for
 

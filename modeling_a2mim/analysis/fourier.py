@@ -19,8 +19,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..encoders import MOST_PREFIX_TOKENS, block_layouts
-from ..masking import Layout
+from ..encoders.layout import MOST_PREFIX_TOKENS, Layout
+from ..encoders.sites import block_layouts
 from ..records import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .encoders import EncoderPlan, Site
+from .encoders.layout import Site
+from .encoders.plan import EncoderPlan
 from .masking import pixel_mask, resize_mask
 
 

@@ -1,1 +1,0 @@
-"""The loss over the steps of a run, as a picture."""
