@@ -30,7 +30,10 @@ sys.path.insert(0, str(ROOT))
 import run_finetune  # noqa: E402
 import run_pretraining  # noqa: E402
 from modeling_a2mim import A2MIMForPreTraining  # noqa: E402
-from modeling_a2mim.data import ImageSamples  # noqa: E402
+from modeling_a2mim.data.dataset import ImageSamples  # noqa: E402
+from modeling_a2mim.data.loading import load_images  # noqa: E402
+from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
+from modeling_a2mim.data.transforms import FineTuneTransform  # noqa: E402
 from modeling_a2mim.evaluation import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
 from modeling_a2mim.export import (  # noqa: E402
     describe_folder,
@@ -38,9 +41,6 @@ from modeling_a2mim.export import (  # noqa: E402
     read_record,
     timm_pretrained_cfg,
 )
-from modeling_a2mim.loading import load_images  # noqa: E402
-from modeling_a2mim.subsets import draw_subset  # noqa: E402
-from modeling_a2mim.transforms import FineTuneTransform  # noqa: E402
 
 
 # Small networks for small images: a ConvNeXt with a stem of 2 px, and a ViT with patches of 4 px. One cell of the mask

@@ -31,7 +31,7 @@ from benchmarks.images import FOLDER  # noqa: E402
 from benchmarks.in_memory import Schedule, fine_tune, load, predict, pretrain  # noqa: E402
 from benchmarks.judging import scores  # noqa: E402
 from benchmarks.rates import SETS, SIZE, config_of  # noqa: E402
-from modeling_a2mim.subsets import draw_subset  # noqa: E402
+from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 
 
 # Encoder, decoder, steps and rate of its pre-training.

@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim import A2MIMConfig  # noqa: E402
-from modeling_a2mim.decoding import BrokenImage  # noqa: E402
-from modeling_a2mim.transforms import PreTrainTransform, seeded  # noqa: E402
+from modeling_a2mim.data.decoding import BrokenImage  # noqa: E402
+from modeling_a2mim.data.transforms import PreTrainTransform, seeded  # noqa: E402
 
 
 SLOWEST = 2.0  # seconds for one file

@@ -38,10 +38,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim import A2MIMConfig  # noqa: E402
-from modeling_a2mim.data import REPORT, ImageSamples, TrainingData, collate  # noqa: E402
-from modeling_a2mim.decoding import MIN_REDUCTION, open_image, resized_crop, upright_size  # noqa: E402
-from modeling_a2mim.loading import load_images  # noqa: E402
-from modeling_a2mim.transforms import PreTrainTransform  # noqa: E402
+from modeling_a2mim.data.dataset import REPORT, ImageSamples, collate  # noqa: E402
+from modeling_a2mim.data.decoding import MIN_REDUCTION, open_image, resized_crop, upright_size  # noqa: E402
+from modeling_a2mim.data.loading import load_images  # noqa: E402
+from modeling_a2mim.data.progress import TrainingData  # noqa: E402
+from modeling_a2mim.data.transforms import PreTrainTransform  # noqa: E402
 
 
 FLOOR, ALONE = "JPEG decoder alone, at the scale used", "decode + resize alone"

@@ -34,10 +34,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim import A2MIMConfig  # noqa: E402
-from modeling_a2mim.data import REPORT, ImageSamples, TrainingData, collate  # noqa: E402
-from modeling_a2mim.order import Layout, PassOrder  # noqa: E402
-from modeling_a2mim.sources import ParquetSource  # noqa: E402
-from modeling_a2mim.transforms import PreTrainTransform  # noqa: E402
+from modeling_a2mim.data.dataset import REPORT, ImageSamples, collate  # noqa: E402
+from modeling_a2mim.data.progress import TrainingData  # noqa: E402
+from modeling_a2mim.data.samplers import Layout, PassOrder  # noqa: E402
+from modeling_a2mim.data.shards import ParquetSource  # noqa: E402
+from modeling_a2mim.data.transforms import PreTrainTransform  # noqa: E402
 
 
 BATCH, SHUFFLE = 64, 16384

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim.checkpoints import ASIDE, verify  # noqa: E402
-from modeling_a2mim.loading import load_images  # noqa: E402
+from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.records import PACE, PACKAGES  # noqa: E402
 
 

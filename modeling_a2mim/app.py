@@ -13,7 +13,7 @@ from PIL import Image
 
 from .analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
 from .analysis.subjects import Subject, load_subject
-from .transforms import PreTrainTransform, seeded
+from .data.transforms import PreTrainTransform, seeded
 from .utils.plotting import to_picture
 
 

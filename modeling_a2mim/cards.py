@@ -14,7 +14,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_resu
 
 from .class_figures import class_figure, class_rows
 from .configuration_a2mim import A2MIMConfig
-from .decoding import MODES
+from .data.decoding import MODES
 from .methods import BIBTEX, EITHER, linked, made_from, method_of, method_tags, names_in, recorded_method
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from .pretrained import MASKED

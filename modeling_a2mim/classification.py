@@ -16,20 +16,20 @@ from .cards import CONFUSION, ERRORS
 from .class_figures import MOST_LISTED, class_figure, log_figures
 from .configuration_a2mim import A2MIMConfig
 from .continuing import same_setting
-from .data import ImageSamples
+from .data.dataset import ImageSamples
+from .data.labels import REGRESSION, SINGLE
+from .data.subsets import draw_subset, load_subset, save_subset
+from .data.transforms import FineTuneTransform
 from .data_arguments import ClassificationArguments
 from .encoders.plan import plan_encoder
 from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer, make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .labels import REGRESSION, SINGLE
 from .probing import LinearProbe
 from .problem_types import check_problem_type, figures_of, start_at_mean
 from .resuming import flags
 from .robustness import corruption_table, evaluate_corruptions
-from .subsets import draw_subset, load_subset, save_subset
 from .training_args import FineTuningArguments
-from .transforms import FineTuneTransform
 from .utils.files import finite
 
 

@@ -12,13 +12,13 @@ from datasets import ClassLabel, Image
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .data import ImageSamples
-from .decoding import MAX_PIXELS
-from .held_out import hold_out, sample_of
-from .labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
-from .loading import find_column, find_validation_split, load_images
-from .order import mix_counts
-from .sources import DatasetSource, MixedSource, RowSource
+from .data.dataset import ImageSamples
+from .data.decoding import MAX_PIXELS
+from .data.held_out import hold_out, sample_of
+from .data.labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
+from .data.loading import find_column, find_validation_split, load_images
+from .data.samplers import mix_counts
+from .data.sources import DatasetSource, MixedSource, RowSource
 
 
 logger = logging.getLogger("a2mim")

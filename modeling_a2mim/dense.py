@@ -27,13 +27,13 @@ from .cards import (
     table_cell,
 )
 from .configuration_a2mim import A2MIMConfig
+from .data.decoding import MODES
+from .data.loading import find_validation_split
 from .data_arguments import DataArguments, helped
-from .decoding import MODES
 from .encoders.tracing import NoValues
 from .export import SCRATCH, load_into_encoder, replace_files
 from .heads import kept_as_it_is, load_head
 from .hub import PREDICTIONS
-from .loading import find_validation_split
 from .methods import BIBTEX, made_from, method_tags, names_in, recorded_method
 from .modeling_a2mim import A2MIMModel
 from .pretrained import Pretrained, open_pretrained

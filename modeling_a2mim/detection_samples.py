@@ -16,7 +16,7 @@ from transformers.image_utils import get_image_size_for_max_height_width
 
 from .coco import Annotations
 from .configuration_a2mim import A2MIMConfig
-from .decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
+from .data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
 from .detection_scan import Sized
 from .modeling_detection import A2MIMForObjectDetection
 

@@ -10,11 +10,11 @@ import datasets
 from transformers.utils.logging import tqdm
 
 from .coco import BOX_FORMATS, CLASS_FIELDS, NO_AREA, NO_CLASS, NO_MASK, Annotations, as_rows, object_fields
-from .decoding import BrokenImage
-from .held_out import RowsOf
+from .data.decoding import BrokenImage
+from .data.held_out import RowsOf
+from .data.sources import RowSource
 from .segmentation_labels import some
 from .segmentation_scan import is_far
-from .sources import RowSource
 
 
 logger = logging.getLogger("a2mim")

@@ -13,9 +13,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
 
+from .data.transforms import seeded
 from .trainer import A2MIMTrainer
 from .training_args import FineTuningArguments
-from .transforms import seeded
 
 
 AVERAGES = "ema.safetensors"  # in a checkpoint

@@ -8,10 +8,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from .configuration_a2mim import A2MIMConfig
-from .data_arguments import ClassificationArguments
-from .formats import METADATA
-from .image_folders import FIRST_FOLDER, LAST_FOLDER
-from .labels import (
+from .data.formats.census import METADATA
+from .data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
+from .data.labels import (
     MULTI,
     NAMED,
     REGRESSION,
@@ -21,10 +20,11 @@ from .labels import (
     same_classes,
     stored_labels,
 )
-from .loading import find_column
+from .data.loading import find_column
+from .data.sources import DatasetSource, RowSource
+from .data_arguments import ClassificationArguments
 from .problem_types import encode_lists, encode_numbers, find_targets
 from .scores import TOP
-from .sources import DatasetSource, RowSource
 
 
 logger = logging.getLogger("a2mim")

@@ -18,8 +18,8 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from .data.labels import MULTI, NAMED, REGRESSION, has_label, with_column
 from .encoders.plan import classifier_parameters
-from .labels import MULTI, NAMED, REGRESSION, has_label, with_column
 from .modeling_a2mim import A2MIMForImageClassification
 from .probing import LinearProbe
 from .scores import compute_metrics

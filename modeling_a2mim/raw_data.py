@@ -10,13 +10,14 @@ from datasets import ClassLabel, Image, Value
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import default_data_collator
 
-from .data import ImageSamples, SkippedImages
-from .decoding import BrokenImage
+from .data.dataset import ImageSamples
+from .data.decoding import BrokenImage
+from .data.loading import find_column
+from .data.progress import SkippedImages
+from .data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 from .export import timm_pretrained_cfg
-from .loading import find_column
 from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from .probing import LinearProbe
-from .transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 
 
 LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them

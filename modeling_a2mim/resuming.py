@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .configuration_a2mim import A2MIMConfig
-from .data import ImageSamples
-from .held_out import spread_rows
+from .data.dataset import ImageSamples
+from .data.held_out import spread_rows
 
 
 logger = logging.getLogger("a2mim")

@@ -24,9 +24,9 @@ from .analysis.corruptions import (
     published_size,
     to_bytes,
 )
-from .data import ImageSamples
-from .decoding import MAX_PIXELS
-from .transforms import FineTuneTransform
+from .data.dataset import ImageSamples
+from .data.decoding import MAX_PIXELS
+from .data.transforms import FineTuneTransform
 
 
 class CorruptedTransform(FineTuneTransform):

@@ -27,9 +27,11 @@ from transformers import (
 )
 
 from .best_model import check_best_model
-from .columns import choose_images
+from .data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
+from .data.formats.columns import choose_images
+from .data.loading import find_column
+from .data.sources import RowSource
 from .data_arguments import helped, hub_id
-from .decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
 from .dense import (
     DenseArguments,
     DenseModelArguments,
@@ -39,13 +41,11 @@ from .dense import (
     start_to_evaluate,
 )
 from .heads import kept_as_it_is, load_head, say_start
-from .loading import find_column
 from .pretrained import backbone_names, find_file
 from .resuming import flags
 from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
 from .segmentation_scan import EVALUATION, TRAINING, label_maps
-from .sources import RowSource
 from .utils.plotting import to_picture
 
 

@@ -44,7 +44,9 @@ from .checkpoints import (
     rotate,
     verify,
 )
-from .data import REPORT, ImageSamples, TrainingData, collate
+from .data.dataset import REPORT, ImageSamples, collate
+from .data.progress import TrainingData
+from .data.transforms import PreTrainTransform
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
 from .export import describe_folder, export_model
@@ -57,7 +59,6 @@ from .records import dataset_length, describe_run, mean_loss
 from .resuming import Resumption, compare, keep, run_settings
 from .trainer_fields import check_loading
 from .training_args import A2MIMTrainingArguments
-from .transforms import PreTrainTransform
 from .utils.files import finite, save_json
 
 

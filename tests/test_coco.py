@@ -9,7 +9,7 @@ import torch
 from pycocotools import mask as rle
 
 from modeling_a2mim.coco import Annotations, AveragePrecision, as_rows
-from modeling_a2mim.decoding import ORIENTATIONS, BrokenImage, turned
+from modeling_a2mim.data.decoding import ORIENTATIONS, BrokenImage, turned
 
 
 NAMES = {0: "cat", 1: "dog"}

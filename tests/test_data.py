@@ -12,11 +12,13 @@ from accelerate.data_loader import SkipBatchSampler
 from torch.utils.data import DataLoader
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.data import NEAR, REPORT, ImageSamples, SkippedImages, TrainingData, collate, rows_after
-from modeling_a2mim.decoding import BrokenImage
-from modeling_a2mim.loading import load_images
-from modeling_a2mim.sources import MixedSource, ParquetSource
-from modeling_a2mim.transforms import PreTrainTransform
+from modeling_a2mim.data.dataset import NEAR, REPORT, ImageSamples, collate, rows_after
+from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.progress import SkippedImages, TrainingData
+from modeling_a2mim.data.shards import ParquetSource
+from modeling_a2mim.data.sources import MixedSource
+from modeling_a2mim.data.transforms import PreTrainTransform
 
 
 def config(**kwargs):

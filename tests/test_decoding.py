@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps, features
 from sklearn.datasets import load_sample_images
 
 from benchmarks.fuzz import damaged, originals
-from modeling_a2mim.decoding import BrokenImage, open_image, resized_crop, to_pixels, upright, upright_size
+from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop, to_pixels, upright, upright_size
 
 
 CHINA, FLOWER = (Image.fromarray(photo) for photo in load_sample_images().images)

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.coco import Annotations
+from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.detection import (
     DetectionArguments,
     DetectionModelArguments,
@@ -25,7 +26,6 @@ from modeling_a2mim.detection import (
 from modeling_a2mim.detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from modeling_a2mim.export import export_model
 from modeling_a2mim.modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from modeling_a2mim.transforms import seeded
 
 from .families import family_config
 from .processes import in_two_processes

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modeling_a2mim.epoch_cut import CUT, FIRST_CUT, EpochCut
-from modeling_a2mim.order import Layout, PassOrder, StreamBatches
+from modeling_a2mim.data.epoch_cut import CUT, FIRST_CUT, EpochCut
+from modeling_a2mim.data.samplers import Layout, PassOrder, StreamBatches
 
 
 def sizes(rows, window, *args, **kwargs):

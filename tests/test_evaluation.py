@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.data.subsets import draw_subset
 from modeling_a2mim.evaluation import (
     LONE_STRENGTH,
     STRENGTHS,
@@ -23,7 +24,6 @@ from modeling_a2mim.evaluation import (
     nearest_neighbours,
 )
 from modeling_a2mim.metrics import results_table
-from modeling_a2mim.subsets import draw_subset
 
 from .families import FAMILIES, family_config
 

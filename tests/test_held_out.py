@@ -10,9 +10,10 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 import run_pretraining
-from modeling_a2mim.data import ImageSamples
-from modeling_a2mim.held_out import MOST_UNITS, RowsOf, hold_out, spread_rows
-from modeling_a2mim.sources import DatasetSource, MixedSource, ParquetSource
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.held_out import MOST_UNITS, RowsOf, hold_out, spread_rows
+from modeling_a2mim.data.shards import ParquetSource
+from modeling_a2mim.data.sources import DatasetSource, MixedSource
 
 
 SCRIPT = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]

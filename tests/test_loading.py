@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_a2mim.loading import find_column, find_validation_split, load_images
-from modeling_a2mim.sources import DatasetSource
+from modeling_a2mim.data.loading import find_column, find_validation_split, load_images
+from modeling_a2mim.data.sources import DatasetSource
 
 
 def test_image_folder(folder):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from modeling_a2mim.order import SHUFFLE_BYTES, Layout, MixedOrder, PassOrder, StreamBatches, mix_counts
+from modeling_a2mim.data.samplers import SHUFFLE_BYTES, Layout, MixedOrder, PassOrder, StreamBatches, mix_counts
 
 
 def random_orders(count):

@@ -22,9 +22,9 @@ from modeling_a2mim import (
     FineTuningArguments,
     FineTuningTrainer,
 )
-from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.transforms import FineTuneTransform, PreTrainTransform
 from modeling_a2mim.raw_data import as_samples
-from modeling_a2mim.transforms import FineTuneTransform, PreTrainTransform
 
 from .test_trainer import CONFIG, ROOT, Crash, losses
 

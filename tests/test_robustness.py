@@ -26,9 +26,9 @@ from modeling_a2mim.analysis.corruptions import (
     plasma,
     published_size,
 )
-from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.transforms import FineTuneTransform, seeded
 from modeling_a2mim.robustness import CorruptedTransform, _Batches, corruption_table, evaluate_corruptions
-from modeling_a2mim.transforms import FineTuneTransform, seeded
 
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((341, 228)).crop((58, 2, 282, 226))

@@ -21,9 +21,9 @@ import run_pretraining
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.checkpoints import RECORD, verify
 from modeling_a2mim.conversion import main as convert
+from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model
 from modeling_a2mim.export import main as push
-from modeling_a2mim.loading import load_images
 
 from .families import family_config
 

@@ -21,7 +21,8 @@ from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments import parse
 from modeling_a2mim.backbone import FeaturePyramid
-from modeling_a2mim.decoding import BrokenImage
+from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export import export_model
 from modeling_a2mim.hub import check_files, uploaded_files
 from modeling_a2mim.recipes import FOLDER
@@ -38,7 +39,6 @@ from modeling_a2mim.segmentation import (
 )
 from modeling_a2mim.segmentation_labels import LabelValues
 from modeling_a2mim.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
-from modeling_a2mim.transforms import seeded
 
 from .families import FAMILIES, family_config
 

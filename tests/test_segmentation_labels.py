@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from modeling_a2mim.decoding import BrokenImage, open_image, orientation, turned
+from modeling_a2mim.data.decoding import BrokenImage, open_image, orientation, turned
 from modeling_a2mim.segmentation_labels import LabelValues, ignored_value, read_labels, read_pixels
 
 

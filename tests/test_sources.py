@@ -13,21 +13,15 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_a2mim import sources
-from modeling_a2mim import tars as tars_module
-from modeling_a2mim.data import ImageSamples
+from modeling_a2mim.data import sources
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.formats import tars as tars_module
+from modeling_a2mim.data.formats.tars import TarSource
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.shards import ParquetSource
+from modeling_a2mim.data.sources import DatasetSource, MixedSource, ReadError, relative_name, with_retries
 from modeling_a2mim.data_arguments import DataArguments
-from modeling_a2mim.decoding import BrokenImage
-from modeling_a2mim.loading import load_images
-from modeling_a2mim.sources import (
-    DatasetSource,
-    MixedSource,
-    ParquetSource,
-    ReadError,
-    relative_name,
-    with_retries,
-)
-from modeling_a2mim.tars import TarSource
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling_a2mim.subsets import draw_subset, load_subset, save_subset
+from modeling_a2mim.data.subsets import draw_subset, load_subset, save_subset
 
 
 # 100, 20 and 3 images of three classes, mixed

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling_a2mim.tars import TarSource
+from modeling_a2mim.data.formats.tars import TarSource
 
 from .test_formats import encoded, numbers, write_tar
 

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, callbacks
-from modeling_a2mim.data import ImageSamples
-from modeling_a2mim.loading import load_images
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.optimization import parameter_groups
 from modeling_a2mim.outputs import METRICS
 from modeling_a2mim.records import PACE
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
-from modeling_a2mim.transforms import PreTrainTransform
 
 from .families import FAMILIES, family_config
 

@@ -12,9 +12,8 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.decoding import BrokenImage, open_image, resized_crop
-from modeling_a2mim.masking import random_mask
-from modeling_a2mim.transforms import (
+from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop
+from modeling_a2mim.data.transforms import (
     FineTuneTransform,
     PreTrainTransform,
     generators_kept,
@@ -22,6 +21,7 @@ from modeling_a2mim.transforms import (
     seed_generators,
     seeded,
 )
+from modeling_a2mim.masking import random_mask
 
 
 PHOTO = Image.fromarray(load_sample_images().images[0])

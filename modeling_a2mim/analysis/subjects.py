@@ -21,14 +21,14 @@ from transformers import (
 
 from ..arguments import folder_or_id
 from ..configuration_a2mim import A2MIMConfig
-from ..data import ImageSamples
-from ..decoding import open_image, to_pixels, upright
+from ..data.dataset import ImageSamples
+from ..data.decoding import open_image, to_pixels, upright
+from ..data.formats.listing import list_images
+from ..data.loading import find_column, find_validation_split, load_images
+from ..data.sources import ReadError, RowSource
+from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export import load_classifier, load_encoder, load_pretraining_model, timm_pretrained_cfg
-from ..listing import list_images
-from ..loading import find_column, find_validation_split, load_images
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
-from ..sources import ReadError, RowSource
-from ..transforms import FineTuneTransform, PreTrainTransform
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm

@@ -8,9 +8,9 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Image, Value
 
+from ..decoding import is_image_file
+from ..sources import is_remote
 from .data_files import as_data_files
-from .decoding import is_image_file
-from .sources import is_remote
 
 
 PATHS = ("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path")

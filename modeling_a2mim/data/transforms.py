@@ -13,9 +13,9 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from .configuration_a2mim import A2MIMConfig
+from ..configuration_a2mim import A2MIMConfig
+from ..masking import random_mask
 from .decoding import MAX_PIXELS, open_image, resized_crop, to_pixels, upright, upright_size
-from .masking import random_mask
 
 
 ASPECT_RATIO = (3 / 4, 4 / 3)

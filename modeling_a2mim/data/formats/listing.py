@@ -11,13 +11,13 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 from transformers.utils.logging import tqdm
 
+from ..decoding import is_image_file
+from ..sources import LISTED
+from .census import METADATA, expected
 from .data_files import split_files
-from .decoding import is_image_file
-from .formats import METADATA, expected
 from .image_folders import FIRST_FOLDER, LAST_FOLDER, ImageFolder, LeftOut, walk
 from .metadata_files import MetadataError, rows_of
 from .named_splits import check_splits
-from .sources import LISTED
 
 
 logger = logging.getLogger("a2mim")

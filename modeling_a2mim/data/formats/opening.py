@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import datasets
 from datasets import Dataset, DownloadConfig, DownloadManager
 
+from ..shards import ParquetSource
+from ..sources import DatasetSource, RowSource, is_remote
 from .archives import ZipSource, decompressed, is_compressed, prepare
+from .census import TABLES
 from .data_files import as_data_files
-from .formats import TABLES
-from .sources import DatasetSource, ParquetSource, RowSource, is_remote
 from .tables import load_table
 from .tars import TarSource
 

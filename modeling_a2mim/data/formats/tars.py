@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from datasets import ClassLabel, Features, Image, Value
 
+from ..decoding import is_image_file
+from ..shards import ShardedSource, map_shards
+from ..sources import open_file, relative_name, with_retries
 from .columns import choose_images, image_candidates, same_view
-from .decoding import is_image_file
-from .sources import ShardedSource, map_shards, open_file, relative_name, with_retries
 
 
 logger = logging.getLogger("a2mim")

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 
-from .decoding import BrokenImage, is_image_file
-from .formats import IMAGES, Census
-from .sources import DEFINITE, RowSource, describe, is_remote, map_shards, open_file, relative_name, with_retries
+from ..decoding import BrokenImage, is_image_file
+from ..shards import map_shards
+from ..sources import DEFINITE, RowSource, describe, is_remote, open_file, relative_name, with_retries
+from .census import IMAGES, Census
 
 
 LARGEST = 2**30  # bytes of an image: a file in a zip that claims more is a bomb

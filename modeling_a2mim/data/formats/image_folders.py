@@ -5,10 +5,10 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from ..decoding import is_image_file
+from ..sources import is_remote
+from .census import METADATA
 from .data_files import split_files
-from .decoding import is_image_file
-from .formats import METADATA
-from .sources import is_remote
 
 
 logger = logging.getLogger("a2mim")

@@ -13,9 +13,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..decoding import PLUGINS, image_suffixes, is_image_file
+from ..sources import is_remote, open_file
 from .columns import USUAL
-from .decoding import PLUGINS, image_suffixes, is_image_file
-from .sources import is_remote, open_file
 
 
 logger = logging.getLogger("a2mim")

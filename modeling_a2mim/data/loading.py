@@ -10,20 +10,21 @@ import datasets
 from datasets import Dataset, Image
 from huggingface_hub import DatasetCard
 
-from .columns import USUAL, choose_images, image_candidates
-from .data_files import split_files
 from .decoding import is_image_file
-from .formats import FORMATS, IMAGES, METADATA, Census, format_of
-from .hub_files import hub_census
-from .image_folders import LeftOut, for_use, walk
-from .listing import list_images, list_split, load_folder, load_split, with_metadata
-from .opening import BUILDERS, open_files
-from .sources import DatasetSource, ParquetSource, RowSource, is_remote
+from .formats.census import FORMATS, IMAGES, METADATA, Census, format_of
+from .formats.columns import USUAL, choose_images, image_candidates
+from .formats.data_files import split_files
+from .formats.hub_files import hub_census
+from .formats.image_folders import LeftOut, for_use, walk
+from .formats.listing import list_images, list_split, load_folder, load_split, with_metadata
+from .formats.opening import BUILDERS, open_files
+from .shards import ParquetSource
+from .sources import DatasetSource, RowSource, is_remote
 
 
 logger = logging.getLogger("a2mim")
 
-SAMPLE = Path(__file__).resolve().parent.parent / "data"
+SAMPLE = Path(__file__).resolve().parents[2] / "data"
 SIGNS = ("*", "?", "[", "]", "{", "}", "::")  # of patterns and chained URLs
 
 

@@ -3,7 +3,7 @@
 import httpx
 from huggingface_hub import HfApi
 
-from .formats import Census
+from .census import Census
 
 
 def hub_census(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, Census] | None:

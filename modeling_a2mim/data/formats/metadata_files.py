@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 import datasets
 from datasets import Dataset, Image
 
+from ..sources import describe, is_remote
 from .image_folders import LeftOut
-from .sources import describe, is_remote
 
 
 logger = logging.getLogger("a2mim")

@@ -1,0 +1,1 @@
+"""From files to batches: sources of rows, how images are decoded and augmented, in which order they come."""

@@ -1,0 +1,1 @@
+"""What lies in a folder or a repository: images, tar, zip and parquet files, tables and metadata."""
