@@ -15,10 +15,10 @@ from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.advice import before_training
 from modeling_a2mim.arguments import PreTrainingModelArguments, folder_or_id, parse, run_as_command
 from modeling_a2mim.best_model import RECONSTRUCTION_METRICS, check_best_model
-from modeling_a2mim.continuing import with_settings
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export import earlier_of, load_pretraining_model
+from modeling_a2mim.models.continuing import with_settings
 from modeling_a2mim.pretrained import MASKED
 from modeling_a2mim.records import pretraining_runs
 from modeling_a2mim.resuming import flags

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 from modeling_a2mim.cards import TEMPLATE, model_card  # noqa: E402
 from modeling_a2mim.conversion import Official  # noqa: E402
 from modeling_a2mim.encoders.tracing import NoValues  # noqa: E402
-from modeling_a2mim.modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining  # noqa: E402
+from modeling_a2mim.modeling_a2mim import A2MIMForPreTraining  # noqa: E402
+from modeling_a2mim.models.classifier import A2MIMForImageClassification  # noqa: E402
 from modeling_a2mim.official import official_config  # noqa: E402
 from tests import official  # noqa: E402
 

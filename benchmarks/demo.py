@@ -34,7 +34,7 @@ from modeling_a2mim.data.dataset import ImageSamples  # noqa: E402
 from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.data.transforms import FineTuneTransform  # noqa: E402
-from modeling_a2mim.evaluation import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
+from modeling_a2mim.evaluation.frozen import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
 from modeling_a2mim.export import (  # noqa: E402
     describe_folder,
     load_pretraining_model,

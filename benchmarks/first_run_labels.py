@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.first_run import DATA, ENCODERS  # noqa: E402
-from modeling_a2mim.metrics import mean_and_interval, paired_difference  # noqa: E402
+from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference  # noqa: E402
 
 
 SEEDS = (0, 1, 2, 3, 4)

@@ -49,7 +49,7 @@ from modeling_a2mim.records import hardware  # noqa: E402
 
 
 try:
-    from modeling_a2mim.metrics import mean_and_interval, paired_difference
+    from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference
 except ImportError:  # scipy, which nothing else here needs
     mean_and_interval = paired_difference = None
 

@@ -12,16 +12,11 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
-from .backbone import A2MIMBackbone
 from .configuration_a2mim import A2MIMConfig
-from .modeling_a2mim import (
-    A2MIMForImageClassification,
-    A2MIMForPreTraining,
-    A2MIMForPreTrainingOutput,
-    A2MIMModel,
-    A2MIMPreTrainedModel,
-)
-from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection, A2MIMObjectDetectionOutput
+from .modeling_a2mim import A2MIMForPreTraining, A2MIMForPreTrainingOutput, A2MIMModel, A2MIMPreTrainedModel
+from .models.backbone import A2MIMBackbone
+from .models.classifier import A2MIMForImageClassification
+from .models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection, A2MIMObjectDetectionOutput
 
 
 AutoConfig.register(A2MIMConfig.model_type, A2MIMConfig)

@@ -19,11 +19,11 @@ from .configuration_a2mim import A2MIMConfig, check_statistics, is_timm
 from .data_arguments import helped
 from .endings import check_writable, describe_os_error, interrupted
 from .export import earlier_of, load_into_encoder, origin_of, read_record
-from .modeling_a2mim import A2MIMForImageClassification
+from .models.classifier import A2MIMForImageClassification
+from .models.resizing import resized_weights
 from .outputs import check_apart, check_output_dir
 from .pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
 from .recipes import as_flags, load_recipe
-from .resizing import resized_weights
 from .trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
 
 

@@ -13,8 +13,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .analysis.reconstruction import reconstruction_picture
 from .cards import EXAMPLE, PICTURE
-from .class_figures import class_figure
 from .data.progress import TrainingData
+from .evaluation.class_figures import class_figure
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 from .utils.files import finite
 from .utils.plotting import to_picture

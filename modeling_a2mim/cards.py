@@ -12,11 +12,13 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from .class_figures import class_figure, class_rows
 from .configuration_a2mim import A2MIMConfig
 from .data.decoding import MODES
+from .evaluation.class_figures import class_figure, class_rows
 from .methods import BIBTEX, EITHER, linked, made_from, method_of, method_tags, names_in, recorded_method
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from .modeling_a2mim import A2MIMForPreTraining, A2MIMModel
+from .models.backbone import four_stages
+from .models.classifier import A2MIMForImageClassification
 from .pretrained import MASKED
 
 
@@ -140,14 +142,6 @@ def table_cell(value) -> str:
 
 def by_sides(values) -> str:
     return " x ".join(map(str, values))
-
-
-def four_stages(core: A2MIMModel) -> list[int]:
-    """Four stages for a head: the last ones, or, if all have one resolution, evenly spread ones."""
-    count = len(core.encoder.feature_info)
-    if count <= 4 or not core.plan.isotropic:
-        return list(range(max(0, count - 4), count))
-    return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
 
 def _title(config, classifier: bool, method: str | None) -> str:

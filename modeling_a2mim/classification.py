@@ -8,27 +8,27 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from .analysis.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
-from .analysis.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .arguments import ClassifierArguments, folder_or_id
 from .best_model import check_best_model
 from .cards import CONFUSION, ERRORS
-from .class_figures import MOST_LISTED, class_figure, log_figures
 from .configuration_a2mim import A2MIMConfig
-from .continuing import same_setting
 from .data.dataset import ImageSamples
 from .data.labels import REGRESSION, SINGLE
 from .data.subsets import draw_subset, load_subset, save_subset
 from .data.transforms import FineTuneTransform
 from .data_arguments import ClassificationArguments
 from .encoders.plan import plan_encoder
+from .evaluation.class_figures import MOST_LISTED, class_figure, log_figures
+from .evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
+from .evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
+from .evaluation.robustness import corruption_table, evaluate_corruptions
 from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
 from .finetuning import FineTuningTrainer, make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .probing import LinearProbe
+from .models.continuing import same_setting
+from .models.linear_probe import LinearProbe
 from .problem_types import check_problem_type, figures_of, start_at_mean
 from .resuming import flags
-from .robustness import corruption_table, evaluate_corruptions
 from .training_args import FineTuningArguments
 from .utils.files import finite
 

@@ -29,7 +29,8 @@ from .encoders.plan import classifier_parameters
 from .encoders.tracing import NoValues
 from .export import export_model
 from .methods import EITHER
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from .modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from .models.classifier import A2MIMForImageClassification
 from .official import official_config, official_family
 from .releases import Published, published_for
 

@@ -32,8 +32,8 @@ from .dense import (
 )
 from .detection_samples import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .detection_scan import NoObjects, look_at_objects, stored_classes, with_sizes
-from .heads import kept_as_it_is, load_head, places_of, say_start
-from .modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from .models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from .models.heads import kept_as_it_is, load_head, places_of, say_start
 from .pretrained import DETECTORS
 from .resuming import flags
 from .segmentation_scan import is_far

@@ -18,7 +18,7 @@ from .coco import Annotations
 from .configuration_a2mim import A2MIMConfig
 from .data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
 from .detection_scan import Sized
-from .modeling_detection import A2MIMForObjectDetection
+from .models.detection import A2MIMForObjectDetection
 
 
 DROPPED = "dropped_boxes"  # key of a batch, and of the logs: boxes that no training image shows anything of

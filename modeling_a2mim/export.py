@@ -28,13 +28,9 @@ from .configuration_a2mim import A2MIMConfig, is_timm
 from .encoders.tracing import NoValues
 from .hub import SHOWING_DATA, push_folder
 from .methods import method_of
-from .modeling_a2mim import (
-    A2MIMForImageClassification,
-    A2MIMForPreTraining,
-    A2MIMModel,
-    A2MIMPreTrainedModel,
-    without_sharing,
-)
+from .modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel, without_sharing
+from .models.classifier import A2MIMForImageClassification
+from .models.linear_probe import LinearProbe
 from .pretrained import (
     CLASSIFIERS,
     MASKED,
@@ -46,7 +42,6 @@ from .pretrained import (
     find_file,
     open_pretrained,
 )
-from .probing import LinearProbe
 from .records import RECORD_FILE, earlier_runs
 from .utils.files import sync
 from .utils.plotting import loss_curve

@@ -23,8 +23,8 @@ from .data.labels import (
 from .data.loading import find_column
 from .data.sources import DatasetSource, RowSource
 from .data_arguments import ClassificationArguments
+from .evaluation.metrics import TOP
 from .problem_types import encode_lists, encode_numbers, find_targets
-from .scores import TOP
 
 
 logger = logging.getLogger("a2mim")

@@ -20,9 +20,9 @@ from sklearn.metrics import (
 
 from .data.labels import MULTI, NAMED, REGRESSION, has_label, with_column
 from .encoders.plan import classifier_parameters
-from .modeling_a2mim import A2MIMForImageClassification
-from .probing import LinearProbe
-from .scores import compute_metrics
+from .evaluation.metrics import compute_metrics
+from .models.classifier import A2MIMForImageClassification
+from .models.linear_probe import LinearProbe
 
 
 logger = logging.getLogger("a2mim")

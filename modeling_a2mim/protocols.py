@@ -22,12 +22,12 @@ from .classification import (
 from .data.labels import MULTI, REGRESSION, SINGLE
 from .data.transforms import FineTuneTransform
 from .data_arguments import ClassificationArguments
-from .evaluation import evaluate_frozen
+from .evaluation.frozen import evaluate_frozen
+from .evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
 from .export import describe_folder, load_classifier, load_pretraining_model, read_record, timm_pretrained_cfg
 from .finetuning import make_class_weights
 from .hub import push_folder
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .metrics import SUMMARY, markdown, summarise, summarise_classes
 from .outputs import check_output_dir, clear_output_dir
 from .pretrained import CLASSIFIERS, open_pretrained
 from .problem_types import check_problem_type

@@ -16,8 +16,9 @@ from .data.loading import find_column
 from .data.progress import SkippedImages
 from .data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 from .export import timm_pretrained_cfg
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from .probing import LinearProbe
+from .modeling_a2mim import A2MIMForPreTraining
+from .models.classifier import A2MIMForImageClassification
+from .models.linear_probe import LinearProbe
 
 
 LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them

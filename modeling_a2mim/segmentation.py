@@ -40,7 +40,7 @@ from .dense import (
     DenseTrainingArguments,
     start_to_evaluate,
 )
-from .heads import kept_as_it_is, load_head, say_start
+from .models.heads import kept_as_it_is, load_head, say_start
 from .pretrained import backbone_names, find_file
 from .resuming import flags
 from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels

@@ -19,7 +19,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, Hu
 from transformers.utils import PushInProgress
 
 from .advice import what_to_change
-from .analysis.baselines import masked_errors, summarise_errors
 from .batch_norm import check_batch_norms
 from .best_model import EarlyStopping
 from .callbacks import (
@@ -49,6 +48,7 @@ from .data.progress import TrainingData
 from .data.transforms import PreTrainTransform
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
+from .evaluation.baselines import masked_errors, summarise_errors
 from .export import describe_folder, export_model
 from .hub import push_folder
 from .modeling_a2mim import A2MIMForPreTraining

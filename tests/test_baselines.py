@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.analysis.baselines import blur_visible, masked_errors, psnr, summarise_errors
+from modeling_a2mim.evaluation.baselines import blur_visible, masked_errors, psnr, summarise_errors
 
 
 def config(size, cell, **kwargs):

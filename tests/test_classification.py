@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from modeling_a2mim.evaluation.summary import mean_and_interval
 from modeling_a2mim.hub import uploaded_files
-from modeling_a2mim.metrics import mean_and_interval
-from modeling_a2mim.probing import LinearProbe
+from modeling_a2mim.models.linear_probe import LinearProbe
 
 from .test_scripts import SMALL, finetune, pretrain
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.arguments import ClassifierArguments
 from modeling_a2mim.dense import DenseModelArguments
-from modeling_a2mim.modeling_detection import A2MIMDetectorConfig
+from modeling_a2mim.models.detection import A2MIMDetectorConfig
 
 
 # Another value than the default for every field

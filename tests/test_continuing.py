@@ -6,7 +6,7 @@ from timm.layers import resample_abs_pos_embed
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments import PreTrainingModelArguments
-from modeling_a2mim.continuing import with_settings
+from modeling_a2mim.models.continuing import with_settings
 
 from .families import family_config
 

@@ -25,7 +25,7 @@ from modeling_a2mim.detection import (
 )
 from modeling_a2mim.detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from modeling_a2mim.export import export_model
-from modeling_a2mim.modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 
 from .families import family_config
 from .processes import in_two_processes

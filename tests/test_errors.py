@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from modeling_a2mim.analysis.errors import (
+from modeling_a2mim.evaluation.errors import (
     confusion_matrix_picture,
     errors_table,
     worst_examples,

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.data.subsets import draw_subset
-from modeling_a2mim.evaluation import (
+from modeling_a2mim.evaluation.frozen import (
     LONE_STRENGTH,
     STRENGTHS,
     _logistic_regression,
@@ -23,7 +23,7 @@ from modeling_a2mim.evaluation import (
     linear_probe_accuracy,
     nearest_neighbours,
 )
-from modeling_a2mim.metrics import results_table
+from modeling_a2mim.evaluation.summary import results_table
 
 from .families import FAMILIES, family_config
 
@@ -135,7 +135,7 @@ def test_features_are_the_mean_of_the_last_map(family):
 
 
 def test_features_of_several_layers_in_many_batches(monkeypatch):
-    monkeypatch.setattr("modeling_a2mim.evaluation.KEPT_BATCHES", 2)
+    monkeypatch.setattr("modeling_a2mim.evaluation.frozen.KEPT_BATCHES", 2)
     model, images = A2MIMForPreTraining(family_config("resnet")), torch.randn(7, 3, 64, 64)
     passes = []
     model.a2mim.encoder.layer1.register_forward_hook(lambda *args: passes.append(1))

@@ -15,7 +15,7 @@ from benchmarks import shapes
 from modeling_a2mim import A2MIMForObjectDetection
 from modeling_a2mim.analysis.subjects import load_subject
 from modeling_a2mim.arguments import ClassifierArguments
-from modeling_a2mim.heads import load_head, places_of
+from modeling_a2mim.models.heads import load_head, places_of
 from modeling_a2mim.pretrained import open_pretrained
 
 

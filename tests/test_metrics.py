@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from modeling_a2mim.class_figures import class_figure
-from modeling_a2mim.metrics import (
+from modeling_a2mim.evaluation.class_figures import class_figure
+from modeling_a2mim.evaluation.metrics import ClassificationMetrics, compute_metrics, log_odds
+from modeling_a2mim.evaluation.summary import (
     Interval,
     mean_and_interval,
     paired_difference,
@@ -15,7 +16,6 @@ from modeling_a2mim.metrics import (
     summarise,
     summarise_classes,
 )
-from modeling_a2mim.scores import ClassificationMetrics, compute_metrics, log_odds
 
 
 def predicted(logits, labels, names=None):

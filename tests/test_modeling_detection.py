@@ -7,7 +7,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import box_iou
 from transformers import DetrImageProcessor
 
-from modeling_a2mim.modeling_detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 
 from .families import FAMILIES, checkpointed
 

@@ -33,9 +33,9 @@ from modeling_a2mim.export import (
     load_pretraining_model,
     pretraining_beside,
 )
-from modeling_a2mim.modeling_detection import A2MIMDetectorConfig
+from modeling_a2mim.models.detection import A2MIMDetectorConfig
+from modeling_a2mim.models.linear_probe import LinearProbe
 from modeling_a2mim.pretrained import find_file, open_pretrained
-from modeling_a2mim.probing import LinearProbe
 
 from .families import family_config
 

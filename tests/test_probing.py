@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.probing import LinearProbe, layer_features
+from modeling_a2mim.models.linear_probe import LinearProbe, layer_features
 
 from .families import FAMILIES, family_config
 

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 import run_finetune
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.export import export_model
-from modeling_a2mim.resizing import resized_weights
+from modeling_a2mim.models.resizing import resized_weights
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,9 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from modeling_a2mim.analysis.corruptions import (
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.transforms import FineTuneTransform, seeded
+from modeling_a2mim.evaluation.corruptions import (
     BENCHMARKS,
     CONSTANTS,
     CORRUPTIONS,
@@ -26,9 +28,7 @@ from modeling_a2mim.analysis.corruptions import (
     plasma,
     published_size,
 )
-from modeling_a2mim.data.dataset import ImageSamples
-from modeling_a2mim.data.transforms import FineTuneTransform, seeded
-from modeling_a2mim.robustness import CorruptedTransform, _Batches, corruption_table, evaluate_corruptions
+from modeling_a2mim.evaluation.robustness import CorruptedTransform, _Batches, corruption_table, evaluate_corruptions
 
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((341, 228)).crop((58, 2, 282, 226))

@@ -20,11 +20,11 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments import parse
-from modeling_a2mim.backbone import FeaturePyramid
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export import export_model
 from modeling_a2mim.hub import check_files, uploaded_files
+from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
 from modeling_a2mim.segmentation import (
     SegmentationArguments,

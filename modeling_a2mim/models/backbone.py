@@ -7,8 +7,8 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-from .configuration_a2mim import A2MIMConfig
-from .modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..configuration_a2mim import A2MIMConfig
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 
 
 class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
@@ -131,3 +131,11 @@ class FeaturePyramid(nn.Module):
 
 def _twice(channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+
+
+def four_stages(core: A2MIMModel) -> list[int]:
+    """Four stages for a head: the last ones, or, if all have one resolution, evenly spread ones."""
+    count = len(core.encoder.feature_info)
+    if count <= 4 or not core.plan.isotropic:
+        return list(range(max(0, count - 4), count))
+    return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]

@@ -13,11 +13,11 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from .configuration_a2mim import A2MIMConfig
-from .encoders.layout import MOST_PREFIX_TOKENS
-from .encoders.plan import plan_encoder
-from .encoders.tracing import encoder_shapes
-from .modeling_a2mim import A2MIMModel
+from ..configuration_a2mim import A2MIMConfig
+from ..encoders.layout import MOST_PREFIX_TOKENS
+from ..encoders.plan import plan_encoder
+from ..encoders.tracing import encoder_shapes
+from ..modeling_a2mim import A2MIMModel
 
 
 Weights = dict[str, torch.Tensor]

@@ -23,10 +23,10 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_conve
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers.utils import ModelOutput
 
+from ..configuration_a2mim import A2MIMConfig
+from ..encoders.tracing import NoValues
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from .backbone import A2MIMBackbone
-from .configuration_a2mim import A2MIMConfig
-from .encoders.tracing import NoValues
-from .modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 
 
 LEVELS = 4  # of the pyramid, before a further one that only proposals come from

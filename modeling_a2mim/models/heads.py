@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
-from .pretrained import Pretrained
+from ..pretrained import Pretrained
 
 
 logger = logging.getLogger("a2mim")

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from .configuration_a2mim import A2MIMConfig
-from .encoders.plan import classifier_parameters
-from .modeling_a2mim import A2MIMForImageClassification, A2MIMModel, A2MIMPreTrainedModel
+from ..configuration_a2mim import A2MIMConfig
+from ..encoders.plan import classifier_parameters
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from .classifier import A2MIMForImageClassification
 
 
 def layer_index(core: A2MIMModel, layer: int | None, field: str = "layer") -> int | None:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
-from .probing import layer_features, layer_index
-from .scores import classification_metrics, log_odds
+from ..models.linear_probe import layer_features, layer_index
+from .metrics import classification_metrics, log_odds
 
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

@@ -15,18 +15,10 @@ from torchvision.transforms import Normalize
 from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
-from .analysis.corruptions import (
-    BENCHMARKS,
-    CORRUPTIONS,
-    SEVERITIES,
-    check_corruptions,
-    corrupt,
-    published_size,
-    to_bytes,
-)
-from .data.dataset import ImageSamples
-from .data.decoding import MAX_PIXELS
-from .data.transforms import FineTuneTransform
+from ..data.dataset import ImageSamples
+from ..data.decoding import MAX_PIXELS
+from ..data.transforms import FineTuneTransform
+from .corruptions import BENCHMARKS, CORRUPTIONS, SEVERITIES, check_corruptions, corrupt, published_size, to_bytes
 
 
 class CorruptedTransform(FineTuneTransform):

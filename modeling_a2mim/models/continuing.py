@@ -5,8 +5,8 @@ import logging
 
 import torch
 
-from .configuration_a2mim import A2MIMConfig
-from .modeling_a2mim import A2MIMForPreTraining
+from ..configuration_a2mim import A2MIMConfig
+from ..modeling_a2mim import A2MIMForPreTraining
 from .resizing import resized_weights
 
 

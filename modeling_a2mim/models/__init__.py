@@ -1,0 +1,1 @@
+"""Models for tasks: classifier, backbone, detector, linear probe; and how they take over weights."""

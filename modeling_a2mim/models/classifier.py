@@ -1,0 +1,59 @@
+"""An encoder with timm's own classifier head."""
+
+import torch
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..configuration_a2mim import A2MIMConfig
+from ..encoders.plan import classifier_parameters
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+
+
+class A2MIMForImageClassification(A2MIMPreTrainedModel):
+    """The encoder with timm's own classifier of `config.num_labels` classes."""
+
+    def __init__(self, config: A2MIMConfig):
+        super().__init__(config)
+        if not config.num_labels:
+            raise ValueError("num_labels: a classifier needs at least one label")
+        self.num_labels = config.num_labels
+        self.encoder_is_frozen = False
+        self.a2mim = A2MIMModel(config, num_classes=config.num_labels)
+        if not hasattr(self.a2mim.encoder, "get_classifier"):
+            raise ValueError(f"architecture: timm's {config.architecture} is an encoder without a classifier")
+        self.supports_gradient_checkpointing = self.a2mim.supports_gradient_checkpointing
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple:
+        r"""
+        Args:
+            pixel_values: (batch, channels, height, width), normalised images.
+            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+            output_hidden_states: return the encoder's intermediate feature maps, too.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        last, hidden_states = self.a2mim.encode(pixel_values, output_hidden_states=states)
+        logits = self.a2mim.encoder.forward_head(last)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
+        return output if return_dict else output.to_tuple()
+
+    def freeze_encoder(self):
+        """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
+        self.encoder_is_frozen = True
+        classifier = classifier_parameters(self.a2mim.encoder)
+        for name, parameter in self.a2mim.encoder.named_parameters():
+            parameter.requires_grad_(name in classifier or name not in self.a2mim.plan.names)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.a2mim.eval()
+        return self
