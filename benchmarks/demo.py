@@ -35,12 +35,9 @@ from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.data.transforms import FineTuneTransform  # noqa: E402
 from modeling_a2mim.evaluation.frozen import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
-from modeling_a2mim.export import (  # noqa: E402
-    describe_folder,
-    load_pretraining_model,
-    read_record,
-    timm_pretrained_cfg,
-)
+from modeling_a2mim.export.folder import describe_folder, timm_pretrained_cfg  # noqa: E402
+from modeling_a2mim.export.loading import load_pretraining_model  # noqa: E402
+from modeling_a2mim.export.record import read_record  # noqa: E402
 
 
 # Small networks for small images: a ConvNeXt with a stem of 2 px, and a ViT with patches of 4 px. One cell of the mask

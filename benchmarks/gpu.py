@@ -45,7 +45,7 @@ from benchmarks.judging import linear_probes, scores  # noqa: E402
 from benchmarks.straightforward import compare_times, logits_of  # noqa: E402
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
-from modeling_a2mim.records import hardware  # noqa: E402
+from modeling_a2mim.export.record import hardware  # noqa: E402
 
 
 try:

@@ -17,11 +17,11 @@ import numpy as np
 import timm
 import torch
 
+from modeling_a2mim.analysis.comparison import DTYPES, load_subject
 from modeling_a2mim.analysis.contexts import SAMPLINGS
 from modeling_a2mim.analysis.measurement import interaction_strength
-from modeling_a2mim.analysis.subjects import DTYPES, load_subject
 from modeling_a2mim.data.loading import load_images
-from modeling_a2mim.records import hardware, versions
+from modeling_a2mim.export.record import hardware, versions
 
 from .demo import SMALL
 from .straightforward import compare_times

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.demo import SMALL  # noqa: E402
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference  # noqa: E402
-from modeling_a2mim.records import versions  # noqa: E402
+from modeling_a2mim.export.record import versions  # noqa: E402
 
 
 ENCODERS = {"CNN": "convnext_atto", "ViT": "vit_tiny_patch16_224"}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from .analysis.comparison import Subject, load_subject
 from .analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
-from .analysis.subjects import Subject, load_subject
 from .data.transforms import PreTrainTransform, seeded
 from .utils.plotting import to_picture
 

@@ -18,7 +18,8 @@ from .checkpoints import find_checkpoint
 from .configuration_a2mim import A2MIMConfig, check_statistics, is_timm
 from .data_arguments import helped
 from .endings import check_writable, describe_os_error, interrupted
-from .export import earlier_of, load_into_encoder, origin_of, read_record
+from .export.loading import earlier_of, folder_or_id, load_into_encoder, origin_of
+from .export.record import read_record
 from .models.classifier import A2MIMForImageClassification
 from .models.resizing import resized_weights
 from .outputs import check_apart, check_output_dir
@@ -373,14 +374,3 @@ class ClassifierArguments(EncoderArguments):
         load_into_encoder(model, resized_weights(weights, config, model.a2mim))
         logger.info("weights: %s", start.describe())
         return model, start
-
-
-def folder_or_id(name: str) -> str:
-    """`name`, if it is a folder that exists or may be a repository on the Hub.
-
-    Raises:
-        ValueError: if it can only be a folder and is not there.
-    """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
-        raise ValueError(f"model_name_or_path: there is no folder {name}")
-    return name

@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .analysis.reconstruction import reconstruction_picture
-from .cards import EXAMPLE, PICTURE
 from .data.progress import TrainingData
 from .evaluation.class_figures import class_figure
+from .export.filenames import EXAMPLE, PICTURE
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 from .utils.files import finite
 from .utils.plotting import to_picture

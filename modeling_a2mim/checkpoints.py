@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .configuration_a2mim import A2MIMConfig
-from .records import PACKAGES
+from .export.record import PACKAGES
 from .utils.files import sync
 
 

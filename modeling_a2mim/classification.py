@@ -8,9 +8,8 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from .arguments import ClassifierArguments, folder_or_id
+from .arguments import ClassifierArguments
 from .best_model import check_best_model
-from .cards import CONFUSION, ERRORS
 from .configuration_a2mim import A2MIMConfig
 from .data.dataset import ImageSamples
 from .data.labels import REGRESSION, SINGLE
@@ -22,7 +21,9 @@ from .evaluation.class_figures import MOST_LISTED, class_figure, log_figures
 from .evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
 from .evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
 from .evaluation.robustness import corruption_table, evaluate_corruptions
-from .export import load_classifier, pretraining_beside, timm_pretrained_cfg
+from .export.filenames import CONFUSION, ERRORS
+from .export.folder import timm_pretrained_cfg
+from .export.loading import folder_or_id, load_classifier, pretraining_beside
 from .finetuning import FineTuningTrainer, make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
 from .models.continuing import same_setting

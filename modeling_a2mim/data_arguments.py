@@ -2,15 +2,11 @@
 
 import logging
 import math
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import datasets
 from datasets import ClassLabel, Image
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from .data.dataset import ImageSamples
 from .data.decoding import MAX_PIXELS
@@ -19,6 +15,7 @@ from .data.labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
 from .data.loading import find_column, find_validation_split, load_images
 from .data.samplers import mix_counts
 from .data.sources import DatasetSource, MixedSource, RowSource
+from .export.record import hub_id
 
 
 logger = logging.getLogger("a2mim")
@@ -379,14 +376,3 @@ class ClassificationArguments(DataArguments):
                 "one in which those of the classes lie"
             )
         return column, names
-
-
-def hub_id(name: str | None) -> str | None:
-    """`name`, if it is the id of a repository on the Hub and no path, pattern or URL."""
-    if name is None or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name

@@ -13,22 +13,22 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
-from .arguments import ClassifierArguments, EncoderArguments, folder_or_id
-from .cards import CURVE, PLACEHOLDER, TAGS, TEMPLATE, by_sides, evaluation_lines, run_facts, table_cell
+from .arguments import ClassifierArguments, EncoderArguments
 from .configuration_a2mim import A2MIMConfig
 from .data.decoding import MODES
 from .data.loading import find_validation_split
 from .data_arguments import DataArguments, helped
 from .encoders.tracing import NoValues
-from .export import SCRATCH, load_into_encoder, replace_files
-from .hub import PREDICTIONS
-from .methods import BIBTEX, made_from, method_tags, names_in, recorded_method
+from .export.filenames import CURVE, PLACEHOLDER, PREDICTIONS, RECORD_FILE
+from .export.folder import SCRATCH, replace_files
+from .export.loading import folder_or_id, load_into_encoder
+from .export.methods import BIBTEX, made_from, method_tags, names_in, recorded_method
+from .export.model_card import TAGS, TEMPLATE, by_sides, evaluation_lines, run_facts, table_cell
 from .modeling_a2mim import A2MIMModel
 from .models.backbone import A2MIMBackbone, four_stages
 from .models.heads import kept_as_it_is, load_head
 from .models.resizing import resized_weights
 from .pretrained import Pretrained, open_pretrained
-from .records import RECORD_FILE
 from .trainer import A2MIMTrainer
 from .training_args import A2MIMTrainingArguments
 from .utils.plotting import loss_curve

@@ -6,12 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from .cards import ERRORS
 from .checkpoints import checkpoints_in, resumes
-from .export import EVAL_RESULTS_FOLDER
-from .hub import NEEDED, PICTURES, PROCESSOR
+from .export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE
 from .pretrained import PRETRAINING_FOLDER
-from .records import RECORD_FILE
 
 
 METRICS = "metrics.jsonl"

@@ -24,14 +24,15 @@ from .data.transforms import FineTuneTransform
 from .data_arguments import ClassificationArguments
 from .evaluation.frozen import evaluate_frozen
 from .evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
-from .export import describe_folder, load_classifier, load_pretraining_model, read_record, timm_pretrained_cfg
+from .export.folder import describe_folder, timm_pretrained_cfg
+from .export.hub import push_folder
+from .export.loading import load_classifier, load_pretraining_model
+from .export.record import hardware, read_record, versions
 from .finetuning import make_class_weights
-from .hub import push_folder
 from .labelled_images import NO_VALIDATION, LabelledImages
 from .outputs import check_output_dir, clear_output_dir
 from .pretrained import CLASSIFIERS, open_pretrained
 from .problem_types import check_problem_type
-from .records import hardware, versions
 from .training_args import FineTuningArguments
 from .utils.files import finite
 

@@ -15,7 +15,7 @@ from .data.decoding import BrokenImage
 from .data.loading import find_column
 from .data.progress import SkippedImages
 from .data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
-from .export import timm_pretrained_cfg
+from .export.folder import timm_pretrained_cfg
 from .modeling_a2mim import A2MIMForPreTraining
 from .models.classifier import A2MIMForImageClassification
 from .models.linear_probe import LinearProbe

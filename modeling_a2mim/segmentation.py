@@ -31,7 +31,7 @@ from .data.decoding import BrokenImage, open_image, orientation, to_pixels, turn
 from .data.formats.columns import choose_images
 from .data.loading import find_column
 from .data.sources import RowSource
-from .data_arguments import helped, hub_id
+from .data_arguments import helped
 from .dense import (
     DenseArguments,
     DenseModelArguments,
@@ -40,6 +40,7 @@ from .dense import (
     DenseTrainingArguments,
     start_to_evaluate,
 )
+from .export.record import hub_id
 from .models.heads import kept_as_it_is, load_head, say_start
 from .pretrained import backbone_names, find_file
 from .resuming import flags

@@ -49,13 +49,13 @@ from .data.transforms import PreTrainTransform
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
 from .evaluation.baselines import masked_errors, summarise_errors
-from .export import describe_folder, export_model
-from .hub import push_folder
+from .export.folder import describe_folder, export_model
+from .export.hub import push_folder
+from .export.record import dataset_length, describe_run, mean_loss
 from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
 from .raw_data import LABELS, as_samples, collate_samples
-from .records import dataset_length, describe_run, mean_loss
 from .resuming import Resumption, compare, keep, run_settings
 from .trainer_fields import check_loading
 from .training_args import A2MIMTrainingArguments

@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.analysis.subjects import load_subject
+from modeling_a2mim.analysis.comparison import load_subject
 from modeling_a2mim.app import build_app, main, reconstruct_file
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import family_config
 

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.auto import auto_factory
 
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import FAMILIES, family_config
 

@@ -7,9 +7,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, cards
-from modeling_a2mim.cards import PLACEHOLDER, eval_results, model_card
-from modeling_a2mim.records import earlier_runs
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.export import model_card as cards
+from modeling_a2mim.export.filenames import PLACEHOLDER
+from modeling_a2mim.export.model_card import eval_results, model_card
+from modeling_a2mim.export.record import earlier_runs
 
 from .families import family_config
 

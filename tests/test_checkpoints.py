@@ -22,9 +22,10 @@ from transformers import TrainerState
 from benchmarks import torture
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, checkpoints
 from modeling_a2mim.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
-from modeling_a2mim.export import export_model, load_pretraining_model
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.export.loading import load_pretraining_model
+from modeling_a2mim.export.record import PACE
 from modeling_a2mim.outputs import METRICS, check_output_dir
-from modeling_a2mim.records import PACE
 from modeling_a2mim.trainer import A2MIMTrainer
 
 from .processes import in_two_processes

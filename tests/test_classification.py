@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from modeling_a2mim.evaluation.summary import mean_and_interval
-from modeling_a2mim.hub import uploaded_files
+from modeling_a2mim.export.hub import uploaded_files
 from modeling_a2mim.models.linear_probe import LinearProbe
 
 from .test_scripts import SMALL, finetune, pretrain

@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
-from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel, conversion
-from modeling_a2mim.conversion import _reorder_merging, convert, load_official, main, read_official
-from modeling_a2mim.official import official_config
-from modeling_a2mim.releases import PUBLISHED
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.conversion import checkpoint as conversion
+from modeling_a2mim.conversion.__main__ import main
+from modeling_a2mim.conversion.checkpoint import _reorder_merging, convert, load_official, read_official
+from modeling_a2mim.conversion.config import official_config
+from modeling_a2mim.conversion.published import PUBLISHED
 
 from . import official
 from .golden.golden import load

@@ -7,8 +7,8 @@ import torch
 
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.dense import DenseArguments, DenseModelArguments, DenseTask, DenseTrainingArguments, dense_card
-from modeling_a2mim.export import export_model
-from modeling_a2mim.hub import uploaded_files
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.export.hub import uploaded_files
 
 from .families import family_config
 

@@ -24,7 +24,7 @@ from modeling_a2mim.detection import (
     run,
 )
 from modeling_a2mim.detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 
 from .families import family_config

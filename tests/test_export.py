@@ -8,13 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.export import (
-    earlier_of,
-    export_model,
-    load_encoder,
-    load_into_encoder,
-    load_pretraining_model,
-)
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.export.loading import earlier_of, load_encoder, load_into_encoder, load_pretraining_model
 
 from .families import family_config
 

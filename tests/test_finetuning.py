@@ -14,7 +14,7 @@ from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import FineTuneTransform
 from modeling_a2mim.evaluation.metrics import compute_metrics
-from modeling_a2mim.export import timm_pretrained_cfg
+from modeling_a2mim.export.folder import timm_pretrained_cfg
 from modeling_a2mim.finetuning import FineTuningTrainer, make_class_weights, make_criterion, make_mixup, soft_labels
 from modeling_a2mim.training_args import FineTuningArguments
 

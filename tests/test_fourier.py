@@ -19,7 +19,7 @@ from modeling_a2mim.analysis.fourier import (
     main,
 )
 from modeling_a2mim.encoders.sites import block_layouts
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import FAMILIES, family_config
 

@@ -21,8 +21,10 @@ import run_pretraining
 from benchmarks import shapes
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.data.transforms import FineTuneTransform
-from modeling_a2mim.export import export_model, load_encoder, load_pretraining_model, main, timm_pretrained_cfg
-from modeling_a2mim.hub import check_files, push_folder, uploaded_files
+from modeling_a2mim.export.__main__ import main
+from modeling_a2mim.export.folder import export_model, timm_pretrained_cfg
+from modeling_a2mim.export.hub import check_files, push_folder, uploaded_files
+from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
 
 from .families import family_config
 from .test_trainer import make_trainer, weights

@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, Trainer, TrainingArguments
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import family_config
 

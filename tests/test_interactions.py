@@ -16,7 +16,7 @@ from modeling_a2mim.analysis.interactions import main
 from modeling_a2mim.analysis.measurement import _Values, interaction_strength
 from modeling_a2mim.analysis.strength import InteractionSettings
 from modeling_a2mim.data.loading import load_images
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import family_config
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
-from modeling_a2mim.conversion import _rename, load_official
+from modeling_a2mim.conversion.checkpoint import _rename, load_official
 from modeling_a2mim.losses import frequency_loss, spatial_loss
 from modeling_a2mim.masking import random_mask
 

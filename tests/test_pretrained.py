@@ -25,8 +25,8 @@ from modeling_a2mim import (
 from modeling_a2mim.arguments import ClassifierArguments
 from modeling_a2mim.configuration_a2mim import fields_of_timm
 from modeling_a2mim.dense import DenseModelArguments
-from modeling_a2mim.export import (
-    export_model,
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.export.loading import (
     load_classifier,
     load_encoder,
     load_into_encoder,

@@ -18,7 +18,7 @@ from modeling_a2mim.analysis.reconstruction import (
     reconstruction_quality,
     with_mask_ratio,
 )
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 
 from .families import family_config
 

@@ -12,11 +12,12 @@ import torch
 import torchvision
 from timm.data import ImageNetInfo
 
-from modeling_a2mim import A2MIMConfig, conversion
-from modeling_a2mim.conversion import Official, convert
+from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.conversion import checkpoint as conversion
+from modeling_a2mim.conversion.checkpoint import Official, convert
+from modeling_a2mim.conversion.config import imagenet_labels
+from modeling_a2mim.conversion.published import PAPER, PUBLISHED, published_for
 from modeling_a2mim.encoders.tracing import NoValues
-from modeling_a2mim.official import imagenet_labels
-from modeling_a2mim.releases import PAPER, PUBLISHED, published_for
 
 from . import official
 

@@ -9,7 +9,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 
 import run_finetune
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.export import export_model
+from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.resizing import resized_weights
 
 

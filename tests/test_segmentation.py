@@ -22,8 +22,8 @@ from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments import parse
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.transforms import seeded
-from modeling_a2mim.export import export_model
-from modeling_a2mim.hub import check_files, uploaded_files
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
 from modeling_a2mim.segmentation import (

@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.analysis.subjects import Images, Subject, command, load_subject, load_subjects, run_command
-from modeling_a2mim.export import export_model
+from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_command
+from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.utils.files import atomic_write, safe_name
 
 from .families import family_config

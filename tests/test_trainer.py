@@ -14,9 +14,9 @@ from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPre
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
+from modeling_a2mim.export.record import PACE
 from modeling_a2mim.optimization import parameter_groups
 from modeling_a2mim.outputs import METRICS
-from modeling_a2mim.records import PACE
 from modeling_a2mim.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 
 from ..encoders.layout import MOST_PREFIX_TOKENS, Layout
 from ..encoders.sites import block_layouts
-from ..records import versions
+from ..export.record import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .subjects import DTYPES, Images, command, load_subjects, run_command
+from .comparison import DTYPES, Images, command, load_subjects, run_command
 
 
 COLUMNS = 4  # panels in a row, where each model has its own

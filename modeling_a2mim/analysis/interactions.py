@@ -10,13 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
-from ..records import versions
+from ..export.record import versions
 from ..utils.files import safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
+from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_command
 from .contexts import SAMPLINGS
 from .measurement import interaction_strength
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
-from .subjects import DTYPES, LABELS, Images, command, load_subjects, run_command
 
 
 logger = logging.getLogger("a2mim")

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from ..configuration_a2mim import A2MIMConfig
 from ..data.transforms import PreTrainTransform
+from ..export.record import versions
 from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
-from ..records import versions
 from ..utils.files import atomic_write, safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_picture
-from .subjects import DTYPES, Images, command, load_subjects, run_command
+from .comparison import DTYPES, Images, command, load_subjects, run_command
 
 
 logger = logging.getLogger("a2mim")

@@ -12,20 +12,18 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from .configuration_a2mim import A2MIMConfig
-from .data.decoding import MODES
-from .evaluation.class_figures import class_figure, class_rows
+from ..configuration_a2mim import A2MIMConfig
+from ..data.decoding import MODES
+from ..evaluation.class_figures import class_figure, class_rows
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
+from ..models.backbone import four_stages
+from ..models.classifier import A2MIMForImageClassification
+from ..pretrained import MASKED
+from .filenames import EXAMPLE, PLACEHOLDER
 from .methods import BIBTEX, EITHER, linked, made_from, method_of, method_tags, names_in, recorded_method
-from .modeling_a2mim import A2MIMForPreTraining, A2MIMModel
-from .models.backbone import four_stages
-from .models.classifier import A2MIMForImageClassification
-from .pretrained import MASKED
 
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
-PLACEHOLDER = "ORG/NAME"  # stands for the repository until its name is known
-PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
-CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
+TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
 PAPER = "https://arxiv.org/abs/2205.13943"
 IMAGENET = "ILSVRC/imagenet-1k"
 HUB_IDS = {"ImageNet-1K": IMAGENET}

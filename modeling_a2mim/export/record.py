@@ -4,22 +4,26 @@ A record is a plain dict. A run of `A2MIMTrainer` fills in all that `describe_ru
 `published` numbers instead. Nothing in it names a path, a user or a machine of the network.
 """
 
+import json
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from ..pretrained import MASKED
+from ..utils.files import finite
+from .filenames import RECORD_FILE
 from .methods import method_of
-from .pretrained import MASKED
-from .utils.files import finite
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "timm")
 
 
-RECORD_FILE = "training.json"
 PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run to run
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
 
@@ -136,3 +140,20 @@ def describe_run(trainer, provenance: dict) -> dict:
         **({"resumed": resumption.history} if resumption.history else {}),
     }
     return finite(record)
+
+
+def read_record(folder: str) -> dict:
+    """`training.json` of an exported folder, empty if it has none."""
+    path = Path(folder, RECORD_FILE)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name`, if it is the id of a repository on the Hub and no path, pattern or URL."""
+    if name is None or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name

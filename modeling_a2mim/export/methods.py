@@ -5,8 +5,8 @@ A method is a phrase with the names of `PAPERS` in it: `A2MIM`, `SimMIM`, `MIXTU
 
 import re
 
-from .configuration_a2mim import A2MIMConfig
-from .pretrained import MASKED
+from ..configuration_a2mim import A2MIMConfig
+from ..pretrained import MASKED
 
 
 MIXTURE = "a mixture of A2MIM and SimMIM"

@@ -7,7 +7,7 @@ to converted official checkpoints: a model of the same architecture that was tra
 
 from dataclasses import dataclass
 
-from .configuration_a2mim import A2MIMConfig
+from ..configuration_a2mim import A2MIMConfig
 
 
 PAPER = "https://arxiv.org/abs/2205.13943"

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from timm.data import ImageNetInfo
 
-from .configuration_a2mim import A2MIMConfig
+from ..configuration_a2mim import A2MIMConfig
 
 
 # (blocks per stage, bottleneck) -> timm name

@@ -13,7 +13,6 @@ Names may begin with `module.`; `ema_*` are left out, since the plain names hold
 are read with `weights_only=True`, and what torch does not read so is refused.
 """
 
-import argparse
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,15 +23,14 @@ from typing import NamedTuple
 
 import torch
 
-from .cards import IMAGENET
-from .encoders.plan import classifier_parameters
-from .encoders.tracing import NoValues
-from .export import export_model
-from .methods import EITHER
-from .modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
-from .models.classifier import A2MIMForImageClassification
-from .official import official_config, official_family
-from .releases import Published, published_for
+from ..encoders.plan import classifier_parameters
+from ..encoders.tracing import NoValues
+from ..export.methods import EITHER
+from ..export.model_card import IMAGENET
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from ..models.classifier import A2MIMForImageClassification
+from .config import official_config, official_family
+from .published import Published, published_for
 
 
 # official name (a regular expression) -> timm name, applied in this order to every key of the encoder
@@ -362,36 +360,3 @@ def _reorder_merging(weight: torch.Tensor) -> torch.Tensor:
     """Inputs of Swin's patch merging: the official order is (channel, row, column), timm's (column, row, channel)."""
     channels = weight.shape[-1] // 4
     return weight.unflatten(-1, (channels, 2, 2)).movedim((-3, -2, -1), (-1, -2, -3)).flatten(-3)
-
-
-def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(prog="python -m modeling_a2mim.conversion", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="an official checkpoint, .pth")
-    parser.add_argument("output_folder", help="where the plain encoder or classifier, and pretraining/, are written")
-    parser.add_argument("--mask_site", help="module of the timm encoder whose output the mask token enters")
-    parser.add_argument("--encoder_only", action="store_true", help="leave out the decoder or classifier")
-    args = parser.parse_args(argv)
-    try:
-        official = read_official(args.checkpoint, args.mask_site, args.encoder_only)
-        folder = export_model(official.model, args.output_folder, record=official.record)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    print(_summary(official), f"to {folder}", sep=", ")
-    print((folder / "README.md").read_text())
-
-
-def _summary(official: Official) -> str:
-    model = official.model
-    core = model if isinstance(model, A2MIMModel) else model.a2mim
-    facts = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
-    facts.append(official.told)
-    if core.site is not None:
-        kept = "" if isinstance(model, A2MIMForPreTraining) else " (which is not exported)"
-        facts.append(f"token at {core.site.module}{kept}")
-    if core.num_classes:
-        facts.append(f"{core.num_classes} classes")
-    return f"{model.config.architecture}: {', '.join(facts)}"
-
-
-if __name__ == "__main__":
-    main()

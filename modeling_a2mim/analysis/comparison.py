@@ -19,7 +19,6 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from ..arguments import folder_or_id
 from ..configuration_a2mim import A2MIMConfig
 from ..data.dataset import ImageSamples
 from ..data.decoding import open_image, to_pixels, upright
@@ -27,7 +26,8 @@ from ..data.formats.listing import list_images
 from ..data.loading import find_column, find_validation_split, load_images
 from ..data.sources import ReadError, RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
-from ..export import load_classifier, load_encoder, load_pretraining_model, timm_pretrained_cfg
+from ..export.folder import timm_pretrained_cfg
+from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 
 

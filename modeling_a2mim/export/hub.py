@@ -23,17 +23,20 @@ from huggingface_hub import (
 )
 from safetensors import SafetensorError, safe_open
 
-from .cards import CONFUSION, CURVE, EXAMPLE, PICTURE, PLACEHOLDER
-from .records import RECORD_FILE
+from .filenames import (
+    EXAMPLE,
+    NEEDED,
+    PICTURE,
+    PICTURES,
+    PLACEHOLDER,
+    PROCESSOR,
+    RECORD_FILE,
+    SHOWING_DATA,
+)
 
 
 logger = logging.getLogger("a2mim")
 
-NEEDED = ("README.md", "config.json", "model.safetensors")
-PREDICTIONS = "predictions.png"  # of segmenters and detectors
-PROCESSOR = "preprocessor_config.json"
-PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION)
-SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # pictures of images that were trained or evaluated on
 UPLOADED = re.compile(
     "|".join(
         [

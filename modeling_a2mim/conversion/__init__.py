@@ -1,0 +1,1 @@
+"""Official A2MIM and SimMIM checkpoints as models of this package."""

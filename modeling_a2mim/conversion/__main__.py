@@ -1,0 +1,40 @@
+"""Official A2MIM and SimMIM checkpoints (.pth of OpenMixup) to this package."""
+
+import argparse
+
+from ..export.folder import export_model
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
+from .checkpoint import Official, read_official
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(prog="python -m modeling_a2mim.conversion", description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="an official checkpoint, .pth")
+    parser.add_argument("output_folder", help="where the plain encoder or classifier, and pretraining/, are written")
+    parser.add_argument("--mask_site", help="module of the timm encoder whose output the mask token enters")
+    parser.add_argument("--encoder_only", action="store_true", help="leave out the decoder or classifier")
+    args = parser.parse_args(argv)
+    try:
+        official = read_official(args.checkpoint, args.mask_site, args.encoder_only)
+        folder = export_model(official.model, args.output_folder, record=official.record)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+    print(_summary(official), f"to {folder}", sep=", ")
+    print((folder / "README.md").read_text())
+
+
+def _summary(official: Official) -> str:
+    model = official.model
+    core = model if isinstance(model, A2MIMModel) else model.a2mim
+    facts = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+    facts.append(official.told)
+    if core.site is not None:
+        kept = "" if isinstance(model, A2MIMForPreTraining) else " (which is not exported)"
+        facts.append(f"token at {core.site.module}{kept}")
+    if core.num_classes:
+        facts.append(f"{core.num_classes} classes")
+    return f"{model.config.architecture}: {', '.join(facts)}"
+
+
+if __name__ == "__main__":
+    main()

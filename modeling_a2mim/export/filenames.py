@@ -1,0 +1,14 @@
+"""Names of files in the output folder of a run, which is what users load and the Hub gets."""
+
+RECORD_FILE = "training.json"
+NEEDED = ("README.md", "config.json", "model.safetensors")
+PROCESSOR = "preprocessor_config.json"
+EVAL_RESULTS_FOLDER = ".eval_results"
+
+PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
+CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
+PREDICTIONS = "predictions.png"  # of segmenters and detectors
+PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION)
+SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # pictures of images that were trained or evaluated on
+
+PLACEHOLDER = "ORG/NAME"  # in a model card, until the name of the repository is known

@@ -1,0 +1,193 @@
+"""Models from a folder or the Hub, as this package exports them."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from ..configuration_a2mim import A2MIMConfig, is_timm
+from ..encoders.tracing import NoValues
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from ..models.classifier import A2MIMForImageClassification
+from ..models.linear_probe import LinearProbe
+from ..pretrained import (
+    CLASSIFIERS,
+    MASKED,
+    PRETRAINED,
+    PRETRAINING_CONFIG,
+    PRETRAINING_FOLDER,
+    WEIGHTS_FILES,
+    Pretrained,
+    find_file,
+    open_pretrained,
+)
+from .filenames import RECORD_FILE
+from .methods import method_of
+from .record import earlier_runs
+
+
+logger = logging.getLogger("a2mim")
+
+
+def load_pretraining_model(folder_or_repo: str, **hub_kwargs) -> A2MIMForPreTraining:
+    """The full pre-training model of an exported folder or Hub repository (its `pretraining/`), or of a folder or
+    repository that `save_pretrained` or a checkpoint wrote. `hub_kwargs`: `revision`, `token`, `cache_dir`.
+
+    Raises:
+        ValueError: if there is none, or the repository could not be asked.
+    """
+    model, place = _read_pretraining_model(folder_or_repo, **hub_kwargs)
+    logger.info("weights: the pre-training model in %s", place)
+    return model
+
+
+def _read_pretraining_model(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMForPreTraining, str]:
+    """The model, and where it is."""
+    nested = find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is not None
+    where = {"subfolder": PRETRAINING_FOLDER if nested else "", **hub_kwargs}
+    try:
+        found = open_pretrained(folder_or_repo, **where)
+        if found.data.get("model_type") != A2MIMConfig.model_type or found.kind != "pre-training model":
+            raise OSError(
+                f"it holds {found.what}, not an A2MIMForPreTraining, which run_pretraining.py leaves in pretraining/"
+            )
+        prefix = f"{where['subfolder']}/" if nested else ""
+        if not any(find_file(folder_or_repo, prefix + name, **hub_kwargs) for name in WEIGHTS_FILES):
+            raise OSError(f"it has no {prefix}{WEIGHTS_FILES[0]}")
+        return A2MIMForPreTraining.from_pretrained(folder_or_repo, config=found.config, **where), found.place
+    except OSError as error:
+        raise ValueError(f"{folder_or_repo}: no pre-training model there: {error}") from error
+
+
+def origin_of(start: Pretrained) -> str:
+    """What a run starts from, in words, for its record: "an encoder pre-trained by masked image modelling"."""
+    try:
+        beside = find_file(start.source, PRETRAINING_CONFIG, **start.hub_kwargs) is not None
+    except ValueError:  # not to be asked now: nothing is claimed
+        beside = False
+    return f"{start.what} {PRETRAINED}" if beside and start.kind == "encoder" else start.what
+
+
+def pretraining_beside(start: Pretrained) -> A2MIMForPreTraining | None:
+    """The pre-training model that an encoder was, to be kept beside what it becomes; `None`, and the reason in the
+    log, if it has one that cannot be had."""
+    try:
+        if start.kind != "pre-training model" and not find_file(start.source, PRETRAINING_CONFIG, **start.hub_kwargs):
+            return None
+        return _read_pretraining_model(start.source, **start.hub_kwargs)[0]
+    except ValueError as error:
+        logger.warning("the result will hold no %s/, as that of %s: %s", PRETRAINING_FOLDER, start.source, error)
+        return None
+
+
+def load_encoder(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMConfig, dict[str, torch.Tensor]]:
+    """The encoder in the root of a folder or repository, whatever model it is part of (`pretrained`): its
+    configuration and its weights. `hub_kwargs`: `revision`, `token`.
+
+    Raises:
+        ValueError: naming `model_name_or_path`, if there is no model of this package or of timm, or it could not be
+            asked for.
+    """
+    found = open_pretrained(folder_or_repo, **hub_kwargs)
+    return found.config, found.encoder_weights()
+
+
+def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassification | LinearProbe:
+    """A classifier with its label names, such as `run_finetune.py` exports or leaves in a checkpoint, or any of
+    timm's; transformers knows the names of those that were trained on ImageNet. `hub_kwargs`: `revision`, `token`.
+
+    Raises:
+        ValueError: naming `model_name_or_path`, if there is none.
+    """
+    found = open_pretrained(folder_or_repo, **hub_kwargs)
+    if found.kind not in CLASSIFIERS:
+        raise ValueError(
+            f"model_name_or_path: {folder_or_repo} holds {found.what}, and is no timm classifier with label_names"
+        )
+    logger.info("weights: %s", found.describe("with its head"))
+    if not is_timm(found.data):
+        kind = LinearProbe if found.kind == "linear probe" else A2MIMForImageClassification
+        return kind.from_pretrained(folder_or_repo, subfolder=found.subfolder, **hub_kwargs).eval()
+    config = A2MIMConfig.from_dict(found.data)
+    config.id2label = dict(enumerate(found.names))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    config.problem_type = found.data.get("problem_type")
+    model = A2MIMForImageClassification(config)
+    try:
+        model.a2mim.encoder.load_state_dict(found.weights)
+    except RuntimeError as error:
+        raise ValueError(f"model_name_or_path: its weights do not fit {config.architecture}: {error}") from error
+    return model.eval()
+
+
+def load_into_encoder(model: A2MIMPreTrainedModel, weights: dict[str, torch.Tensor], partly: bool = False):
+    """Give the encoder of a model the weights of another one; classifiers are left out, so that its own stays new.
+
+    Args:
+        model: that holds an `A2MIMModel` as `a2mim`.
+        weights: under timm's names.
+        partly: whether weights may be missing, as those that follow the last map which a segmenter reads.
+
+    Raises:
+        ValueError: if any other weight is missing, left over or of another shape.
+    """
+    encoder, names = model.a2mim.encoder, set(model.a2mim.plan.names)
+    kept = {name: value for name, value in weights.items() if name in names}
+    new = set()
+    pooled_norm = {name for name in names if name.startswith("fc_norm.")}
+    if pooled_norm and not pooled_norm & set(weights):
+        # Mean pooling: a new norm after it takes the place of the old one (MAE, BEiT).
+        new, weights = pooled_norm, {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
+    over = [name for name in weights if name not in names]
+    if over:
+        over = sorted(set(over) - classifier_names(model.a2mim))
+    try:
+        missing, _ = encoder.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
+    # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).
+    wrong = [*over, *(name for name in missing if name in names - new and not partly)]
+    if wrong:
+        raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
+
+
+def classifier_names(core: A2MIMModel) -> set[str]:
+    """Names of what timm's classifier adds to the weights of an encoder."""
+    with torch.device("meta"), NoValues():
+        return set(core.plan.create(1).state_dict()) - core.plan.names
+
+
+def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
+    """The runs (`records.earlier_runs`) behind the model in the root of a folder or Hub repository; without a
+    `training.json`, of a pre-training model its method alone, and one that is not known where that cannot be had.
+    `hub_kwargs`: `revision`, `token`."""
+    try:
+        path = None if folder_or_repo is None else find_file(folder_or_repo, RECORD_FILE, **hub_kwargs)
+        record = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        if folder_or_repo is not None and path is None:
+            return _method_of_weights(folder_or_repo, **hub_kwargs)
+    except ValueError as error:  # of the network, or of JSON
+        logger.warning("the runs behind %s are not known: %s", folder_or_repo, error)
+        return [{}]
+    return earlier_runs(record) if isinstance(record, dict) and record else []
+
+
+def _method_of_weights(folder_or_repo: str, **hub_kwargs) -> list[dict]:
+    for name in (PRETRAINING_CONFIG, "config.json"):
+        path = find_file(folder_or_repo, name, **hub_kwargs)
+        data = {} if path is None else json.loads(path.read_text())
+        if A2MIMForPreTraining.__name__ in (data.get("architectures") or ()):
+            return [{"task": MASKED, "method": method_of(A2MIMConfig.from_dict(data))}]
+    return []
+
+
+def folder_or_id(name: str) -> str:
+    """`name`, if it is a folder that exists or may be a repository on the Hub.
+
+    Raises:
+        ValueError: if it can only be a folder and is not there.
+    """
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
+        raise ValueError(f"model_name_or_path: there is no folder {name}")
+    return name
