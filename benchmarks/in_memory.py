@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.evaluation.baselines import masked_errors, summarise_errors
 from modeling_a2mim.masking import random_mask
-from modeling_a2mim.optimization import parameter_groups
+from modeling_a2mim.training.optimization import parameter_groups
 
 
 WARM = 3  # steps before one is recorded as a CUDA graph

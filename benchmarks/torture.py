@@ -28,9 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from modeling_a2mim.checkpoints import ASIDE, verify  # noqa: E402
 from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.export.record import PACE, PACKAGES  # noqa: E402
+from modeling_a2mim.training.checkpoints import ASIDE, verify  # noqa: E402
 
 
 STARTING, TRAINING, SAVING, TERMINATED, FINISHING = "starting", "training", "saving", "terminated", "finishing"

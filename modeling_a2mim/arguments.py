@@ -14,18 +14,18 @@ import datasets
 import transformers
 from transformers import HfArgumentParser
 
-from .checkpoints import find_checkpoint
 from .configuration_a2mim import A2MIMConfig, check_statistics, is_timm
 from .data_arguments import helped
-from .endings import check_writable, describe_os_error, interrupted
 from .export.loading import earlier_of, folder_or_id, load_into_encoder, origin_of
 from .export.record import read_record
 from .models.classifier import A2MIMForImageClassification
 from .models.resizing import resized_weights
-from .outputs import check_apart, check_output_dir
 from .pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
 from .recipes import as_flags, load_recipe
 from .trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
+from .training.checkpoints import find_checkpoint
+from .training.endings import check_writable, describe_os_error, interrupted
+from .training.outputs import check_apart, check_output_dir
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")

@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import set_seed
 
 from .arguments import ClassifierArguments
-from .best_model import check_best_model
 from .configuration_a2mim import A2MIMConfig
 from .data.dataset import ImageSamples
 from .data.labels import REGRESSION, SINGLE
@@ -29,7 +28,8 @@ from .labelled_images import NO_VALIDATION, LabelledImages
 from .models.continuing import same_setting
 from .models.linear_probe import LinearProbe
 from .problem_types import check_problem_type, figures_of, start_at_mean
-from .resuming import flags
+from .training.best_model import check_best_model
+from .training.resuming import flags
 from .training_args import FineTuningArguments
 from .utils.files import finite
 

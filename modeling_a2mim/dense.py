@@ -29,7 +29,7 @@ from .models.backbone import A2MIMBackbone, four_stages
 from .models.heads import kept_as_it_is, load_head
 from .models.resizing import resized_weights
 from .pretrained import Pretrained, open_pretrained
-from .trainer import A2MIMTrainer
+from .training.trainer import A2MIMTrainer
 from .training_args import A2MIMTrainingArguments
 from .utils.plotting import loss_curve
 

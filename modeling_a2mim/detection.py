@@ -18,7 +18,6 @@ from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
 from .annotation_folders import annotated_splits, choose_split
-from .best_model import check_best_model
 from .coco import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column
 from .configuration_a2mim import A2MIMConfig
 from .data_arguments import helped
@@ -35,8 +34,9 @@ from .detection_scan import NoObjects, look_at_objects, stored_classes, with_siz
 from .models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 from .models.heads import kept_as_it_is, load_head, places_of, say_start
 from .pretrained import DETECTORS
-from .resuming import flags
 from .segmentation_scan import is_far
+from .training.best_model import check_best_model
+from .training.resuming import flags
 
 
 logger = logging.getLogger("a2mim")

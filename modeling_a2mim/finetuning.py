@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .data.transforms import seeded
-from .trainer import A2MIMTrainer
+from .training.trainer import A2MIMTrainer
 from .training_args import FineTuningArguments
 
 

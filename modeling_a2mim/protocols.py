@@ -9,7 +9,6 @@ import torch
 from transformers import set_seed
 
 from .arguments import ClassifierArguments
-from .checkpoints import checkpoints_in
 from .classification import (
     choose_rows,
     chosen_corruptions,
@@ -30,9 +29,10 @@ from .export.loading import load_classifier, load_pretraining_model
 from .export.record import hardware, read_record, versions
 from .finetuning import make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .outputs import check_output_dir, clear_output_dir
 from .pretrained import CLASSIFIERS, open_pretrained
 from .problem_types import check_problem_type
+from .training.checkpoints import checkpoints_in
+from .training.outputs import check_output_dir, clear_output_dir
 from .training_args import FineTuningArguments
 from .utils.files import finite
 

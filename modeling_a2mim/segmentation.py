@@ -26,7 +26,6 @@ from transformers import (
     set_seed,
 )
 
-from .best_model import check_best_model
 from .data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
 from .data.formats.columns import choose_images
 from .data.loading import find_column
@@ -43,10 +42,11 @@ from .dense import (
 from .export.record import hub_id
 from .models.heads import kept_as_it_is, load_head, say_start
 from .pretrained import backbone_names, find_file
-from .resuming import flags
 from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
 from .segmentation_scan import EVALUATION, TRAINING, label_maps
+from .training.best_model import check_best_model
+from .training.resuming import flags
 from .utils.plotting import to_picture
 
 

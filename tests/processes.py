@@ -10,7 +10,7 @@ from torch.multiprocessing import start_processes
 def in_two_processes(function, *args):
     """`function(rank, *args)` in two processes with the environment that torchrun gives them. They are forked from one
     that has imported what they need, and has no threads yet."""
-    multiprocessing.set_forkserver_preload(["modeling_a2mim.trainer"])
+    multiprocessing.set_forkserver_preload(["modeling_a2mim.training.trainer"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -11,7 +11,7 @@ from PIL import Image
 
 import run_pretraining
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.advice import before_training, what_to_change
+from modeling_a2mim.training.advice import before_training, what_to_change
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 

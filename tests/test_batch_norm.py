@@ -6,8 +6,8 @@ from torch import nn
 
 import run_pretraining
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification
-from modeling_a2mim.batch_norm import check_batch_norms, single_value_norms
 from modeling_a2mim.models.linear_probe import LinearProbe
+from modeling_a2mim.training.batch_norm import check_batch_norms, single_value_norms
 
 from .test_scripts import FAST
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling_a2mim.best_model import check_best_model
+from modeling_a2mim.training.best_model import check_best_model
 from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
 
 from .test_finetuning import make_trainer

@@ -20,13 +20,14 @@ from torch import distributed
 from transformers import TrainerState
 
 from benchmarks import torture
-from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, checkpoints
-from modeling_a2mim.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import load_pretraining_model
 from modeling_a2mim.export.record import PACE
-from modeling_a2mim.outputs import METRICS, check_output_dir
-from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training import checkpoints
+from modeling_a2mim.training.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
+from modeling_a2mim.training.outputs import METRICS, check_output_dir
+from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from .processes import in_two_processes
 from .test_trainer import CONFIG, ROOT, Crash, losses, make_trainer, weights

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim.divergence import Diverged, check_weights, non_finite_weights, persists
-from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training.divergence import Diverged, check_weights, non_finite_weights, persists
+from modeling_a2mim.training.trainer import A2MIMTrainer
 from modeling_a2mim.utils.files import finite
 
 from .test_scripts import FAST, SMALL

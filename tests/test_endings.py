@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import run_pretraining
-from modeling_a2mim import endings
 from modeling_a2mim.arguments import run_as_command
-from modeling_a2mim.endings import WriteError, check_writable, how_to_resume, writing
-from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training import endings
+from modeling_a2mim.training.endings import WriteError, check_writable, how_to_resume, writing
+from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from .test_scripts import FAST, SMALL
 

@@ -15,7 +15,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource
 from modeling_a2mim.data_arguments import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.labelled_images import LabelledImages
-from modeling_a2mim.outputs import check_apart
+from modeling_a2mim.training.outputs import check_apart
 
 from .test_scripts import SMALL, finetune, pretrain
 

@@ -10,7 +10,7 @@ from transformers import SchedulerType, get_scheduler
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForImageClassification
 from modeling_a2mim.encoders.plan import classifier_parameters
 from modeling_a2mim.encoders.tracing import NoValues
-from modeling_a2mim.optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
+from modeling_a2mim.training.optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 

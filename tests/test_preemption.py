@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from modeling_a2mim.checkpoints import verify
-from modeling_a2mim.preemption import STOPPED, SigtermCallback
+from modeling_a2mim.training.checkpoints import verify
+from modeling_a2mim.training.preemption import STOPPED, SigtermCallback
 
 from .test_trainer import losses, make_trainer, weights
 

@@ -24,7 +24,7 @@ from modeling_a2mim import (
 )
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.transforms import FineTuneTransform, PreTrainTransform
-from modeling_a2mim.raw_data import as_samples
+from modeling_a2mim.training.raw_data import as_samples
 
 from .test_trainer import CONFIG, ROOT, Crash, losses
 

@@ -20,7 +20,7 @@ from modeling_a2mim.arguments import PreTrainingModelArguments, parse
 from modeling_a2mim.data_arguments import DataArguments
 from modeling_a2mim.export.filenames import PREDICTIONS
 from modeling_a2mim.export.hub import check_files, uploaded_files
-from modeling_a2mim.outputs import WRITTEN
+from modeling_a2mim.training.outputs import WRITTEN
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 

@@ -13,7 +13,7 @@ from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
-from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from .processes import in_two_processes
 from .test_trainer import CONFIG, Crash, losses, make_trainer, weights

@@ -10,14 +10,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, callbacks
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.export.record import PACE
-from modeling_a2mim.optimization import parameter_groups
-from modeling_a2mim.outputs import METRICS
-from modeling_a2mim.trainer import A2MIMTrainer
+from modeling_a2mim.training import callbacks
+from modeling_a2mim.training.optimization import parameter_groups
+from modeling_a2mim.training.outputs import METRICS
+from modeling_a2mim.training.trainer import A2MIMTrainer
 from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 from .families import FAMILIES, family_config

@@ -11,9 +11,9 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .configuration_a2mim import A2MIMConfig
-from .data.dataset import ImageSamples
-from .data.held_out import spread_rows
+from ..configuration_a2mim import A2MIMConfig
+from ..data.dataset import ImageSamples
+from ..data.held_out import spread_rows
 
 
 logger = logging.getLogger("a2mim")

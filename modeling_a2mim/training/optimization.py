@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from .modeling_a2mim import A2MIMModel
+from ..modeling_a2mim import A2MIMModel
 
 
 def parameter_groups(

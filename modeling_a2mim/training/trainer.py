@@ -18,6 +18,17 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, HubStrategy
 from transformers.utils import PushInProgress
 
+from ..data.dataset import REPORT, ImageSamples, collate
+from ..data.progress import TrainingData
+from ..data.transforms import PreTrainTransform
+from ..evaluation.baselines import masked_errors, summarise_errors
+from ..export.folder import describe_folder, export_model
+from ..export.hub import push_folder
+from ..export.record import dataset_length, describe_run, mean_loss
+from ..modeling_a2mim import A2MIMForPreTraining
+from ..trainer_fields import check_loading
+from ..training_args import A2MIMTrainingArguments
+from ..utils.files import finite, save_json
 from .advice import what_to_change
 from .batch_norm import check_batch_norms
 from .best_model import EarlyStopping
@@ -43,23 +54,12 @@ from .checkpoints import (
     rotate,
     verify,
 )
-from .data.dataset import REPORT, ImageSamples, collate
-from .data.progress import TrainingData
-from .data.transforms import PreTrainTransform
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
-from .evaluation.baselines import masked_errors, summarise_errors
-from .export.folder import describe_folder, export_model
-from .export.hub import push_folder
-from .export.record import dataset_length, describe_run, mean_loss
-from .modeling_a2mim import A2MIMForPreTraining
 from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
 from .raw_data import LABELS, as_samples, collate_samples
 from .resuming import Resumption, compare, keep, run_settings
-from .trainer_fields import check_loading
-from .training_args import A2MIMTrainingArguments
-from .utils.files import finite, save_json
 
 
 logger = logging.getLogger("a2mim")

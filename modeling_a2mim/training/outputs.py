@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from ..export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE
+from ..pretrained import PRETRAINING_FOLDER
 from .checkpoints import checkpoints_in, resumes
-from .export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE
-from .pretrained import PRETRAINING_FOLDER
 
 
 METRICS = "metrics.jsonl"

@@ -19,9 +19,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .configuration_a2mim import A2MIMConfig
-from .export.record import PACKAGES
-from .utils.files import sync
+from ..configuration_a2mim import A2MIMConfig
+from ..export.record import PACKAGES
+from ..utils.files import sync
 
 
 RECORD = "checkpoint.json"

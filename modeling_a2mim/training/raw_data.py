@@ -10,15 +10,15 @@ from datasets import ClassLabel, Image, Value
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import default_data_collator
 
-from .data.dataset import ImageSamples
-from .data.decoding import BrokenImage
-from .data.loading import find_column
-from .data.progress import SkippedImages
-from .data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
-from .export.folder import timm_pretrained_cfg
-from .modeling_a2mim import A2MIMForPreTraining
-from .models.classifier import A2MIMForImageClassification
-from .models.linear_probe import LinearProbe
+from ..data.dataset import ImageSamples
+from ..data.decoding import BrokenImage
+from ..data.loading import find_column
+from ..data.progress import SkippedImages
+from ..data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
+from ..export.folder import timm_pretrained_cfg
+from ..modeling_a2mim import A2MIMForPreTraining
+from ..models.classifier import A2MIMForImageClassification
+from ..models.linear_probe import LinearProbe
 
 
 LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them

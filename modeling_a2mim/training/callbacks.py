@@ -11,13 +11,13 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .analysis.reconstruction import reconstruction_picture
-from .data.progress import TrainingData
-from .evaluation.class_figures import class_figure
-from .export.filenames import EXAMPLE, PICTURE
+from ..analysis.reconstruction import reconstruction_picture
+from ..data.progress import TrainingData
+from ..evaluation.class_figures import class_figure
+from ..export.filenames import EXAMPLE, PICTURE
+from ..utils.files import finite
+from ..utils.plotting import to_picture
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
-from .utils.files import finite
-from .utils.plotting import to_picture
 
 
 class PassCallback(TrainerCallback):

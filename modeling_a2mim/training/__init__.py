@@ -1,0 +1,1 @@
+"""The training loop: a Trainer that resumes exactly, checkpoints, schedules, callbacks."""
