@@ -12,9 +12,11 @@ import logging
 from transformers import set_seed
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.arguments import PreTrainingModelArguments, parse, run_as_command
+from modeling_a2mim.arguments.data import PreTrainingDataArguments
+from modeling_a2mim.arguments.model import PreTrainingModelArguments
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.commands.parser import parse, run_as_command
 from modeling_a2mim.data.transforms import PreTrainTransform
-from modeling_a2mim.data_arguments import PreTrainingDataArguments
 from modeling_a2mim.export.loading import earlier_of, folder_or_id, load_pretraining_model
 from modeling_a2mim.export.record import pretraining_runs
 from modeling_a2mim.models.continuing import with_settings
@@ -23,7 +25,6 @@ from modeling_a2mim.training.advice import before_training
 from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, check_best_model
 from modeling_a2mim.training.resuming import flags
 from modeling_a2mim.training.trainer import A2MIMTrainer
-from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
 logger = logging.getLogger("a2mim")

@@ -29,10 +29,10 @@ import torch
 from matplotlib.figure import Figure
 
 import run_pretraining
-from modeling_a2mim.arguments import parse
+from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference
 from modeling_a2mim.export.record import versions
-from modeling_a2mim.tasks import load_task
+from modeling_a2mim.tasks.task import load_task
 
 from . import shapes
 

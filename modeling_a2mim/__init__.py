@@ -32,10 +32,10 @@ __version__ = "0.1.0"
 
 # Imported when they are asked for: what only runs a model needs neither `datasets` nor what trains.
 TRAINING = {
-    "A2MIMTrainer": "trainer",
-    "A2MIMTrainingArguments": "training_args",
-    "FineTuningArguments": "training_args",
-    "FineTuningTrainer": "finetuning",
+    "A2MIMTrainer": "training.trainer",
+    "A2MIMTrainingArguments": "arguments.training",
+    "FineTuningArguments": "arguments.training",
+    "FineTuningTrainer": "tasks.classification_trainer",
 }
 
 

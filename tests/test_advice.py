@@ -11,8 +11,8 @@ from PIL import Image
 
 import run_pretraining
 from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.training.advice import before_training, what_to_change
-from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
 USUAL_STEPS, USUAL_EPOCHS = A2MIMTrainingArguments.USUAL_STEPS, A2MIMTrainingArguments.USUAL_EPOCHS

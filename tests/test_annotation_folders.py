@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_a2mim.annotation_folders import annotated_splits, choose_split, yolo_labels
-from modeling_a2mim.coco import as_rows
+from modeling_a2mim.tasks.annotation_folders import annotated_splits, choose_split, yolo_labels
+from modeling_a2mim.tasks.detection_annotations import as_rows
 
 
 def image(path, size=(40, 20), **options):

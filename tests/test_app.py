@@ -18,7 +18,7 @@ from PIL import Image
 
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.analysis.comparison import load_subject
-from modeling_a2mim.app import build_app, main, reconstruct_file
+from modeling_a2mim.commands.app import build_app, main, reconstruct_file
 from modeling_a2mim.export.folder import export_model
 
 from .families import family_config

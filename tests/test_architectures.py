@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, architectures
-from modeling_a2mim.architectures import Row, counts, examine, main, write
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.commands import architectures
+from modeling_a2mim.commands.architectures import Row, counts, examine, main, write
 from modeling_a2mim.encoders.layout import tensors_in
 from modeling_a2mim.encoders.tracing import NoValues
 from modeling_a2mim.export.folder import export_model

@@ -5,11 +5,11 @@ import zipfile
 
 import pytest
 
+from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data import sources
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.archives import ZipSource, decompressed, folder_classes
 from modeling_a2mim.data.sources import ReadError
-from modeling_a2mim.data_arguments import ClassificationArguments
 
 from .test_formats import encoded, number_of, numbers, write_images, write_parquet, write_tar, write_zip
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
 from modeling_a2mim.training.best_model import check_best_model
-from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
 
 from .test_finetuning import make_trainer
 from .test_scripts import SMALL, finetune, pretrain

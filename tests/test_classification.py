@@ -89,7 +89,7 @@ def test_a_set_of_seeds_is_not_overwritten(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("modeling_a2mim.classification.ClassificationTrainer.run", stopped)
+        patch.setattr("modeling_a2mim.tasks.classification.ClassificationTrainer.run", stopped)
         with pytest.raises(KeyboardInterrupt):
             finetune(tmp_path, *argv, "--seeds", 0, 1, "--overwrite_output_dir")
     left = {path.name for seed in (0, 1) for path in (tmp_path / f"seed-{seed}").iterdir()}

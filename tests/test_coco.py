@@ -8,8 +8,8 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from modeling_a2mim.coco import Annotations, AveragePrecision, as_rows
 from modeling_a2mim.data.decoding import ORIENTATIONS, BrokenImage, turned
+from modeling_a2mim.tasks.detection_annotations import Annotations, AveragePrecision, as_rows
 
 
 NAMES = {0: "cat", 1: "dog"}

@@ -5,9 +5,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import AutoConfig
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.arguments import ClassifierArguments
-from modeling_a2mim.dense import DenseModelArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.models.detection import A2MIMDetectorConfig
+from modeling_a2mim.tasks.dense import DenseModelArguments
 
 
 # Another value than the default for every field

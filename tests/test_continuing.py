@@ -5,7 +5,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
-from modeling_a2mim.arguments import PreTrainingModelArguments
+from modeling_a2mim.arguments.model import PreTrainingModelArguments
 from modeling_a2mim.models.continuing import with_settings
 
 from .families import family_config

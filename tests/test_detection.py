@@ -14,18 +14,18 @@ from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
-from modeling_a2mim.coco import Annotations
 from modeling_a2mim.data.transforms import seeded
-from modeling_a2mim.detection import (
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from modeling_a2mim.tasks.detection import (
     DetectionArguments,
     DetectionModelArguments,
     DetectionTrainingArguments,
     check_other_sizes,
     run,
 )
-from modeling_a2mim.detection_samples import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
-from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from modeling_a2mim.tasks.detection_annotations import Annotations
+from modeling_a2mim.tasks.detection_data import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 
 from .families import family_config
 from .processes import in_two_processes

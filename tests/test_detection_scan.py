@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import run_finetune
-from modeling_a2mim.coco import Annotations
 from modeling_a2mim.data.sources import DatasetSource
-from modeling_a2mim.detection_samples import CLIPPED, DROPPED
-from modeling_a2mim.detection_scan import FoundObjects, Sized, look_at_objects, stored_classes, with_sizes
+from modeling_a2mim.tasks.detection_annotations import Annotations
+from modeling_a2mim.tasks.detection_data import CLIPPED, DROPPED
+from modeling_a2mim.tasks.detection_scan import FoundObjects, Sized, look_at_objects, stored_classes, with_sizes
 
 from .test_annotation_folders import coco, image, write
 from .test_coco import BOXES, NAMES, as_rows, rows, struct_of_lists

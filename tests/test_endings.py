@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import run_pretraining
-from modeling_a2mim.arguments import run_as_command
+from modeling_a2mim.commands.parser import run_as_command
 from modeling_a2mim.training import endings
 from modeling_a2mim.training.endings import WriteError, check_writable, how_to_resume, writing
 from modeling_a2mim.training.trainer import A2MIMTrainer

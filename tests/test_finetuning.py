@@ -10,13 +10,19 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification
+from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import FineTuneTransform
 from modeling_a2mim.evaluation.metrics import compute_metrics
 from modeling_a2mim.export.folder import timm_pretrained_cfg
-from modeling_a2mim.finetuning import FineTuningTrainer, make_class_weights, make_criterion, make_mixup, soft_labels
-from modeling_a2mim.training_args import FineTuningArguments
+from modeling_a2mim.tasks.classification_trainer import (
+    FineTuningTrainer,
+    make_class_weights,
+    make_criterion,
+    make_mixup,
+    soft_labels,
+)
 
 from .test_trainer import Crash, weights
 

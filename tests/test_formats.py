@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import run_pretraining
+from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data import decoding
 from modeling_a2mim.data.formats.census import Census
-from modeling_a2mim.data_arguments import ClassificationArguments, PreTrainingDataArguments
 
 
 COMMAND = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]

@@ -14,7 +14,7 @@ import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMForObjectDetection
 from modeling_a2mim.analysis.comparison import load_subject
-from modeling_a2mim.arguments import ClassifierArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.models.heads import load_head, places_of
 from modeling_a2mim.pretrained import open_pretrained
 

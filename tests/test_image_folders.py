@@ -10,11 +10,11 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data.formats.image_folders import split_kinds
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource
-from modeling_a2mim.data_arguments import ClassificationArguments, PreTrainingDataArguments
-from modeling_a2mim.labelled_images import LabelledImages
+from modeling_a2mim.tasks.labelled_images import LabelledImages
 from modeling_a2mim.training.outputs import check_apart
 
 from .test_scripts import SMALL, finetune, pretrain

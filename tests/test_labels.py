@@ -8,11 +8,11 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pillow
 
+from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.labels import encode_classes, has_label, labelled, with_column
-from modeling_a2mim.data_arguments import ClassificationArguments
-from modeling_a2mim.labelled_images import LabelledImages
+from modeling_a2mim.tasks.labelled_images import LabelledImages
 
 from .test_scripts import SMALL, finetune
 

@@ -22,9 +22,8 @@ from modeling_a2mim import (
     A2MIMForPreTraining,
     A2MIMModel,
 )
-from modeling_a2mim.arguments import ClassifierArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.configuration_a2mim import fields_of_timm
-from modeling_a2mim.dense import DenseModelArguments
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import (
     load_classifier,
@@ -36,6 +35,7 @@ from modeling_a2mim.export.loading import (
 from modeling_a2mim.models.detection import A2MIMDetectorConfig
 from modeling_a2mim.models.linear_probe import LinearProbe
 from modeling_a2mim.pretrained import find_file, open_pretrained
+from modeling_a2mim.tasks.dense import DenseModelArguments
 
 from .families import family_config
 
@@ -116,8 +116,8 @@ def test_the_root_is_fine_tuned(models, classifier, folder, tmp_path, caplog, no
 
 def test_frozen_features_are_those_of_the_root(models, classifier, folder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("modeling_a2mim.protocols.evaluate_frozen", lambda model, *a, **k: seen.append(model) or [])
-    monkeypatch.setattr("modeling_a2mim.protocols.report", lambda *args: {})
+    monkeypatch.setattr("modeling_a2mim.tasks.seeds.evaluate_frozen", lambda model, *a, **k: seen.append(model) or [])
+    monkeypatch.setattr("modeling_a2mim.tasks.seeds.report", lambda *args: {})
     data = ["--train_dir", str(folder), "--validation_dir", str(folder), "--output_dir", str(tmp_path / "out")]
     run_finetune.main(["--model_name_or_path", str(classifier), "--knn", "--use_cpu", *data])
     assert_same(seen[0].a2mim.encoder.state_dict(), encoder_of(models[1]))

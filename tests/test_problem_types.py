@@ -10,7 +10,7 @@ from datasets import ClassLabel, List, Value
 from sklearn.metrics import average_precision_score
 from transformers import AutoModelForImageClassification
 
-from modeling_a2mim.problem_types import (
+from modeling_a2mim.tasks.problem_types import (
     encode_lists,
     encode_numbers,
     figures_of,

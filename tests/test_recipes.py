@@ -8,11 +8,12 @@ import yaml
 import run_finetune
 import run_pretraining
 from benchmarks import shapes
-from modeling_a2mim.arguments import ClassifierArguments, parse
-from modeling_a2mim.data_arguments import ClassificationArguments
-from modeling_a2mim.finetuning import FineTuningTrainer
+from modeling_a2mim.arguments.data import ClassificationArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
+from modeling_a2mim.arguments.training import FineTuningArguments
+from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.recipes import FOLDER, as_flags, load_recipe, recipe_names
-from modeling_a2mim.training_args import FineTuningArguments
+from modeling_a2mim.tasks.classification_trainer import FineTuningTrainer
 
 from .test_optimization import convnext_layer, vit_layer
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import run_finetune
 import run_pretraining
+from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resuming
 from modeling_a2mim.training.checkpoints import RECORD, read_record
 from modeling_a2mim.training.resuming import FIXED, LENGTH, NOT_COMPARED, NOT_COMPARED_PREFIXES, RATE, compare
-from modeling_a2mim.training_args import FineTuningArguments
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

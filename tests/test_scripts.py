@@ -15,13 +15,14 @@ from transformers import AutoModelForImageClassification
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim import classification
-from modeling_a2mim.arguments import PreTrainingModelArguments, parse
-from modeling_a2mim.data_arguments import DataArguments
+from modeling_a2mim.arguments.data import DataArguments
+from modeling_a2mim.arguments.model import PreTrainingModelArguments
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.export.filenames import PREDICTIONS
 from modeling_a2mim.export.hub import check_files, uploaded_files
+from modeling_a2mim.tasks import classification
 from modeling_a2mim.training.outputs import WRITTEN
-from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -19,14 +19,14 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
-from modeling_a2mim.arguments import parse
+from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
-from modeling_a2mim.segmentation import (
+from modeling_a2mim.tasks.segmentation import (
     SegmentationArguments,
     SegmentationModelArguments,
     SegmentationTrainer,
@@ -37,8 +37,8 @@ from modeling_a2mim.segmentation import (
     run,
     without_package,
 )
-from modeling_a2mim.segmentation_labels import LabelValues
-from modeling_a2mim.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
+from modeling_a2mim.tasks.segmentation_labels import LabelValues
+from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
 
 from .families import FAMILIES, family_config
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import run_finetune
-from modeling_a2mim.segmentation import SegmentationArguments
-from modeling_a2mim.segmentation_maps import MeanIoU
-from modeling_a2mim.segmentation_scan import FoundInMaps, choose_labels, count_values
+from modeling_a2mim.tasks.segmentation import SegmentationArguments
+from modeling_a2mim.tasks.segmentation_maps import MeanIoU
+from modeling_a2mim.tasks.segmentation_scan import FoundInMaps, choose_labels, count_values
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from modeling_a2mim.arguments.data import DataArguments
 from modeling_a2mim.data import sources
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
@@ -21,7 +22,6 @@ from modeling_a2mim.data.formats.tars import TarSource
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.shards import ParquetSource
 from modeling_a2mim.data.sources import DatasetSource, MixedSource, ReadError, relative_name, with_retries
-from modeling_a2mim.data_arguments import DataArguments
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
@@ -19,7 +20,6 @@ from modeling_a2mim.training import callbacks
 from modeling_a2mim.training.optimization import parameter_groups
 from modeling_a2mim.training.outputs import METRICS
 from modeling_a2mim.training.trainer import A2MIMTrainer
-from modeling_a2mim.training_args import A2MIMTrainingArguments
 
 from .families import FAMILIES, family_config
 

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim.trainer_fields import (
+from modeling_a2mim.arguments.trainer_fields import (
     REFUSED,
     SUPPORTED,
     WITHOUT_MEANING,
@@ -15,7 +15,7 @@ from modeling_a2mim.trainer_fields import (
     idle_arguments,
     without_effect,
 )
-from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
 
 from .test_scripts import FAST, SMALL
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_a2mim.training_args import A2MIMTrainingArguments, FineTuningArguments
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
 
 
 def make(tmp_path, kind=A2MIMTrainingArguments, **kwargs):

@@ -2,9 +2,9 @@
 
 import math
 
+from ..arguments.training import A2MIMTrainingArguments
 from ..configuration_a2mim import FEWEST_CELLS
 from ..modeling_a2mim import A2MIMForPreTraining
-from ..training_args import A2MIMTrainingArguments
 
 
 FAR = 10  # times the usual learning rate, or a tenth of it

@@ -18,6 +18,8 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, HubStrategy
 from transformers.utils import PushInProgress
 
+from ..arguments.trainer_fields import check_loading
+from ..arguments.training import A2MIMTrainingArguments
 from ..data.dataset import REPORT, ImageSamples, collate
 from ..data.progress import TrainingData
 from ..data.transforms import PreTrainTransform
@@ -26,8 +28,6 @@ from ..export.folder import describe_folder, export_model
 from ..export.hub import push_folder
 from ..export.record import dataset_length, describe_run, mean_loss
 from ..modeling_a2mim import A2MIMForPreTraining
-from ..trainer_fields import check_loading
-from ..training_args import A2MIMTrainingArguments
 from ..utils.files import finite, save_json
 from .advice import what_to_change
 from .batch_norm import check_batch_norms

@@ -9,10 +9,19 @@ from typing import Any, NamedTuple
 import datasets
 from transformers.utils.logging import tqdm
 
-from .coco import BOX_FORMATS, CLASS_FIELDS, NO_AREA, NO_CLASS, NO_MASK, Annotations, as_rows, object_fields
-from .data.decoding import BrokenImage
-from .data.held_out import RowsOf
-from .data.sources import RowSource
+from ..data.decoding import BrokenImage
+from ..data.held_out import RowsOf
+from ..data.sources import RowSource
+from .detection_annotations import (
+    BOX_FORMATS,
+    CLASS_FIELDS,
+    NO_AREA,
+    NO_CLASS,
+    NO_MASK,
+    Annotations,
+    as_rows,
+    object_fields,
+)
 from .segmentation_labels import some
 from .segmentation_scan import is_far
 

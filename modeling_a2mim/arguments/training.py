@@ -12,7 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from .recipes import recipe_names
+from ..recipes import recipe_names
 
 
 logger = logging.getLogger("a2mim")

@@ -14,11 +14,11 @@ from transformers import DetrImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from .coco import Annotations
-from .configuration_a2mim import A2MIMConfig
-from .data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
+from ..configuration_a2mim import A2MIMConfig
+from ..data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
+from ..models.detection import A2MIMForObjectDetection
+from .detection_annotations import Annotations
 from .detection_scan import Sized
-from .models.detection import A2MIMForObjectDetection
 
 
 DROPPED = "dropped_boxes"  # key of a batch, and of the logs: boxes that no training image shows anything of

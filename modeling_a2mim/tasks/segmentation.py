@@ -26,11 +26,17 @@ from transformers import (
     set_seed,
 )
 
-from .data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
-from .data.formats.columns import choose_images
-from .data.loading import find_column
-from .data.sources import RowSource
-from .data_arguments import helped
+from ..arguments.data import helped
+from ..data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
+from ..data.formats.columns import choose_images
+from ..data.loading import find_column
+from ..data.sources import RowSource
+from ..export.record import hub_id
+from ..models.heads import kept_as_it_is, load_head, say_start
+from ..pretrained import backbone_names, find_file
+from ..training.best_model import check_best_model
+from ..training.resuming import flags
+from ..utils.plotting import to_picture
 from .dense import (
     DenseArguments,
     DenseModelArguments,
@@ -39,15 +45,9 @@ from .dense import (
     DenseTrainingArguments,
     start_to_evaluate,
 )
-from .export.record import hub_id
-from .models.heads import kept_as_it_is, load_head, say_start
-from .pretrained import backbone_names, find_file
 from .segmentation_labels import AUTO, LabelValues, ignored_value, read_labels
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
 from .segmentation_scan import EVALUATION, TRAINING, label_maps
-from .training.best_model import check_best_model
-from .training.resuming import flags
-from .utils.plotting import to_picture
 
 
 logger = logging.getLogger("a2mim")

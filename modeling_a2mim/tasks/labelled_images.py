@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from .configuration_a2mim import A2MIMConfig
-from .data.formats.census import METADATA
-from .data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
-from .data.labels import (
+from ..arguments.data import ClassificationArguments
+from ..configuration_a2mim import A2MIMConfig
+from ..data.formats.census import METADATA
+from ..data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
+from ..data.labels import (
     MULTI,
     NAMED,
     REGRESSION,
@@ -20,10 +21,9 @@ from .data.labels import (
     same_classes,
     stored_labels,
 )
-from .data.loading import find_column
-from .data.sources import DatasetSource, RowSource
-from .data_arguments import ClassificationArguments
-from .evaluation.metrics import TOP
+from ..data.loading import find_column
+from ..data.sources import DatasetSource, RowSource
+from ..evaluation.metrics import TOP
 from .problem_types import encode_lists, encode_numbers, find_targets
 
 

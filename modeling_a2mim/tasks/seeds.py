@@ -8,7 +8,21 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from .arguments import ClassifierArguments
+from ..arguments.data import ClassificationArguments
+from ..arguments.model import ClassifierArguments
+from ..arguments.training import FineTuningArguments
+from ..data.labels import MULTI, REGRESSION, SINGLE
+from ..data.transforms import FineTuneTransform
+from ..evaluation.frozen import evaluate_frozen
+from ..evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
+from ..export.folder import describe_folder, timm_pretrained_cfg
+from ..export.hub import push_folder
+from ..export.loading import load_classifier, load_pretraining_model
+from ..export.record import hardware, read_record, versions
+from ..pretrained import CLASSIFIERS, open_pretrained
+from ..training.checkpoints import checkpoints_in
+from ..training.outputs import check_output_dir, clear_output_dir
+from ..utils.files import finite
 from .classification import (
     choose_rows,
     chosen_corruptions,
@@ -18,23 +32,9 @@ from .classification import (
     keep_subset,
     new_classifier,
 )
-from .data.labels import MULTI, REGRESSION, SINGLE
-from .data.transforms import FineTuneTransform
-from .data_arguments import ClassificationArguments
-from .evaluation.frozen import evaluate_frozen
-from .evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
-from .export.folder import describe_folder, timm_pretrained_cfg
-from .export.hub import push_folder
-from .export.loading import load_classifier, load_pretraining_model
-from .export.record import hardware, read_record, versions
-from .finetuning import make_class_weights
+from .classification_trainer import make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .pretrained import CLASSIFIERS, open_pretrained
 from .problem_types import check_problem_type
-from .training.checkpoints import checkpoints_in
-from .training.outputs import check_output_dir, clear_output_dir
-from .training_args import FineTuningArguments
-from .utils.files import finite
 
 
 logger = logging.getLogger("a2mim")

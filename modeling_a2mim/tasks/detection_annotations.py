@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .data.decoding import BrokenImage, turned
+from ..data.decoding import BrokenImage, turned
 
 
 BOX_FIELDS = ("bbox", "bboxes", "boxes", "box")

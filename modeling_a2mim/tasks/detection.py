@@ -17,10 +17,14 @@ from datasets import ClassLabel
 from timm.layers import convert_sync_batchnorm
 from transformers import PreTrainedModel, set_seed
 
+from ..arguments.data import helped
+from ..configuration_a2mim import A2MIMConfig
+from ..models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
+from ..models.heads import kept_as_it_is, load_head, places_of, say_start
+from ..pretrained import DETECTORS
+from ..training.best_model import check_best_model
+from ..training.resuming import flags
 from .annotation_folders import annotated_splits, choose_split
-from .coco import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column
-from .configuration_a2mim import A2MIMConfig
-from .data_arguments import helped
 from .dense import (
     DenseArguments,
     DenseModelArguments,
@@ -29,14 +33,10 @@ from .dense import (
     DenseTrainingArguments,
     start_to_evaluate,
 )
-from .detection_samples import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from .detection_annotations import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column
+from .detection_data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .detection_scan import NoObjects, look_at_objects, stored_classes, with_sizes
-from .models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from .models.heads import kept_as_it_is, load_head, places_of, say_start
-from .pretrained import DETECTORS
 from .segmentation_scan import is_far
-from .training.best_model import check_best_model
-from .training.resuming import flags
 
 
 logger = logging.getLogger("a2mim")

@@ -5,8 +5,8 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .arguments import TASK_NAMES
-from .recipes import load_recipe
+from ..arguments.model import TASK_NAMES
+from ..recipes import load_recipe
 
 
 class Task(NamedTuple):
@@ -19,7 +19,7 @@ class Task(NamedTuple):
 def load_task(name: str) -> Task:
     """A task by its name; only its own modules are imported, of which some take seconds."""
     if name == "image-classification":
-        from . import protocols as p
+        from . import seeds as p
 
         return Task((p.ClassifierArguments, p.ClassificationArguments, p.FineTuningArguments), p.run)
     if name == "semantic-segmentation":

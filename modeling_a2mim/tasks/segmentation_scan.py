@@ -9,9 +9,9 @@ import numpy as np
 import torch.distributed as dist
 from transformers.utils.logging import tqdm
 
-from .data.decoding import JPEGS, BrokenImage, open_image
-from .data.held_out import RowsOf
-from .data.sources import RowSource, is_remote
+from ..data.decoding import JPEGS, BrokenImage, open_image
+from ..data.held_out import RowsOf
+from ..data.sources import RowSource, is_remote
 from .segmentation_labels import LabelValues, read_pixels, show_value, some
 
 

@@ -8,30 +8,30 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from .arguments import ClassifierArguments
-from .configuration_a2mim import A2MIMConfig
-from .data.dataset import ImageSamples
-from .data.labels import REGRESSION, SINGLE
-from .data.subsets import draw_subset, load_subset, save_subset
-from .data.transforms import FineTuneTransform
-from .data_arguments import ClassificationArguments
-from .encoders.plan import plan_encoder
-from .evaluation.class_figures import MOST_LISTED, class_figure, log_figures
-from .evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
-from .evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
-from .evaluation.robustness import corruption_table, evaluate_corruptions
-from .export.filenames import CONFUSION, ERRORS
-from .export.folder import timm_pretrained_cfg
-from .export.loading import folder_or_id, load_classifier, pretraining_beside
-from .finetuning import FineTuningTrainer, make_class_weights
+from ..arguments.data import ClassificationArguments
+from ..arguments.model import ClassifierArguments
+from ..arguments.training import FineTuningArguments
+from ..configuration_a2mim import A2MIMConfig
+from ..data.dataset import ImageSamples
+from ..data.labels import REGRESSION, SINGLE
+from ..data.subsets import draw_subset, load_subset, save_subset
+from ..data.transforms import FineTuneTransform
+from ..encoders.plan import plan_encoder
+from ..evaluation.class_figures import MOST_LISTED, class_figure, log_figures
+from ..evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
+from ..evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
+from ..evaluation.robustness import corruption_table, evaluate_corruptions
+from ..export.filenames import CONFUSION, ERRORS
+from ..export.folder import timm_pretrained_cfg
+from ..export.loading import folder_or_id, load_classifier, pretraining_beside
+from ..models.continuing import same_setting
+from ..models.linear_probe import LinearProbe
+from ..training.best_model import check_best_model
+from ..training.resuming import flags
+from ..utils.files import finite
+from .classification_trainer import FineTuningTrainer, make_class_weights
 from .labelled_images import NO_VALIDATION, LabelledImages
-from .models.continuing import same_setting
-from .models.linear_probe import LinearProbe
 from .problem_types import check_problem_type, figures_of, start_at_mean
-from .training.best_model import check_best_model
-from .training.resuming import flags
-from .training_args import FineTuningArguments
-from .utils.files import finite
 
 
 logger = logging.getLogger("a2mim")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data.decoding import MAX_PIXELS, BrokenImage, open_image, upright
+from ..data.decoding import MAX_PIXELS, BrokenImage, open_image, upright
 
 
 AUTO = "auto"  # --ignore_index: 255, unless that is a class

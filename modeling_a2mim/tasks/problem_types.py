@@ -18,11 +18,11 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from .data.labels import MULTI, NAMED, REGRESSION, has_label, with_column
-from .encoders.plan import classifier_parameters
-from .evaluation.metrics import compute_metrics
-from .models.classifier import A2MIMForImageClassification
-from .models.linear_probe import LinearProbe
+from ..data.labels import MULTI, NAMED, REGRESSION, has_label, with_column
+from ..encoders.plan import classifier_parameters
+from ..evaluation.metrics import compute_metrics
+from ..models.classifier import A2MIMForImageClassification
+from ..models.linear_probe import LinearProbe
 
 
 logger = logging.getLogger("a2mim")

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch.nn import functional
 
-from .utils.plotting import new_figure
+from ..utils.plotting import new_figure
 
 
 BLACK = (0.0, 0.0, 0.0)  # of ignored pixels

@@ -13,9 +13,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import TrainerCallback
 
-from .data.transforms import seeded
-from .training.trainer import A2MIMTrainer
-from .training_args import FineTuningArguments
+from ..arguments.training import FineTuningArguments
+from ..data.transforms import seeded
+from ..training.trainer import A2MIMTrainer
 
 
 AVERAGES = "ema.safetensors"  # in a checkpoint

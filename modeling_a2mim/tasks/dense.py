@@ -13,25 +13,25 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
-from .arguments import ClassifierArguments, EncoderArguments
-from .configuration_a2mim import A2MIMConfig
-from .data.decoding import MODES
-from .data.loading import find_validation_split
-from .data_arguments import DataArguments, helped
-from .encoders.tracing import NoValues
-from .export.filenames import CURVE, PLACEHOLDER, PREDICTIONS, RECORD_FILE
-from .export.folder import SCRATCH, replace_files
-from .export.loading import folder_or_id, load_into_encoder
-from .export.methods import BIBTEX, made_from, method_tags, names_in, recorded_method
-from .export.model_card import TAGS, TEMPLATE, by_sides, evaluation_lines, run_facts, table_cell
-from .modeling_a2mim import A2MIMModel
-from .models.backbone import A2MIMBackbone, four_stages
-from .models.heads import kept_as_it_is, load_head
-from .models.resizing import resized_weights
-from .pretrained import Pretrained, open_pretrained
-from .training.trainer import A2MIMTrainer
-from .training_args import A2MIMTrainingArguments
-from .utils.plotting import loss_curve
+from ..arguments.data import DataArguments, helped
+from ..arguments.model import ClassifierArguments, EncoderArguments
+from ..arguments.training import A2MIMTrainingArguments
+from ..configuration_a2mim import A2MIMConfig
+from ..data.decoding import MODES
+from ..data.loading import find_validation_split
+from ..encoders.tracing import NoValues
+from ..export.filenames import CURVE, PLACEHOLDER, PREDICTIONS, RECORD_FILE
+from ..export.folder import SCRATCH, replace_files
+from ..export.loading import folder_or_id, load_into_encoder
+from ..export.methods import BIBTEX, made_from, method_tags, names_in, recorded_method
+from ..export.model_card import TAGS, TEMPLATE, by_sides, evaluation_lines, run_facts, table_cell
+from ..modeling_a2mim import A2MIMModel
+from ..models.backbone import A2MIMBackbone, four_stages
+from ..models.heads import kept_as_it_is, load_head
+from ..models.resizing import resized_weights
+from ..pretrained import Pretrained, open_pretrained
+from ..training.trainer import A2MIMTrainer
+from ..utils.plotting import loss_curve
 
 
 DENSE_TEMPLATE = TEMPLATE.with_name("dense_template.md")

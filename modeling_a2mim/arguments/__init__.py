@@ -1,0 +1,1 @@
+"""Command-line arguments as dataclasses: fields, their checks and their help."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: one task for each kind of label."""
