@@ -66,6 +66,12 @@ def without_sharing(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 class A2MIMPreTrainedModel(PreTrainedModel):
+    """Base class of all models here: loading and saving, weight initialization, gradient checkpointing.
+
+    The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
+    initializes the mask token and the decoder. Checkpoints are read from safetensors only.
+    """
+
     config: A2MIMConfig
     config_class = A2MIMConfig
     base_model_prefix = "a2mim"
@@ -153,9 +159,9 @@ class A2MIMModel(A2MIMPreTrainedModel):
     """A timm encoder, optionally with the mask token. Without a mask its features are timm's, bit for bit.
 
     Args:
-        config: the configuration.
-        use_mask_token: whether to make the token, so that `bool_masked_pos` can be given.
-        num_classes: size of timm's own classifier, 0 for none.
+        config: the encoder, the mask and the site that the token enters.
+        use_mask_token: whether to make the token, so that `forward` accepts `bool_masked_pos`.
+        num_classes: outputs of timm's own classifier; 0 for none.
 
     Raises:
         ValueError: naming the field of the configuration that the encoder cannot be built with.
@@ -299,7 +305,11 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
 
 class A2MIMForPreTraining(A2MIMPreTrainedModel):
-    """Masked image modelling: encode a masked image, decode it (`config.decoder`), compare with the image.
+    """Masked image modelling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943): fill the masked pixels, encode
+    with the mask token, decode (`config.decoder`), compare with the image by a spatial and a Fourier loss.
+
+    Args:
+        config: the encoder, the mask, the decoder and the losses.
 
     Raises:
         ValueError: naming the field of the configuration that does not work with the encoder.
@@ -434,7 +444,15 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
 
 
 class A2MIMForImageClassification(A2MIMPreTrainedModel):
-    """The encoder with timm's own classifier of `config.num_labels` classes."""
+    """The encoder with timm's own classifier.
+
+    Args:
+        config: the encoder; `num_labels` is the number of classes (or targets), `problem_type` chooses the loss as in
+            transformers.
+
+    Raises:
+        ValueError: naming `num_labels` if it is 0, or `architecture` if timm's encoder has no classifier.
+    """
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
@@ -458,8 +476,15 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         r"""
         Args:
             pixel_values: (batch, channels, height, width), normalised images.
-            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+            labels: (batch,) class indices, or (batch, classes) of 0 and 1 for
+                `problem_type="multi_label_classification"`, or (batch,) numbers for `"regression"`.
             output_hidden_states: return the encoder's intermediate feature maps, too.
+
+        Returns:
+            `loss`: scalar, if there are labels; `logits`: (batch, num_labels), before softmax; `hidden_states`.
+
+        Raises:
+            ValueError: if the images have another number of channels than the model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
