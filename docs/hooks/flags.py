@@ -30,7 +30,8 @@ def flags_table(module: str, *argv: str) -> str:
         if action.dest in own and own[action.dest] is TrainingArguments.__dataclass_fields__.get(action.dest):
             inherited.append(f"`--{action.dest}`")
             continue
-        flag = ", ".join(action.option_strings) or action.metavar or action.dest
+        flag = ", ".join(name for name in action.option_strings if "-" not in name.lstrip("-"))  # not --mask-ratio
+        flag = flag or ", ".join(action.option_strings) or action.metavar or action.dest
         options = [str(getattr(choice, "value", choice)) for choice in action.choices or ()]
         text = (action.help or "") % {"default": action.default}
         text += f" One of {', '.join(options)}." if options else ""
