@@ -22,8 +22,8 @@ AVERAGES = "ema.safetensors"  # in a checkpoint
 
 
 class FineTuningTrainer(A2MIMTrainer):
-    """`A2MIMTrainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights are
-    averaged, the averages are evaluated and exported; checkpoints hold both.
+    """`A2MIMTrainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights
+    are averaged, the averages are evaluated and exported; checkpoints hold both.
 
     Args:
         class_weights: the weight of each class in the training loss (`make_class_weights`).

@@ -24,7 +24,8 @@ def flags_table(module: str, *argv: str) -> str:
     own = {f.name: f for kind in getattr(parser, "dataclass_types", ()) if is_dataclass(kind) for f in fields(kind)}
     rows, inherited, seen = ["| flag | default | meaning |", "|---|---|---|"], [], set()
     for action in parser._actions:
-        if isinstance(action, argparse._HelpAction) or action.dest in seen:
+        negated = action.dest in seen and all(name.startswith("--no") for name in action.option_strings)
+        if isinstance(action, argparse._HelpAction) or negated:
             continue
         seen.add(action.dest)
         if action.dest in own and own[action.dest] is TrainingArguments.__dataclass_fields__.get(action.dest):
@@ -38,7 +39,7 @@ def flags_table(module: str, *argv: str) -> str:
         rows.append(f"| {cell(flag, True)} | {cell(default(action))} | {cell(text)} |")
     text = "\n".join(rows)
     if inherited:
-        text += "\n\nFrom transformers' `TrainingArguments`, with transformers' defaults: " + ", ".join(inherited) + "."
+        text += f"\n\nFrom transformers' `TrainingArguments`, with transformers' defaults: {', '.join(inherited)}."
     return text
 
 

@@ -17,9 +17,9 @@ def parser_of(module: str, *argv: str) -> argparse.ArgumentParser:
         LookupError: if `main` prints no help.
     """
     found = []
-    with mock.patch.object(argparse.ArgumentParser, "print_help", lambda parser, file=None: found.append(parser)):
-        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-            main_of(module)([*argv, "--help"])
+    catch = mock.patch.object(argparse.ArgumentParser, "print_help", lambda parser, file=None: found.append(parser))
+    with catch, contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main_of(module)([*argv, "--help"])
     if not found:
         raise LookupError(f"{module}: main() prints no help")
     return found[0]
