@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers.trainer_utils import set_seed
 
@@ -295,6 +296,12 @@ def test_links_lead_somewhere(page):
             assert target.is_file(), f"{name_of(page)}: {link} is a folder, which the site has not"
         if anchor:
             assert anchor in anchors(target), f"{name_of(page)}: {link}"
+
+
+def test_citation():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == modeling_a2mim.__version__
+    assert cited["preferred-citation"]["title"] in (ROOT / "README.md").read_text().replace("\n", " ")
 
 
 def test_readme_links_every_page():
