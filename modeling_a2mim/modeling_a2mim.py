@@ -61,6 +61,12 @@ def without_sharing(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 class A2MIMPreTrainedModel(PreTrainedModel):
+    """Base class of all models here: loading and saving, weight initialization, gradient checkpointing.
+
+    The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
+    initializes the mask token and the decoder. Checkpoints are read from safetensors only.
+    """
+
     config: A2MIMConfig
     config_class = A2MIMConfig
     base_model_prefix = "a2mim"
@@ -148,9 +154,9 @@ class A2MIMModel(A2MIMPreTrainedModel):
     """A timm encoder, optionally with the mask token. Without a mask its features are timm's, bit for bit.
 
     Args:
-        config: the configuration.
-        use_mask_token: whether to make the token, so that `bool_masked_pos` can be given.
-        num_classes: size of timm's own classifier, 0 for none.
+        config: the encoder, the mask and the site that the token enters.
+        use_mask_token: whether to make the token, so that `forward` accepts `bool_masked_pos`.
+        num_classes: outputs of timm's own classifier; 0 for none.
 
     Raises:
         ValueError: naming the field of the configuration that the encoder cannot be built with.
@@ -294,7 +300,11 @@ class A2MIMModel(A2MIMPreTrainedModel):
 
 
 class A2MIMForPreTraining(A2MIMPreTrainedModel):
-    """Masked image modelling: encode a masked image, decode it (`config.decoder`), compare with the image.
+    """Masked image modelling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943): fill the masked pixels, encode
+    with the mask token, decode (`config.decoder`), compare with the image by a spatial and a Fourier loss.
+
+    Args:
+        config: the encoder, the mask, the decoder and the losses.
 
     Raises:
         ValueError: naming the field of the configuration that does not work with the encoder.

@@ -18,6 +18,9 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
     choose some of them, the last one by default. `channels` are those of the chosen ones. With
     `config.feature_pyramid`, four maps of one resolution become maps of four (see `FeaturePyramid`).
 
+    Args:
+        config: the encoder and `out_indices` or `out_features`.
+
     Raises:
         ValueError: naming the field of the configuration that the encoder cannot be built with.
     """

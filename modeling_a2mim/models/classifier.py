@@ -9,7 +9,15 @@ from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 
 
 class A2MIMForImageClassification(A2MIMPreTrainedModel):
-    """The encoder with timm's own classifier of `config.num_labels` classes."""
+    """The encoder with timm's own classifier.
+
+    Args:
+        config: the encoder; `num_labels` is the number of classes (or targets), `problem_type` chooses the loss as in
+            transformers.
+
+    Raises:
+        ValueError: naming `num_labels` if it is 0, or `architecture` if timm's encoder has no classifier.
+    """
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
@@ -33,8 +41,15 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         r"""
         Args:
             pixel_values: (batch, channels, height, width), normalised images.
-            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+            labels: (batch,) class indices, or (batch, classes) of 0 and 1 for
+                `problem_type="multi_label_classification"`, or (batch,) numbers for `"regression"`.
             output_hidden_states: return the encoder's intermediate feature maps, too.
+
+        Returns:
+            `loss`: scalar, if there are labels; `logits`: (batch, num_labels), before softmax; `hidden_states`.
+
+        Raises:
+            ValueError: if the images have another number of channels than the model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

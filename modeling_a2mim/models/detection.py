@@ -161,7 +161,11 @@ class DetectorHeads(nn.Module):
 
 
 class A2MIMForObjectDetection(A2MIMPreTrainedModel):
-    """Faster R-CNN or, with `config.predict_masks`, Mask R-CNN on a timm encoder.
+    """Faster R-CNN (https://arxiv.org/abs/1506.01497) or, with `config.predict_masks`, Mask R-CNN
+    (https://arxiv.org/abs/1703.06870) on a timm encoder; the heads and losses are torchvision's.
+
+    Args:
+        config: the encoder and the detector; `num_labels` without the background.
 
     Raises:
         ValueError: naming the field of the configuration that it cannot be built with.

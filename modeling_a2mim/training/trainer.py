@@ -77,7 +77,8 @@ def _count(dataset) -> str:
 
 
 class A2MIMTrainer(Trainer):
-    """Pre-train an `A2MIMForPreTraining` or fine-tune an `A2MIMForImageClassification`; arguments as `Trainer`'s, and
+    """transformers' `Trainer` for `A2MIMForPreTraining` and `A2MIMForImageClassification`: both loss terms in the log,
+    exact resume, and a plain timm / transformers folder at the end. Arguments are those of `Trainer`, and
 
     Args:
         picture_samples: samples (dicts with pixel_values and bool_masked_pos) whose reconstructions are shown in
