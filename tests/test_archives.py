@@ -6,10 +6,10 @@ import zipfile
 import pytest
 
 from modeling_a2mim.arguments.data import ClassificationArguments
-from modeling_a2mim.data import sources
+from modeling_a2mim.data import reading
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.archives import ZipSource, decompressed, folder_classes
-from modeling_a2mim.data.sources import ReadError
+from modeling_a2mim.data.reading import ReadError
 
 from .test_formats import encoded, number_of, numbers, write_images, write_parquet, write_tar, write_zip
 
@@ -20,7 +20,7 @@ PETS_LABELLED = (["cat", "dog"], [(n, 1 - n % 2) for n in range(6)])
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(sources, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -111,7 +111,7 @@ def test_broken_images_are_left_out_and_reported(broken):
     for batch in batches:
         training.trained(batch[REPORT])
     assert training.state()["skipped"] == {"the dataset": 3}
-    again = TrainingData(data, 4, record=json.loads(json.dumps(training.state())))
+    again = TrainingData(data, 4, resumed=json.loads(json.dumps(training.state())))
     assert again.skipped.skipped.total() == 3
 
 
@@ -154,7 +154,7 @@ def test_evaluation_gets_as_many_samples_as_it_asks_for(broken, caplog):
         given = samples(dataset).__getitems__(list(range(12)))
     assert len(given) == 12
     assert not any(REPORT in sample for sample in given)
-    assert sum("the next image stands in" in record.getMessage() for record in caplog.records) == 3
+    assert sum("replaced by the next image" in record.getMessage() for record in caplog.records) == 3
 
 
 def test_other_errors_stop_and_name_the_row(folder):
@@ -186,15 +186,15 @@ def test_the_order_of_broken_images_does_not_matter():
         for _ in range(3):
             for part in (report(10, 10), report(90, 0)) if first else (report(90, 0), report(10, 10)):
                 counts.add(part)
-            counts.judge(counts.seen, counts.skipped)
+            counts.check(counts.seen, counts.skipped)
     several = [SkippedImages(0.1, {"a": 100}, world=2) for _ in range(2)]
     several[0].add(report(50, 8))
     several[1].add(report(50, 2))
     totals = [several[0].seen + several[1].seen, several[0].skipped + several[1].skipped]
-    several[0].judge(*totals)
+    several[0].check(*totals)
     several[1].add(report(0, 1))
     with pytest.raises(ValueError, match="11 of the 100 images read so far from a, which has 100, are broken"):
-        several[0].judge(totals[0], several[0].skipped + several[1].skipped)
+        several[0].check(totals[0], several[0].skipped + several[1].skipped)
 
 
 # Where a run is.
@@ -297,10 +297,10 @@ def test_the_tenth_pass(numbered):
 
 def test_going_on_reads_nothing_that_was_seen(numbered, monkeypatch):
     _, record = go_on(numbered, None, 500)
-    opened, read = set(), ParquetSource._read_unit
-    monkeypatch.setattr(ParquetSource, "_read_unit", lambda self, unit: opened.add(unit) or read(self, unit))
+    opened, read = set(), ParquetSource._read_chunk
+    monkeypatch.setattr(ParquetSource, "_read_chunk", lambda self, chunk: opened.add(chunk) or read(self, chunk))
     given, _ = go_on(numbered.select("image"), record, 20)
-    needed = {int(np.searchsorted(np.cumsum(numbered.units), n, side="right")) for b in given for _, n, _ in b}
+    needed = {int(np.searchsorted(np.cumsum(numbered.chunks), n, side="right")) for b in given for _, n, _ in b}
     assert opened == needed
 
 
@@ -310,15 +310,15 @@ def test_mixes_go_on_exactly(numbered):
     part, record = go_on(mix, None, 27)
     assert part + go_on(mix, record, 33, 2, 8)[0] == whole
     with pytest.raises(ValueError, match=r"^dataset_weights: the checkpoint was made with \[250, 750\]"):
-        TrainingData(ImageSamples(MixedSource(mix.sources, [1, 1]), as_number), 16, record=record)
+        TrainingData(ImageSamples(MixedSource(mix.sources, [1, 1]), as_number), 16, resumed=record)
 
 
 def test_changed_data_is_refused(numbered, caplog):
     _, record = go_on(numbered, None, 3)
     with pytest.raises(ValueError, match="^resume_from_checkpoint: the training data has changed .* 10000-.* 9000-"):
-        TrainingData(ImageSamples(numbered.take(9000), as_number), 16, record=record)
+        TrainingData(ImageSamples(numbered.take(9000), as_number), 16, resumed=record)
     with pytest.raises(ValueError, match="^data_seed: the checkpoint was made with 0, this run has 1"):
-        TrainingData(ImageSamples(numbered, as_number, seed=1), 16, record=record)
+        TrainingData(ImageSamples(numbered, as_number, seed=1), 16, resumed=record)
     with caplog.at_level(logging.WARNING, "a2mim"):
-        TrainingData(ImageSamples(numbered, as_number), 32, record=record)
+        TrainingData(ImageSamples(numbered, as_number), 32, resumed=record)
     assert "made with 16 images in a step, this run has 32" in caplog.text

@@ -14,14 +14,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from modeling_a2mim.arguments.data import DataArguments
-from modeling_a2mim.data import sources
+from modeling_a2mim.data import reading
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats import tars as tars_module
 from modeling_a2mim.data.formats.tars import TarSource
 from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.reading import ReadError, relative_name, with_retries
 from modeling_a2mim.data.shards import ParquetSource
-from modeling_a2mim.data.sources import DatasetSource, MixedSource, ReadError, relative_name, with_retries
+from modeling_a2mim.data.sources import DatasetSource, MixedSource
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
@@ -29,7 +30,7 @@ FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Class
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(sources, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
 
 
 def encoded(number):
@@ -79,7 +80,7 @@ def tars(tmp_path):
 
 def check_rows(source, count=120, label=None):
     """Every row alone, all backwards, and some in between are what was written."""
-    assert len(source) == int(source.units.sum()) == count
+    assert len(source) == int(source.chunks.sum()) == count
     column = next(c for c, kind in source.features.items() if isinstance(kind, datasets.Image))
     source = source.select(column, label)
     assert [number_of(source.read([row])[0][0]) for row in range(count)] == list(range(count))
@@ -96,7 +97,7 @@ def check_rows(source, count=120, label=None):
 def test_parquet(parquet):
     source = load_images(parquet, streaming=True)
     assert isinstance(source, ParquetSource)
-    assert source.units.tolist() == [7, 7, 7, 7, 7, 5] * 3
+    assert source.chunks.tolist() == [7, 7, 7, 7, 7, 5] * 3
     assert source.features == FEATURES
     assert 50 < source.row_bytes < 200
     check_rows(source, label="label")
@@ -126,7 +127,7 @@ def test_tar(tars, tmp_path):
 def test_runs_of_a_tar_are_bounded(monkeypatch, tars):
     monkeypatch.setattr(tars_module, "TAR_RUN", (1000, 5000))
     source = TarSource("tars", [str(tars / "train-0.tar")])
-    assert len(source.units) > 5
+    assert len(source.chunks) > 5
     check_rows(source, 40)
 
 
@@ -191,11 +192,11 @@ def test_remote_names():
     assert relative_name("/data/x/cats/1.png", ["/elsewhere"]) == "cats/1.png"
 
 
-def test_only_the_units_asked_for_are_read_and_few_kept(parquet, monkeypatch):
+def test_only_the_chunks_asked_for_are_read_and_few_kept(parquet, monkeypatch):
     source = load_images(parquet, streaming=True).select("image")
-    opened, read = [], ParquetSource._read_unit
-    monkeypatch.setattr(ParquetSource, "_read_unit", lambda self, unit: opened.append(unit) or read(self, unit))
-    source.units_open = 2
+    opened, read = [], ParquetSource._read_chunk
+    monkeypatch.setattr(ParquetSource, "_read_chunk", lambda self, chunk: opened.append(chunk) or read(self, chunk))
+    source.keep_chunks(2)
     source.read([35, 36, 40])
     assert opened == [5, 6]
     source.read([36, 41])
@@ -203,7 +204,7 @@ def test_only_the_units_asked_for_are_read_and_few_kept(parquet, monkeypatch):
     source.read([0])
     source.read([36])
     assert opened == [5, 6, 0, 5]
-    assert len(source._units) == 2
+    assert len(source._chunks) == 2
 
 
 def test_mixed_sources(parquet, tars):
@@ -217,8 +218,8 @@ def test_mixed_sources(parquet, tars):
     assert [len(mix.take(n)) for n in (5, 130)] == [5, 130]
     assert len(mix.take(5).sources) == 1
     single = DatasetSource(load_images(parquet)).select("image")
-    assert MixedSource([single, single]).units.tolist() == [240]  # shuffled whole
-    assert MixedSource([single, parts[1]]).units.tolist() == [100, 20, *parts[1].units]
+    assert MixedSource([single, single]).chunks.tolist() == [240]  # shuffled whole
+    assert MixedSource([single, parts[1]]).chunks.tolist() == [100, 20, *parts[1].chunks]
 
 
 def test_fingerprints_follow_the_data(parquet, tars, tmp_path):

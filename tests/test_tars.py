@@ -57,7 +57,7 @@ def test_files_of_a_sample_apart(tmp_path, monkeypatch, streaming):
     archive = write_tar(tmp_path / "a.tar", [*images, big, *((name[:-3] + "txt", data) for name, data in labels)])
     source = TarSource("a", [str(archive)]).select("png", "txt")
     assert [label.strip() for _, label in source.read(range(12))] == [str(n % 3) for n in range(12)]
-    data, _ = source._read_unit(0)
+    data, _ = source._read_chunk(0)
     assert sum(map(len, data.values())) < 2**16
 
 

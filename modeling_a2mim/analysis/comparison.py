@@ -24,7 +24,8 @@ from ..data.dataset import ImageSamples
 from ..data.decoding import open_image, to_pixels, upright
 from ..data.formats.listing import list_images
 from ..data.loading import find_column, find_validation_split, load_images
-from ..data.sources import ReadError, RowSource
+from ..data.reading import ReadError
+from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model

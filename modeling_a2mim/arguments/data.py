@@ -13,7 +13,7 @@ from ..data.decoding import MAX_PIXELS
 from ..data.held_out import hold_out, sample_of
 from ..data.labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
 from ..data.loading import find_column, find_validation_split, load_images
-from ..data.samplers import mix_counts
+from ..data.order import mix_counts
 from ..data.sources import DatasetSource, MixedSource, RowSource
 from ..export.record import hub_id
 

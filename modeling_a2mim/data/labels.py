@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, Value
 
-from .held_out import RowsOf
-from .sources import RowSource
+from .sources import RowsOf, RowSource
 
 
 logger = logging.getLogger("a2mim")

@@ -18,8 +18,9 @@ from .formats.hub_files import hub_census
 from .formats.image_folders import LeftOut, for_use, walk
 from .formats.listing import list_images, list_split, load_folder, load_split, with_metadata
 from .formats.opening import BUILDERS, open_files
+from .reading import is_remote
 from .shards import ParquetSource
-from .sources import DatasetSource, RowSource, is_remote
+from .sources import DatasetSource, RowSource
 
 
 logger = logging.getLogger("a2mim")

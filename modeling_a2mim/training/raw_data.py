@@ -113,7 +113,7 @@ class StreamedSamples(IterableDataset):
             if report["skipped"]:
                 continue
             yield sample if label is None else {**sample, "labels": torch.tensor(row[label])}
-        skipped.judge(skipped.seen, skipped.skipped)
+        skipped.check(skipped.seen, skipped.skipped)
 
 
 def collate_samples(samples: list) -> dict:

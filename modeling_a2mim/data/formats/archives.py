@@ -19,8 +19,9 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image
 
 from ..decoding import BrokenImage, is_image_file
+from ..reading import DEFINITE, describe, is_remote, open_file, relative_name, with_retries
 from ..shards import map_shards
-from ..sources import DEFINITE, RowSource, describe, is_remote, open_file, relative_name, with_retries
+from ..sources import RowSource
 from .census import IMAGES, Census
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..decoding import PLUGINS, image_suffixes, is_image_file
-from ..sources import is_remote, open_file
+from ..reading import is_remote, open_file
 from .columns import USUAL
 
 

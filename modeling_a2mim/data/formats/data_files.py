@@ -10,7 +10,7 @@ import datasets
 from datasets.data_files import DataFilesDict, DataFilesList, _get_data_files_patterns
 from fsspec.utils import glob_translate
 
-from ..sources import is_remote
+from ..reading import is_remote
 
 
 def as_data_files(files: dict[str, Sequence[str]]) -> DataFilesDict:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from ..decoding import is_image_file
-from ..sources import is_remote
+from ..reading import is_remote
 from .census import METADATA
 from .data_files import split_files
 

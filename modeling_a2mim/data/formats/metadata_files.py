@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 import datasets
 from datasets import Dataset, Image
 
-from ..sources import describe, is_remote
+from ..reading import describe, is_remote
 from .image_folders import LeftOut
 
 

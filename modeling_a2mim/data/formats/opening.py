@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import datasets
 from datasets import Dataset, DownloadConfig, DownloadManager
 
+from ..reading import is_remote
 from ..shards import ParquetSource
-from ..sources import DatasetSource, RowSource, is_remote
+from ..sources import DatasetSource, RowSource
 from .archives import ZipSource, decompressed, is_compressed, prepare
 from .census import TABLES
 from .data_files import as_data_files

@@ -9,7 +9,7 @@ import pyarrow as pa
 from datasets import Dataset, Image, Value
 
 from ..decoding import is_image_file
-from ..sources import is_remote
+from ..reading import is_remote
 from .data_files import as_data_files
 
 
