@@ -100,7 +100,7 @@ def test_held_out_images_are_left_out(kind, tmp_path):
     one, two = numbers(train), numbers(held)
     assert sorted(one + two) == list(range(60))
     assert two == numbers(hold_out(source, 12)[1])
-    # And in what is dealt to a run: two passes.
+    # And in what is given to a run: two epochs.
     samples = ImageSamples(train, lambda image: {"x": torch.zeros(1)}, None if train.columns else "image")
     keys = samples.order(8).keys(0, 0, 48) + samples.order(8).keys(1, 0, 48)
     assert set(numbers(samples.source, [row for _, row in keys])) <= set(one)

@@ -155,6 +155,7 @@ class RepeatedOrder(EpochOrder):
         self.repeats = repeats
 
     def keys(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """(epoch and repeat in one number, row) at these positions."""
         first = start // self.repeats
         rows = self.rows(epoch, first, -(-stop // self.repeats))
         positions = range(start, stop)

@@ -55,13 +55,13 @@ class RowSource(abc.ABC):
         return int(self.chunks.sum())
 
     def select(self, image_column: str, label_column: str | None = None) -> "RowSource":
-        """The same rows, of which `read` gives these columns."""
+        """The same rows, of which `read` gives these columns; this source stays as it is."""
         source = copy.copy(self)
         source.columns = (image_column, label_column)
         return source
 
     def take(self, count: int) -> "RowSource":
-        """The first rows."""
+        """The first rows, all if there are no more; this source stays as it is."""
         source = copy.copy(self)
         ends = np.minimum(np.cumsum(self.chunks), count)
         chunks = np.diff(ends, prepend=0)
@@ -73,11 +73,15 @@ class RowSource(abc.ABC):
 
     @abc.abstractmethod
     def read(self, rows: Sequence[int]) -> list[tuple]:
-        """(image, label) of rows: the image as stored, encoded where it was encoded, or the BrokenImage that says why
-        it cannot be had; the label is None without a label column.
+        """(image, label) of rows, for a source whose columns are selected.
+
+        Returns:
+            Images as they are stored: `{"bytes": ..., "path": ...}` of an encoded one, or an array, or the BrokenImage
+            that says why there is none. Labels as they are stored, None without a label column.
 
         Raises:
             ReadError: if they cannot be read.
+            IndexError: if there is no such row.
         """
 
     def column(self, name: str) -> list | None:
@@ -154,9 +158,8 @@ class DatasetSource(RowSource):
 
     @property
     def fingerprint(self):
-        # Private, but the only name that `datasets` has for the content of a dataset, and what checkpoints hold.
-        listed = self.dataset._fingerprint.startswith(LISTED)
-        return f"{len(self)}-{self.dataset._fingerprint}" if listed else f"{len(self)}"
+        found = fingerprint_of(self.dataset)
+        return f"{len(self)}-{found}" if found.startswith(LISTED) else f"{len(self)}"
 
     def select(self, image_column, label_column=None):
         source = super().select(image_column, label_column)
@@ -299,6 +302,12 @@ class RowsOf(RowSource):
 
     def source_of(self, row):
         return self.source.source_of(int(self.rows[row]))
+
+
+def fingerprint_of(dataset: datasets.Dataset) -> str:
+    """What `datasets` tells the contents of datasets apart by. It is private there, and there is no public way to it;
+    checkpoints hold that of listed files, which is ours (`list_images`), and must be found again by it."""
+    return dataset._fingerprint
 
 
 def cut(rows: int, size: int) -> np.ndarray:

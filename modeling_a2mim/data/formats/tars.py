@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from datasets import ClassLabel, Features, Image, Value
 
+from ..columns import choose_images, image_candidates, same_view
 from ..decoding import is_image_file
 from ..reading import open_file, relative_name, with_retries
 from ..shards import ShardedSource, map_shards
-from .columns import choose_images, image_candidates, same_view
 
 
 logger = logging.getLogger("a2mim")
@@ -178,7 +178,7 @@ class TarSource(ShardedSource):
         places = [tuple(p) for c, found in columns if c != "cls" for p in found.tolist() if p[0] >= 0]
         data = {}
         with open_file(self.files[index], self.storage_options) as file:
-            for start, stop, members in _stretches(sorted(set(places))):
+            for start, stop, members in _byte_ranges(sorted(set(places))):
                 file.seek(start)
                 read = file.read(stop - start)
                 if len(read) != stop - start:
@@ -248,7 +248,7 @@ def _disjoint(columns: list[str], listings: list[Listing]) -> list[list[str]]:
     return [columns]
 
 
-def _stretches(places: list[tuple[int, int]]) -> list[tuple[int, int, list[tuple[int, int]]]]:
+def _byte_ranges(places: list[tuple[int, int]]) -> list[tuple[int, int, list[tuple[int, int]]]]:
     """Files, (offset, size) in order, that are read at once: where to begin, where to stop, and which they are."""
     found: list = []
     for offset, size in places:
