@@ -20,11 +20,13 @@ from transformers import (
 )
 
 from ..configuration_a2mim import A2MIMConfig
+from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import open_image, to_pixels, upright
 from ..data.formats.listing import list_images
-from ..data.loading import find_column, find_validation_split, load_images
-from ..data.sources import ReadError, RowSource
+from ..data.loading import find_validation_split, load_images
+from ..data.reading import ReadError
+from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model

@@ -1,33 +1,26 @@
-"""Images in zip files, read where they lie, and tars that are compressed as a whole, which are decompressed once."""
+"""Images in zip files, read where they lie."""
 
-import hashlib
 import os
 import posixpath
-import shutil
-import tempfile
 import zipfile
 import zlib
-from bz2 import BZ2File
 from collections.abc import Iterator, Sequence
-from gzip import GzipFile
-from lzma import LZMAError, LZMAFile
-from pathlib import Path
+from lzma import LZMAError
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Features, Image
 
 from ..decoding import BrokenImage, is_image_file
+from ..reading import DEFINITE, describe, open_file, relative_name, with_retries
 from ..shards import map_shards
-from ..sources import DEFINITE, RowSource, describe, is_remote, open_file, relative_name, with_retries
+from ..sources import RowSource
 from .census import IMAGES, Census
 
 
 LARGEST = 2**30  # bytes of an image: a file in a zip that claims more is a bomb
 # What zipfile raises of one file that is damaged, or (NotImplementedError) compressed in a way that it does not know.
 BROKEN = (zipfile.BadZipFile, zlib.error, LZMAError, NotImplementedError, EOFError)
-CODECS = {b"\x1f\x8b": GzipFile, b"BZh": BZ2File, b"\xfd7zXZ\x00": LZMAFile}  # by how files begin
 
 
 class ZipSource(RowSource):
@@ -155,50 +148,3 @@ def folder_classes(files: list[str], first_folder: bool) -> list[str | None] | N
             return None
         classes = [own[-1] or None for own in parts]
     return classes if len({c for c in classes if c is not None}) > 1 else None
-
-
-def is_compressed(file: str) -> bool:
-    """Whether a tar is compressed as a whole: a local one by how it begins, a remote one by its name."""
-    if is_remote(file):
-        return file.lower().endswith((".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz"))
-    return _codec_of(file) is not None
-
-
-def _codec_of(file: str) -> type | None:
-    with open(file, "rb") as stream:
-        first = stream.read(6)
-    return next((codec for start, codec in CODECS.items() if first.startswith(start)), None)
-
-
-def decompressed(files: Sequence[str]) -> list[str]:
-    """Local tars as they are, and those that are compressed as a whole as files in the cache of `datasets`.
-
-    Raises:
-        ValueError: naming one that cannot be decompressed.
-    """
-    return [file if (codec := _codec_of(file)) is None else _decompressed(file, codec) for file in files]
-
-
-def _decompressed(file: str, codec: type) -> str:
-    state = os.stat(file)
-    key = hashlib.sha256(f"{os.path.abspath(file)} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
-    place = Path(datasets.config.HF_DATASETS_CACHE, "a2mim_tars", key, os.path.basename(file))
-    if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=place.parent, suffix=".part", delete=False) as part:
-            try:
-                with codec(file) as stream:
-                    shutil.copyfileobj(stream, part, 2**20)
-            except (OSError, EOFError, zlib.error, LZMAError) as error:
-                os.unlink(part.name)
-                raise ValueError(f"{file}: cannot be decompressed: {describe(error)}") from error
-        os.replace(part.name, place)
-    return str(place)
-
-
-def prepare(source: RowSource, split: str) -> Dataset:
-    """The rows of a source as Arrow files in the cache of `datasets`, written once."""
-    states = [] if any(map(is_remote, source.files)) else [os.stat(file).st_mtime_ns for file in source.files]
-    told = f"{source.files} {states} {source.fingerprint} {source.features} {split}"
-    key = hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:32]
-    return Dataset.from_generator(source.rows, source.features, split=split, fingerprint=key)

@@ -1,8 +1,12 @@
-"""Which column of a dataset, or which files of a sample, are the images."""
+"""Which column of a dataset holds the images or the labels, and which files of a sample are the images."""
 
 import os
 import re
 from collections.abc import Sequence
+
+from datasets import Dataset, Image
+
+from .sources import RowSource
 
 
 # Words in the names of columns of images that belong to another image: what is learned from it, or a small copy of it.
@@ -15,6 +19,36 @@ NOT_IMAGES = {
 }
 SURE = ("image", "img", "images", "jpg", "jpeg")  # of several columns; a JPEG is no mask
 USUAL = ("image", "img", "jpg", "jpeg", "png", "webp", "jxl", "heic", "tif", "tiff")
+
+
+def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, field: str) -> str:
+    """The column that holds images (`kind=datasets.Image`) or labels (`ClassLabel`): the one called `name` if given,
+    else the first of that kind. `field` is what the user sets it with, for the message.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    features = dataset.features
+    columns = list(features)
+    if name is not None:
+        if name not in columns:
+            raise ValueError(f"{field}: the dataset has no column {name!r}; it has {', '.join(columns)}")
+        return name
+    if kind is Image:
+        of_kind = [column for column in columns if isinstance(features[column], Image)]
+        found = choose_images(of_kind) if of_kind else next((c for c in USUAL if c in columns), None)
+        if found is None and of_kind:
+            raise ValueError(
+                f"{field}: the dataset has several columns of images ({', '.join(image_candidates(of_kind))}); choose "
+                f"one with --{field}"
+            )
+    else:
+        found = next((column for column in columns if isinstance(features[column], kind)), None)
+        found = found or next((column for column in ("label", "labels", "cls") if column in columns), None)
+    if found is None:
+        wanted = "images" if kind is Image else "class labels"
+        raise ValueError(f"{field}: the dataset has no column of {wanted}; its columns are {', '.join(columns)}")
+    return found
 
 
 def is_of_another(column: str) -> bool:
