@@ -435,7 +435,7 @@ def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
 
 def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
     """Whether timm would build an encoder that resamples its positions in each forward pass."""
-    from .encoders.tracing import build_on_meta
+    from .encoders.meta import build_on_meta
 
     if not timm.is_model(_without_tag(architecture)) or RESERVED_MODEL_ARGS.keys() & args.keys():
         return False  # which is refused elsewhere

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .encoders.layout import Layout
+from .encoders.layout import FeatureLayout
 
 
 def random_mask(
@@ -85,7 +85,7 @@ class MaskToken(nn.Module):
     encoder computes exactly what it does in timm.
     """
 
-    def __init__(self, config, layout: Layout):
+    def __init__(self, config, layout: FeatureLayout):
         super().__init__()
         self.layout = layout
         self.mode = config.mask_token_mode

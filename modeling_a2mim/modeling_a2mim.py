@@ -20,8 +20,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
 from .configuration_a2mim import A2MIMConfig
 from .decoders import init_decoder, make_decoder
 from .encoders.layout import tensors_in
+from .encoders.meta import NoValues
 from .encoders.plan import plan_encoder, scale_grid, supports_gradient_checkpointing
-from .encoders.tracing import NoValues, run_last_map
+from .encoders.tracing import run_last_map
 from .losses import frequency_loss, frequency_loss_of_means, mean_weights, spatial_loss
 from .mask_site import choose_site
 from .masking import MaskToken, as_grid, fill_masked, random_mask, resize_mask

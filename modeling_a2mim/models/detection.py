@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers.utils import ModelOutput
 
 from ..configuration_a2mim import A2MIMConfig
-from ..encoders.tracing import NoValues
+from ..encoders.meta import NoValues
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from .backbone import A2MIMBackbone
 
