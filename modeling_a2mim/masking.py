@@ -84,6 +84,10 @@ class MaskToken(nn.Module):
 
     It works as a forward hook, so that the encoder stays timm's. Without a mask the hook returns nothing, and the
     encoder computes exactly what it does in timm.
+
+    Args:
+        config: `A2MIMConfig`, of which `mask_token_mode` and `mask_gamma_init` count.
+        layout: of the output of that module.
     """
 
     def __init__(self, config, layout: FeatureLayout):
@@ -101,7 +105,7 @@ class MaskToken(nn.Module):
         """Forward hook of the site; a bound method, so that deepcopy and pickle rebind it."""
         state = self.state
         if state is None and self.state_in_backward is not None:
-            if ModuleTracker().is_bw:
+            if not torch.compiler.is_compiling() and ModuleTracker().is_bw:
                 state = self.state_in_backward
             else:  # of a backward that has ended
                 self.state_in_backward = None

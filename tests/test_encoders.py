@@ -60,6 +60,14 @@ def test_plan_of_another_size():
     assert vit.create().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 25, 192)
 
 
+def test_plans_are_kept_by_values():
+    config = A2MIMConfig(architecture="test_vit", model_args={"depth": 3, "init_values": 0.1})
+    first = plan_encoder(config)
+    assert plan_encoder(A2MIMConfig(architecture="test_vit", model_args={"init_values": 0.1, "depth": 3})) is first
+    config.model_args["depth"] = 2  # what was planned does not change with the configuration
+    assert (first.create_args["depth"], plan_encoder(config).create_args["depth"]) == (3, 2)
+
+
 def test_plan_draws_no_random_numbers():
     before = torch.get_rng_state()
     plan("test_vit")
