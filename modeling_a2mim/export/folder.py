@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from ..configuration_a2mim import A2MIMConfig
-from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, without_sharing
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import (
     PRETRAINING_CONFIG,
@@ -29,6 +29,7 @@ from ..pretrained import (
 )
 from ..utils.files import sync
 from ..utils.plotting import loss_curve
+from ..utils.weights import without_sharing
 from .filenames import CONFUSION, CURVE, EVAL_RESULTS_FOLDER, EXAMPLE, PICTURE, RECORD_FILE
 from .model_card import eval_results, model_card
 

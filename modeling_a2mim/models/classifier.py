@@ -6,9 +6,10 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.plan import classifier_parameters
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from .freezing import PartlyFrozen
 
 
-class A2MIMForImageClassification(A2MIMPreTrainedModel):
+class A2MIMForImageClassification(PartlyFrozen, A2MIMPreTrainedModel):
     """The encoder with timm's own classifier.
 
     Args:
@@ -24,7 +25,6 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         if not config.num_labels:
             raise ValueError("num_labels: a classifier needs at least one label")
         self.num_labels = config.num_labels
-        self.encoder_is_frozen = False
         self.a2mim = A2MIMModel(config, num_classes=config.num_labels)
         if not hasattr(self.a2mim.encoder, "get_classifier"):
             raise ValueError(f"architecture: timm's {config.architecture} is an encoder without a classifier")
@@ -61,14 +61,7 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
 
     def freeze_encoder(self):
         """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
-        self.encoder_is_frozen = True
         classifier = classifier_parameters(self.a2mim.encoder)
         for name, parameter in self.a2mim.encoder.named_parameters():
             parameter.requires_grad_(name in classifier or name not in self.a2mim.plan.names)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.encoder_is_frozen:
-            self.a2mim.eval()
-        return self
+        return self.keep_frozen()

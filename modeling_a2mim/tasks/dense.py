@@ -19,7 +19,7 @@ from ..arguments.training import A2MIMTrainingArguments
 from ..configuration_a2mim import A2MIMConfig
 from ..data.decoding import MODES
 from ..data.loading import find_validation_split
-from ..encoders.tracing import NoValues
+from ..encoders.meta import NoValues
 from ..export.filenames import CURVE, PLACEHOLDER, PREDICTIONS, RECORD_FILE
 from ..export.folder import SCRATCH, replace_files
 from ..export.loading import folder_or_id, load_into_encoder
