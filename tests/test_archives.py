@@ -10,6 +10,7 @@ from modeling_a2mim.data import sources
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.archives import ZipSource, decompressed, folder_classes
 from modeling_a2mim.data.sources import ReadError
+from modeling_a2mim.data.splits import find_evaluation_split, load_labelled_split
 
 from .test_formats import encoded, number_of, numbers, write_images, write_parquet, write_tar, write_zip
 
@@ -19,6 +20,12 @@ PETS_LABELLED = (["cat", "dog"], [(n, 1 - n % 2) for n in range(6)])
 
 
 @pytest.fixture(autouse=True)
+def evaluated(**arguments):
+    """The images that a classifier would be evaluated on."""
+    args = ClassificationArguments(**arguments)
+    return load_labelled_split(args, False, split=find_evaluation_split(args))
+
+
 def no_waiting(monkeypatch):
     monkeypatch.setattr(sources, "FIRST_WAIT", 0.0)
 
@@ -44,7 +51,7 @@ def test_zips(tmp_path, caplog, streaming):
         assert numbers(labels=True, **source, streaming=streaming) == PETS_LABELLED
     write_zip(archive.parent / "test.zip", PETS[:2])
     assert numbers(dataset_name=[str(archive.parent)], streaming=streaming) == list(range(6))
-    assert len(ClassificationArguments(dataset_name=[str(archive.parent)]).load(train=False)) == 2
+    assert len(evaluated(dataset_name=[str(archive.parent)])) == 2
     for name, members, message in (
         ("none", [("a.csv", b"")], r"no images in its 1 zip file\(s\); there are 1 .csv file \(a.csv\)"),
         ("empty", [], "no images in its 1 zip"),
@@ -153,7 +160,7 @@ def test_on_the_hub(hub, tmp_path, caplog, streaming):
     given = {"streaming": streaming}
     for name in ("org/zip", "org/splits"):
         assert numbers(labels=True, dataset_name=[name], **given) == PETS_LABELLED
-    assert len(ClassificationArguments(dataset_name=["org/splits"]).load(train=False)) == 2
+    assert len(evaluated(dataset_name=["org/splits"])) == 2
     assert numbers(dataset_name=["org/stray"], **given) == [0, 1, 2, 3]
     assert "4 images in 1 parquet file; left out: 2 image files (test.png, docs/b.png)" in caplog.text
     assert numbers(labels=True, dataset_name=["org/tar"], **given) == (["0", "1"], [(0, 0), (1, 1)])

@@ -14,18 +14,14 @@ from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from modeling_a2mim.tasks.detection import (
-    DetectionArguments,
-    DetectionModelArguments,
-    DetectionTrainingArguments,
-    check_other_sizes,
-    run,
-)
+from modeling_a2mim.tasks.detection import run
 from modeling_a2mim.tasks.detection_annotations import Annotations
 from modeling_a2mim.tasks.detection_data import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from modeling_a2mim.tasks.detection_model import build_detector, check_other_sizes
 
 from .families import family_config
 from .processes import in_two_processes
@@ -213,7 +209,7 @@ def test_the_pipeline_of_transformers(folder, tmp_path):
 def test_the_pretrained_encoder_is_the_one_that_is_tuned(export):
     out, pretrained = export
     (model_args, _, _) = parsed("--model_name_or_path", out, "--dataset_name", "x", "--output_dir", "y")
-    model = model_args.build(["a", "b"], masks=False)
+    model = build_detector(model_args, ["a", "b"], masks=False)
     known = pretrained.a2mim.encoder.state_dict()
     assert all(torch.equal(v, known[n]) for n, v in model.backbone.a2mim.encoder.state_dict().items() if n in known)
     assert model.config.num_labels == 2

@@ -15,6 +15,13 @@ import run_pretraining
 from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data import decoding
 from modeling_a2mim.data.formats.census import Census
+from modeling_a2mim.data.splits import (
+    class_names,
+    image_samples,
+    load_evaluation_split,
+    load_labelled_split,
+    load_training_split,
+)
 
 
 COMMAND = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
@@ -69,9 +76,9 @@ def write_zip(path, members):
 def numbers(labels=False, **arguments):
     """The images that a script would train on; with labels, (names of the classes, (image, label) of each)."""
     args = (ClassificationArguments if labels else PreTrainingDataArguments)(read_retries=0, **arguments)
-    dataset = args.load(train=True)
-    column, names = args.labels(dataset) if labels else (None, None)
-    source = args.samples(dataset, None, 0, column).source
+    dataset = load_labelled_split(args, True) if labels else load_training_split(args, needs="images")
+    column, names = class_names(dataset) if labels else (None, None)
+    source = image_samples(args, dataset, None, 0, column).source
     rows = source.read(list(range(len(source))))
     return (names, [(number_of(image), label) for image, label in rows]) if labels else [number_of(i) for i, _ in rows]
 
@@ -140,7 +147,8 @@ def test_an_existing_path_is_a_path(tmp_path, monkeypatch, name):
             assert numbers(**{flag: [f"{name}/parquet"]}, **given) == [0, 1, 2]
         assert numbers(dataset_name=[f"{name}/parquet/a.parquet"], **given) == [0, 1, 2]
         assert numbers(labels=True, dataset_name=[str(table)], **given) == (["a", "b"], [(0, 0), (1, 1)])
-    evaluation = PreTrainingDataArguments(train_dir=[str(folder)], validation_dir=f"{name}/images").load(train=False)
+    args = PreTrainingDataArguments(train_dir=[str(folder)], validation_dir=f"{name}/images")
+    evaluation = load_evaluation_split(args, None, needs="images")
     assert len(evaluation) == 2
     assert numbers(dataset_name=[str(tmp_path / "*" / "images" / "*.png")]) == [0, 1]  # and a pattern is one
     with pytest.raises(ValueError, match="no such file"):
@@ -158,7 +166,7 @@ def test_splits_of_shards(tmp_path, caplog):
     ]
     args = PreTrainingDataArguments(dataset_name=[str(tmp_path)], validation_split="valid")
     with pytest.raises(ValueError, match="no split 'valid'; there are train, test"):
-        args.load(train=False)
+        load_evaluation_split(args, "valid", needs="images")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

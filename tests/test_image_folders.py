@@ -14,6 +14,7 @@ from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDa
 from modeling_a2mim.data.formats.image_folders import split_kinds
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource
+from modeling_a2mim.data.splits import class_names, load_labelled_split, load_pretraining_splits
 from modeling_a2mim.tasks.labelled_images import LabelledImages
 from modeling_a2mim.training.outputs import check_apart
 
@@ -60,8 +61,8 @@ def both(root: Path, **options) -> Dataset:
 def classes(root: Path, streaming: bool = False, **options) -> dict[str, int]:
     """The classes that are trained on, and how many images each has."""
     arguments = ClassificationArguments(streaming=streaming, **options)
-    dataset = arguments.load(train=True)
-    column, found = arguments.labels(dataset)
+    dataset = load_labelled_split(arguments, True)
+    column, found = class_names(dataset)
     return dict(zip(found, LabelledImages(dataset, None, column, found).counts(dataset), strict=True))
 
 
@@ -199,7 +200,7 @@ def test_the_first_folder_names_the_class(make, caplog):
     with pytest.raises(
         ValueError, match="the images have no labels; `datasets` takes .* equally deep; --train_dir takes"
     ):
-        ClassificationArguments(dataset_name=[str(root)]).load(train=True)
+        load_labelled_split(ClassificationArguments(dataset_name=[str(root)]), True)
 
 
 def test_classes_by_datasets(make, caplog):
@@ -228,7 +229,7 @@ def test_training_and_evaluation_agree_on_classes(make):
     train = make("cat/p/0.png", "dog/p/1.png", root="train")
     evaluation = make("dog/2.png", "cat/q/q/3.png", root="evaluation")
     folders = {"train_dir": [str(train)], "validation_dir": str(evaluation)}
-    found = ClassificationArguments(**folders).load(train=False)
+    found = load_labelled_split(ClassificationArguments(**folders), False)
     assert (found.features["label"].names, found["label"]) == (["cat", "dog"], [0, 1])
 
 
@@ -245,7 +246,7 @@ def test_metadata_says_which_images_there_are(make, caplog, by):
     metadata(root, "file_name,label", "ward b/0.png,sick", "ward a/1.png,well", "./ward b/2.png,well", "gone.png,well")
     for streaming in (False, True):
         assert classes(root, streaming, **{by: [str(root)]}) == {"sick": 1, "well": 2}
-        train, *_ = PreTrainingDataArguments(**{by: [str(root)]}, streaming=streaming).load_both()
+        train, *_ = load_pretraining_splits(PreTrainingDataArguments(**{by: [str(root)]}, streaming=streaming))
         assert len(train) == 3
     options = {"every_file": by == "train_dir"}
     assert names(root, both(root, **options)) == ["ward a/1.png", "ward b/0.png", "ward b/2.png"]
@@ -309,9 +310,9 @@ def test_metadata_that_is_not_of_imagefolder(make, caplog, rows, what):
         with pytest.raises(
             ValueError, match=rf"/images/metadata\.csv ({what}).*; correct it, or move it out of the folder"
         ):
-            ClassificationArguments(**arguments).load(train=True)
+            load_labelled_split(ClassificationArguments(**arguments), True)
         for streaming in (False, True):
-            train, *_ = PreTrainingDataArguments(**arguments, streaming=streaming).load_both()
+            train, *_ = load_pretraining_splits(PreTrainingDataArguments(**arguments, streaming=streaming))
             assert len(train) == 2
     assert "it is not needed here, and ignored: all images are used" in caplog.text
 

@@ -19,26 +19,24 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.segmentation import (
+    SegmentationArguments,
+    SegmentationModelArguments,
+    SegmentationTrainingArguments,
+)
 from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.splits import load_training_split
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
-from modeling_a2mim.tasks.segmentation import (
-    SegmentationArguments,
-    SegmentationModelArguments,
-    SegmentationTrainer,
-    SegmentationTrainingArguments,
-    SegmentationTransform,
-    build,
-    image_processor,
-    run,
-    without_package,
-)
+from modeling_a2mim.tasks.segmentation import SegmentationTrainer, run
+from modeling_a2mim.tasks.segmentation_data import SegmentationTransform, find_columns, read_maps
 from modeling_a2mim.tasks.segmentation_labels import LabelValues
 from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
+from modeling_a2mim.tasks.segmentation_model import build_segmenter, image_processor, without_package
 
 from .families import FAMILIES, family_config
 
@@ -98,7 +96,7 @@ def small(architecture="test_resnet", channels=3, size=SIZE, **kwargs):
         **kwargs,
     )
     torch.manual_seed(0)
-    return build(args, NAMES).eval()
+    return build_segmenter(args, NAMES).eval()
 
 
 # The metric
@@ -152,24 +150,24 @@ def rows(**columns):
 
 def test_names_and_columns_that_are_found(data, tmp_path):
     args = SegmentationArguments(dataset_name=[str(data)])
-    train = args.load(train=True)
-    assert args.columns(train) == ("image", "annotation")
-    assert args.labels(train, None, "annotation").labels.names == NAMES
+    train = load_training_split(args)
+    assert find_columns(args, train) == ("image", "annotation")
+    assert read_maps(args, train, None, "annotation").labels.names == NAMES
     beside = SegmentationArguments(train_dir=[str(data / "data")])  # of which the file is
-    assert beside.labels(train, None, "annotation").labels.names == NAMES
+    assert read_maps(beside, train, None, "annotation").labels.names == NAMES
     maps = [png(np.uint8([[3, 255, 1]])), png(np.uint8([[0, 0, 1]]))]
     found = rows(annotation=maps, image=maps)  # images need not come first
     args = SegmentationArguments(dataset_name=[str(tmp_path)])
-    assert args.columns(found) == ("image", "annotation")
-    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 1", "class 3"]
+    assert find_columns(args, found) == ("image", "annotation")
+    assert read_maps(args, found, None, "annotation").labels.names == ["class 0", "class 1", "class 3"]
     args = SegmentationArguments(dataset_name=[str(tmp_path)], do_reduce_labels=True)
-    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 2"]
+    assert read_maps(args, found, None, "annotation").labels.names == ["class 0", "class 2"]
     with pytest.raises(ValueError, match="^label_column_name: the dataset has no column of maps"):
-        args.columns(rows(image=maps, other=maps))
+        find_columns(args, rows(image=maps, other=maps))
     with pytest.raises(ValueError, match="^image_column_name: no column of images beside 'mask'"):
-        args.columns(rows(mask=maps))
+        find_columns(args, rows(mask=maps))
     with pytest.raises(ValueError, match="^ignore_index: 2 is the class 'Trouser'"):
-        SegmentationArguments(dataset_name=[str(data)], ignore_index=2).labels(train, None, "annotation")
+        read_maps(SegmentationArguments(dataset_name=[str(data)], ignore_index=2), train, None, "annotation")
 
 
 # Augmentation
@@ -405,7 +403,7 @@ def test_strangers_get_the_figures(trained, data, tmp_path):
 
 def test_weights_are_the_pretrained_ones(encoder, tmp_path):
     args = SegmentationModelArguments(model_name_or_path=str(encoder), image_size=[SIZE], head_channels=8)
-    found = build(args, NAMES).backbone.a2mim.encoder.state_dict()
+    found = build_segmenter(args, NAMES).backbone.a2mim.encoder.state_dict()
     kept = A2MIMForPreTraining.from_pretrained(encoder, subfolder="pretraining").a2mim.encoder.state_dict()
     assert found.keys() == kept.keys()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
@@ -483,7 +481,7 @@ def test_recipes_parse(tmp_path):
         assert args.step_batch_size == 16
         model_args.architecture = "test_resnet" if "r50" in name else "test_vit"
         model_args.sync_batch_norm, model_args.image_size, model_args.head_channels = False, [64], 8
-        model = build(model_args, NAMES)
+        model = build_segmenter(model_args, NAMES)
         trainer = SegmentationTrainer(
             model=model, args=args, processing_class=image_processor(model), names=NAMES, ignore_index=255
         )

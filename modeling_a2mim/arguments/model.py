@@ -1,26 +1,15 @@
-"""The command line of the scripts, parsed by transformers' HfArgumentParser, and the arguments that say what model."""
+"""Command-line arguments that say what model: its encoder, the mask and the loss, or a classifier."""
 
-import json
-import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..configuration_a2mim import A2MIMConfig, check_statistics, is_timm
-from ..export.loading import earlier_of, folder_or_id, load_into_encoder, origin_of
-from ..export.record import read_record
-from ..models.classifier import A2MIMForImageClassification
-from ..models.resizing import resized_weights
-from ..pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
+from ..configuration_a2mim import check_statistics
+from ..pretrained import PRETRAINING_CONFIG
 from .data import helped
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
-# What each of them decides, be it the default.
-PRESET_FIELDS = ("mask_fill", "mask_site", "mask_token_mode", "mask_gamma_init", "spatial_loss")
-PRESET_FIELDS += ("frequency_loss_weight", "frequency_unmasked_weight")
-
-logger = logging.getLogger("a2mim")
 
 
 @dataclass
@@ -41,22 +30,6 @@ class EncoderArguments:
         for field in ("image_mean", "image_std"):
             if getattr(self, field) is not None:
                 check_statistics(field, getattr(self, field))
-
-    def given(self) -> dict:
-        """What was given, as keyword arguments of A2MIMConfig."""
-        names = [f.name for f in fields(self) if f.name in A2MIMConfig.__annotations__]
-        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for name in ("image_size", "mask_patch_size"):
-            if name in values and len(values[name]) == 1:
-                values[name] = values[name][0]
-        if "model_args" in values:
-            try:
-                values["model_args"] = json.loads(values["model_args"])
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"model_args: expected a JSON object, got {values['model_args']!r}: {error}"
-                ) from error
-        return values
 
 
 @dataclass
@@ -94,40 +67,6 @@ class PreTrainingModelArguments(EncoderArguments):
     frequency_replacement: str | None = helped(None, "mixed, prediction, target or mean.")
     frequency_unmasked_weight: float | None = helped(None, "Share of the visible prediction in the Fourier term.")
     frequency_batch_average: bool | None = helped(None, "Average the batch before the Fourier transform.")
-
-    def config(self) -> A2MIMConfig:
-        """The configuration that these arguments describe.
-
-        Raises:
-            ValueError: naming the field that is wrong.
-        """
-        make = A2MIMConfig.for_architecture if self.preset == "auto" else getattr(A2MIMConfig, self.preset)
-        return make(**{"architecture": A2MIMConfig.architecture, **self.given()})
-
-    def given(self) -> dict:
-        values = super().given()
-        site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
-        if site is not None and site.lstrip("-").isdigit():
-            values["mask_site"] = int(site)
-        if gamma is not None:
-            try:
-                values["mask_gamma_init"] = None if gamma.lower() == "none" else float(gamma)
-            except ValueError:
-                raise ValueError(f"mask_gamma_init: expected a number or none, got {gamma!r}") from None
-        return values
-
-    def settings_for(self, config: A2MIMConfig) -> dict:
-        """What was given of the model, `preset` included, for a model that continues: fields of its configuration."""
-        values = self.given()
-        if self.preset == "auto":
-            return values
-        kept = {name: getattr(config, name) for name in ("architecture", "model_args", "num_channels")}
-        kept |= {name: values[name] for name in (*kept, "image_size") if name in values}
-        preset, plain = getattr(A2MIMConfig, self.preset)(**kept), A2MIMConfig(**kept)
-        names = [
-            f for f in A2MIMConfig.__annotations__ if f in PRESET_FIELDS or getattr(preset, f) != getattr(plain, f)
-        ]
-        return {**{name: getattr(preset, name) for name in names}, **values}
 
 
 @dataclass
@@ -176,63 +115,3 @@ class ClassifierArguments(EncoderArguments):
             raise ValueError("probe_batch_norm: is for --linear_probe")
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")
-
-    def base_model(self) -> str | None:
-        """Where the encoder is on the Hub, if it is there: its id, or where its folder says that it was pushed to."""
-        source = self.model_name_or_path
-        if source is None or not Path(source).is_dir():
-            return source
-        return read_record(source).get("repo_id")
-
-    def origin(self, token: str | None = None) -> dict:
-        """Where the encoder comes from, as a record has it: `base_model`, `start` (what model that is, in words), and
-        `earlier` if its runs are known."""
-        if self.model_name_or_path is None:
-            return {"base_model": None}
-        where = {"revision": self.model_revision, "token": token}
-        start, earlier = (
-            open_pretrained(self.model_name_or_path, **where),
-            earlier_of(self.model_name_or_path, **where),
-        )
-        if not earlier and not is_timm(start.data):
-            earlier = [{}]  # it has a run behind it, which is not known
-        return {
-            "base_model": self.base_model(),
-            "start": origin_of(start),
-            **({"earlier": earlier} if earlier else {}),
-        }
-
-    @property
-    def task(self) -> str:
-        if self.linear_probe or self.knn:
-            return "linear probing" if self.linear_probe else "k-NN and logistic regression on frozen features"
-        return "fine-tuning" if self.architecture is None else "training from scratch"
-
-    def build(
-        self, names: list[str], token: str | None = None
-    ) -> tuple[A2MIMForImageClassification, Pretrained | None]:
-        """A classifier for classes of these names on the encoder in the root of `model_name_or_path`, and what that
-        root holds; `None` if it is trained from scratch.
-
-        Raises:
-            ValueError: naming the argument that is wrong.
-        """
-        if (self.architecture is None) == (self.model_name_or_path is None):
-            raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
-        values = self.given()
-        timm_args = {"drop_path_rate": self.drop_path, "global_pool": self.global_pool}
-        timm_args = {name: value for name, value in timm_args.items() if value is not None}
-        if timm_args:
-            values["model_args"] = {**values.get("model_args", {}), **timm_args}
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if self.architecture is not None:
-            return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
-        source = folder_or_id(self.model_name_or_path)
-        start = open_pretrained(source, revision=self.model_revision, token=token)
-        config, weights = start.config, start.encoder_weights()
-        kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
-        kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
-        model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
-        load_into_encoder(model, resized_weights(weights, config, model.a2mim))
-        logger.info("weights: %s", start.describe())
-        return model, start

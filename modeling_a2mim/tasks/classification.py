@@ -8,12 +8,14 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from ..arguments.data import ClassificationArguments
+from ..arguments.data import REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
+from ..arguments.settings import given_settings
 from ..arguments.training import FineTuningArguments
 from ..configuration_a2mim import A2MIMConfig
+from ..data.augmentation import finetuning_augmentation
 from ..data.dataset import ImageSamples
-from ..data.labels import REGRESSION, SINGLE
+from ..data.splits import NO_VALIDATION, image_samples
 from ..data.subsets import draw_subset, load_subset, save_subset
 from ..data.transforms import FineTuneTransform
 from ..encoders.plan import plan_encoder
@@ -24,13 +26,15 @@ from ..evaluation.robustness import corruption_table, evaluate_corruptions
 from ..export.filenames import CONFUSION, ERRORS
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, pretraining_beside
+from ..export.provenance import classification_provenance, few_labels
 from ..models.continuing import same_setting
 from ..models.linear_probe import LinearProbe
 from ..training.best_model import check_best_model
 from ..training.resuming import flags
 from ..utils.files import finite
 from .classification_trainer import FineTuningTrainer, make_class_weights
-from .labelled_images import NO_VALIDATION, LabelledImages
+from .encoder import build_classifier, encoder_provenance, task_of
+from .labelled_images import LabelledImages
 from .problem_types import check_problem_type, figures_of, start_at_mean
 
 
@@ -48,7 +52,7 @@ ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is no
 
 def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed: int) -> list[int] | None:
     """The rows to train on, `None` for all."""
-    if data_args.few_labels() is None:
+    if few_labels(data_args) is None:
         return None
     labels = images.train[images.column]
     if data_args.label_subset is not None:
@@ -66,7 +70,7 @@ def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments
 
 def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:
     transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
-    return data_args.samples(images.validation, transform, seed, images.column)
+    return image_samples(data_args, images.validation, transform, seed, images.column)
 
 
 def training_transform(model, data_args: ClassificationArguments) -> FineTuneTransform:
@@ -84,19 +88,11 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
             own = " x ".join(map(str, model.config.input_size))
             raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
         cfg["input_size"] = [config.num_channels, *size]
-    options = {"scale": tuple(data_args.crop_scale), **data_args.augmentation()}
+    options = {"scale": tuple(data_args.crop_scale), **finetuning_augmentation(data_args)}
     return FineTuneTransform(cfg, max_pixels=data_args.max_image_pixels, **options)
 
 
 # Training
-
-
-def new_classifier(model_args: ClassifierArguments, images: LabelledImages, token: str | None) -> tuple:
-    """What `ClassifierArguments.build` makes, for these classes and their problem type."""
-    model, pretraining_model = model_args.build(images.names, token=token)
-    if images.problem_type != SINGLE:
-        model.config.problem_type = images.problem_type
-    return model, pretraining_model
 
 
 def fine_tune(
@@ -119,7 +115,7 @@ def fine_tune(
     if args.class_weights is not None:
         weights = make_class_weights(args.class_weights, images.counts(train), images.names)
     set_seed(args.seed)
-    model, start = new_classifier(model_args, images, args.hub_token)
+    model, start = build_classifier(model_args, images.names, images.problem_type, args.hub_token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
         model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
@@ -129,8 +125,8 @@ def fine_tune(
         model.freeze_encoder()
     if images.problem_type == REGRESSION:
         start_at_mean(model, train[images.column])
-    samples = data_args.samples(train, training_transform(model, data_args), seed, images.column)
-    samples.repeats = data_args.aug_repeats
+    transform = training_transform(model, data_args)
+    samples = image_samples(data_args, train, transform, seed, images.column, repeats=data_args.aug_repeats)
     logger.info(
         "%s%s: %s trainable parameters; %s; %s training images",
         model.config.architecture,
@@ -169,9 +165,9 @@ def fine_tune(
         counts=images.counts(images.validation) if example else None,
         class_weights=weights,
         provenance={
-            "task": model_args.task,
-            **data_args.provenance(),
-            **model_args.origin(args.hub_token),
+            "task": task_of(model_args),
+            **classification_provenance(data_args, images.split),
+            **encoder_provenance(model_args, args.hub_token),
             **images.provenance(),
             "example": images.shown(example[0]["labels"]) if example else None,
             "class_weights": None if weights is None else dict(zip(images.names, weights, strict=True)),
@@ -325,7 +321,7 @@ def judge_classifier(
         raise ValueError("class_weights: --eval_only trains nothing; leave it out")
     source = folder_or_id(model_args.model_name_or_path)
     model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
-    for name, value in model_args.given().items():
+    for name, value in given_settings(model_args).items():
         value = {**model.config.model_args, **value} if name == "model_args" else value
         if not same_setting(model.config, name, value):
             raise ValueError(

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from ..arguments.data import ClassificationArguments
+from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
 from ..arguments.training import FineTuningArguments
-from ..data.labels import MULTI, REGRESSION, SINGLE
+from ..data.splits import NO_VALIDATION, image_samples
 from ..data.transforms import FineTuneTransform
 from ..evaluation.frozen import evaluate_frozen
 from ..evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
 from ..export.folder import describe_folder, timm_pretrained_cfg
 from ..export.hub import push_folder
 from ..export.loading import load_classifier, load_pretraining_model
+from ..export.provenance import classification_provenance, few_labels
 from ..export.record import hardware, read_record, versions
 from ..pretrained import CLASSIFIERS, open_pretrained
 from ..training.checkpoints import checkpoints_in
@@ -30,10 +31,10 @@ from .classification import (
     fine_tune,
     judge_classifier,
     keep_subset,
-    new_classifier,
 )
 from .classification_trainer import make_class_weights
-from .labelled_images import NO_VALIDATION, LabelledImages
+from .encoder import base_model_of, build_classifier, task_of
+from .labelled_images import LabelledImages
 from .problem_types import check_problem_type
 
 
@@ -90,14 +91,14 @@ def judge_frozen(
     if args.class_weights is not None:
         logger.info("class_weights: are for the logistic regression; neighbours do not know of them")
     seeds = data_args.seeds or [args.seed if args.data_seed is None else args.data_seed]
-    name, drawn = data_args.few_labels() or "all labels", {}
+    name, drawn = few_labels(data_args) or "all labels", {}
     for seed in seeds:
         rows = choose_rows(data_args, images, seed)
         if rows is not None and args.should_save:
             keep_subset(str(seed_folder(args, data_args, seed)), rows, data_args, images, seed)
         drawn[name, seed] = range(len(images.train)) if rows is None else rows
     if model_args.architecture is None:
-        if data_args.few_labels() is None:  # each seed would give the same
+        if few_labels(data_args) is None:  # each seed would give the same
             drawn = {(name, seeds[0]): drawn[name, seeds[0]]}
         return _judge(model_args, data_args, args, images, drawn)
     found = []
@@ -113,12 +114,12 @@ def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -
         class_weights = "balanced"
     elif class_weights is not None:
         class_weights = dict(enumerate(make_class_weights(class_weights, None, images.names)))
-    model, _ = model_args.build(images.names, token=args.hub_token)
+    model, _ = build_classifier(model_args, images.names, token=args.hub_token)
     model.to(args.device)
     transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
     return evaluate_frozen(
         model,
-        data_args.samples(images.train, transform, args.seed, images.column),
+        image_samples(data_args, images.train, transform, args.seed, images.column),
         evaluation_samples(model, data_args, images, args.seed),
         subsets,
         [-1] if model_args.probe_layers is None else model_args.probe_layers,
@@ -170,8 +171,8 @@ def fine_tune_often(
                     clear_output_dir(folder)
             metrics = trainer.run()
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-        method = model_args.task
-        rows.append({"subset": data_args.few_labels() or "all labels", "method": method, "seed": seed, **figures})
+        method = task_of(model_args)
+        rows.append({"subset": few_labels(data_args) or "all labels", "method": method, "seed": seed, **figures})
     return rows
 
 
@@ -187,15 +188,15 @@ def report(
     summary = summarise(rows)
     by_class = summarise_classes(rows, images.names, images.counts(images.validation) or [0] * len(images.names))
     table = markdown(summary)
-    where = data_args.provenance()
+    where = classification_provenance(data_args, images.split)
     place = where.get("evaluated_on") or where.get("evaluation_data")
     measured_on = f"on {len(images.validation):,} images of {place}, mean ± half a 95% interval over seeds"
     if args.should_save:
         print(f"\n{table}\n")
         record = {
             "architecture": model_args.architecture,
-            "base_model": model_args.base_model(),
-            "task": model_args.task,
+            "base_model": base_model_of(model_args.model_name_or_path),
+            "task": task_of(model_args),
             **where,
             **images.provenance(),
             **({"class_weights": args.class_weights} if args.class_weights else {}),
@@ -215,7 +216,8 @@ def report(
             folder for folder in folders if (folder / "README.md").is_file()
         ]  # probes of inner layers have none
         if folders:
-            model, _ = new_classifier(model_args, images, args.hub_token)  # all have the same card
+            # All have the same card.
+            model, _ = build_classifier(model_args, images.names, images.problem_type, args.hub_token)
             for folder in folders:
                 add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:

@@ -23,13 +23,15 @@ def load_task(name: str) -> Task:
 
         return Task((p.ClassifierArguments, p.ClassificationArguments, p.FineTuningArguments), p.run)
     if name == "semantic-segmentation":
+        from ..arguments import segmentation as a
         from . import segmentation as s
 
-        arguments = (s.SegmentationModelArguments, s.SegmentationArguments, s.SegmentationTrainingArguments)
+        arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
         return Task(arguments, s.run)
+    from ..arguments import detection as a
     from . import detection as d
 
-    arguments = (d.DetectionModelArguments, d.DetectionArguments, d.DetectionTrainingArguments)
+    arguments = (a.DetectionModelArguments, a.DetectionArguments, a.DetectionTrainingArguments)
     return Task(arguments, functools.partial(d.run, masks=name == "instance-segmentation"))
 
 
