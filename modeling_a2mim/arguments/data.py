@@ -1,7 +1,9 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from transformers.hf_argparser import HfArg
 
 
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
@@ -9,42 +11,49 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)  # as transformers names them
 
 
-def helped(default, text: str, **metadata):
-    """A field of a dataclass of arguments, with its help."""
-    return field(default=default, metadata={"help": text, **metadata})
-
-
 @dataclass
 class DataArguments:
     """Where the images come from. Without any source: the bundled Fashion-MNIST sample."""
 
-    dataset_name: list[str] | None = helped(
-        None,
-        "A dataset on the Hub, a local folder of images, parquet, tar or zip files, or one file; several are mixed.",
-        nargs="+",
+    dataset_name: list[str] | None = HfArg(
+        default=None,
+        help="A dataset on the Hub, a local folder of images, parquet, tar or zip files, or one file; several are "
+        "mixed.",
+        metadata={"nargs": "+"},
     )
-    dataset_config_name: str | None = helped(None, "Configuration of the dataset on the Hub.")
-    dataset_revision: str | None = helped(None, "Revision of the dataset on the Hub.")
-    dataset_weights: list[float] | None = helped(
-        None, "How much each of several sources gives; without, every image comes once in a pass.", nargs="+"
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of the dataset on the Hub.")
+    dataset_revision: str | None = HfArg(default=None, help="Revision of the dataset on the Hub.")
+    dataset_weights: list[float] | None = HfArg(
+        default=None,
+        help="How much each of several sources gives; without, every image comes once in a pass.",
+        metadata={"nargs": "+"},
     )
-    train_dir: list[str] | None = helped(
-        None, "A folder all of whose images are for training; several are mixed.", nargs="+"
+    train_dir: list[str] | None = HfArg(
+        default=None, help="A folder all of whose images are for training; several are mixed.", metadata={"nargs": "+"}
     )
-    validation_dir: str | None = helped(None, "A folder all of whose images are for evaluation.")
-    train_split: str = helped("train", "Name of the training split.")
-    validation_split: str | None = helped(None, "Name of the evaluation split.")
-    image_column_name: str | None = helped(None, "Column of the images; found if not given.")
-    streaming: bool = helped(False, "Read parquet, WebDataset or image files on the fly instead of preparing them.")
-    shuffle_buffer_size: int = helped(16384, "Images to shuffle among while streaming parquet or WebDataset files.")
-    read_retries: int = helped(5, "Further attempts to read what cannot be read, after 1, 2, 4, ... seconds.")
-    max_skipped_ratio: float = helped(0.05, "Share of a source's images that may be broken; more stop the run.")
-    max_image_pixels: int = helped(MAX_PIXELS, "Images of more pixels are skipped as decompression bombs.")
-    max_train_samples: int | None = helped(None, "Use only so many training images.")
-    max_eval_samples: int | None = helped(None, "Use only so many images for evaluation.")
-    crop_scale: list[float] = field(
+    validation_dir: str | None = HfArg(default=None, help="A folder all of whose images are for evaluation.")
+    train_split: str = HfArg(default="train", help="Name of the training split.")
+    validation_split: str | None = HfArg(default=None, help="Name of the evaluation split.")
+    image_column_name: str | None = HfArg(default=None, help="Column of the images; found if not given.")
+    streaming: bool = HfArg(
+        default=False, help="Read parquet, WebDataset or image files on the fly instead of preparing them."
+    )
+    shuffle_buffer_size: int = HfArg(
+        default=16384, help="Images to shuffle among while streaming parquet or WebDataset files."
+    )
+    read_retries: int = HfArg(
+        default=5, help="Further attempts to read what cannot be read, after 1, 2, 4, ... seconds."
+    )
+    max_skipped_ratio: float = HfArg(
+        default=0.05, help="Share of a source's images that may be broken; more stop the run."
+    )
+    max_image_pixels: int = HfArg(default=MAX_PIXELS, help="Images of more pixels are skipped as decompression bombs.")
+    max_train_samples: int | None = HfArg(default=None, help="Use only so many training images.")
+    max_eval_samples: int | None = HfArg(default=None, help="Use only so many images for evaluation.")
+    crop_scale: list[float] = HfArg(
         default_factory=lambda: [0.8, 1.0],
-        metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
+        help="Share of the image's area that random crops cover: smallest, largest.",
+        metadata={"nargs": 2},
     )
 
     def __post_init__(self):
@@ -96,18 +105,18 @@ def sources_by_field(args: DataArguments) -> dict[str, list[str | None]]:
 class PreTrainingDataArguments(DataArguments):
     """Where images come from, which of them are held out, and how they are augmented."""
 
-    holdout: int | None = helped(
-        None,
-        "Leave so many images, from all over the training data, out of training, and evaluate on them. Without it "
-        "and without images for evaluation, the model is evaluated on some of the training images.",
+    holdout: int | None = HfArg(
+        default=None,
+        help="Leave so many images, from all over the training data, out of training, and evaluate on them. Without "
+        "it and without images for evaluation, the model is evaluated on some of the training images.",
     )
-    hflip: float = helped(0.5, "Share of images that are mirrored left to right.")
-    vflip: float = helped(0.0, "Share of images that are mirrored top to bottom.")
-    rotate90: bool = helped(False, "Turn images by 0, 90, 180 or 270 degrees.")
-    color_jitter: float = helped(
-        0.0, "Strength of colour jitter, as timm's: brightness, contrast and (3 channels) saturation."
+    hflip: float = HfArg(default=0.5, help="Share of images that are mirrored left to right.")
+    vflip: float = HfArg(default=0.0, help="Share of images that are mirrored top to bottom.")
+    rotate90: bool = HfArg(default=False, help="Turn images by 0, 90, 180 or 270 degrees.")
+    color_jitter: float = HfArg(
+        default=0.0, help="Strength of colour jitter, as timm's: brightness, contrast and (3 channels) saturation."
     )
-    grayscale: float = helped(0.0, "Share of images of 3 channels that lose their colour.")
+    grayscale: float = HfArg(default=0.0, help="Share of images of 3 channels that lose their colour.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -128,35 +137,51 @@ class PreTrainingDataArguments(DataArguments):
 class ClassificationArguments(DataArguments):
     """Where labelled images come from."""
 
-    label_column_name: str | None = helped(None, "Column of the labels; found if not given.")
-    problem_type: str | None = helped(
-        None,
-        "What the labels are: one class of each image (default), several (multi_label_classification: a column of "
-        "lists of classes, or of 0 and 1 for each class), or a number (regression).",
-        choices=PROBLEM_TYPES,
+    label_column_name: str | None = HfArg(default=None, help="Column of the labels; found if not given.")
+    problem_type: str | None = HfArg(
+        default=None,
+        help="What the labels are: one class of each image (default), several (multi_label_classification: a column "
+        "of lists of classes, or of 0 and 1 for each class), or a number (regression).",
+        metadata={"choices": PROBLEM_TYPES},
     )
-    labels_per_class: int | None = helped(None, "Train on only so many images of each class (drawn with --data_seed).")
-    label_fraction: float | None = helped(None, "Train on only this share of each class.")
-    label_subset: str | None = helped(None, "Train on the images of a subset.json that an earlier run wrote.")
-    seeds: list[int] | None = helped(
-        None,
-        "Repeat everything (labels drawn, first weights, order) with each of these seeds; with means and intervals.",
-        nargs="+",
+    labels_per_class: int | None = HfArg(
+        default=None, help="Train on only so many images of each class (drawn with --data_seed)."
     )
-    train_image_size: list[int] | None = helped(None, "Size of images in training, if it is another.", nargs="+")
-    auto_augment: str | None = helped(None, "timm's augmentation policy, e.g. rand-m6-mstd0.5-inc1.")
-    color_jitter: float | None = helped(None, "Strength of colour jitter (timm leaves it out under a policy).")
-    hflip: float = helped(0.5, "Share of images that are mirrored left to right.")
-    vflip: float = helped(0.0, "Share of images that are mirrored top to bottom.")
-    reprob: float = helped(0.0, "Share of images of which a rectangle is erased.")
-    remode: str = helped("const", "What it is filled with: const (zero), rand (a colour) or pixel (noise).")
-    aug_repeats: int = helped(1, "How often each image comes in a row, differently augmented; a pass stays as long.")
-    corruptions: list[str] | None = helped(
-        None, "Evaluate on corrupted images, too: all, or some of the 15 types of ImageNet-C.", nargs="+"
+    label_fraction: float | None = HfArg(default=None, help="Train on only this share of each class.")
+    label_subset: str | None = HfArg(
+        default=None, help="Train on the images of a subset.json that an earlier run wrote."
     )
-    crop_scale: list[float] = field(
+    seeds: list[int] | None = HfArg(
+        default=None,
+        help="Repeat everything (labels drawn, first weights, order) with each of these seeds; with means and "
+        "intervals.",
+        metadata={"nargs": "+"},
+    )
+    train_image_size: list[int] | None = HfArg(
+        default=None, help="Size of images in training, if it is another.", metadata={"nargs": "+"}
+    )
+    auto_augment: str | None = HfArg(default=None, help="timm's augmentation policy, e.g. rand-m6-mstd0.5-inc1.")
+    color_jitter: float | None = HfArg(
+        default=None, help="Strength of colour jitter (timm leaves it out under a policy)."
+    )
+    hflip: float = HfArg(default=0.5, help="Share of images that are mirrored left to right.")
+    vflip: float = HfArg(default=0.0, help="Share of images that are mirrored top to bottom.")
+    reprob: float = HfArg(default=0.0, help="Share of images of which a rectangle is erased.")
+    remode: str = HfArg(
+        default="const", help="What it is filled with: const (zero), rand (a colour) or pixel (noise)."
+    )
+    aug_repeats: int = HfArg(
+        default=1, help="How often each image comes in a row, differently augmented; a pass stays as long."
+    )
+    corruptions: list[str] | None = HfArg(
+        default=None,
+        help="Evaluate on corrupted images, too: all, or some of the 15 types of ImageNet-C.",
+        metadata={"nargs": "+"},
+    )
+    crop_scale: list[float] = HfArg(
         default_factory=lambda: [0.8, 1.0],
-        metadata={"help": "Share of the image's area that random crops cover: smallest, largest.", "nargs": 2},
+        help="Share of the image's area that random crops cover: smallest, largest.",
+        metadata={"nargs": 2},
     )
 
     def __post_init__(self):

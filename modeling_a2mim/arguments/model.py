@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.hf_argparser import HfArg
+
 from ..configuration_a2mim import check_statistics
 from ..pretrained import PRETRAINING_CONFIG
-from .data import helped
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -16,15 +17,25 @@ PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 class EncoderArguments:
     """The encoder and the images that it takes; what is not given is the configuration's default."""
 
-    architecture: str | None = helped(None, "A timm model: any name of timm.list_models(). Default resnet50.")
-    model_args: str | None = helped(
-        None, "Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
+    architecture: str | None = HfArg(
+        default=None, help="A timm model: any name of timm.list_models(). Default resnet50."
     )
-    image_size: list[int] | None = helped(None, "Image size in pixels: one number, or height and width.", nargs="+")
-    num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
-    image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
-    image_std: list[float] | None = helped(None, "Standard deviation of each channel (pixels in [0, 1]).", nargs="+")
-    crop_pct: float | None = helped(None, "Share of the resized image that is seen in evaluation. Default 0.95.")
+    model_args: str | None = HfArg(
+        default=None, help="Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
+    )
+    image_size: list[int] | None = HfArg(
+        default=None, help="Image size in pixels: one number, or height and width.", metadata={"nargs": "+"}
+    )
+    num_channels: int | None = HfArg(default=None, help="Channels of the images: 1 grey, 3 RGB (default).")
+    image_mean: list[float] | None = HfArg(
+        default=None, help="Mean of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    )
+    image_std: list[float] | None = HfArg(
+        default=None, help="Standard deviation of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    )
+    crop_pct: float | None = HfArg(
+        default=None, help="Share of the resized image that is seen in evaluation. Default 0.95."
+    )
 
     def __post_init__(self):
         for field in ("image_mean", "image_std"):
@@ -36,69 +47,94 @@ class EncoderArguments:
 class PreTrainingModelArguments(EncoderArguments):
     """The encoder, the mask and the loss (fields of A2MIMConfig)."""
 
-    preset: str = helped(
-        "auto",
-        "Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic ones, "
-        "its own for a model that continues.",
-        choices=PRESETS,
+    preset: str = HfArg(
+        default="auto",
+        help="Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic "
+        "ones, its own for a model that continues.",
+        metadata={"choices": PRESETS},
     )
-    model_name_or_path: str | None = helped(
-        None,
-        "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not given "
-        "stays as it is; what its weights do not fit is refused.",
+    model_name_or_path: str | None = HfArg(
+        default=None,
+        help="Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not "
+        "given stays as it is; what its weights do not fit is refused.",
     )
-    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
-    mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
-    mask_patch_size: list[int] | None = helped(
-        None, "Size of one masked cell in pixels. Default: 32, or less to have 6 x 6 cells.", nargs="+"
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
+    mask_ratio: float | None = HfArg(default=None, help="Share of masked cells, in (0, 1). Default 0.6.")
+    mask_patch_size: list[int] | None = HfArg(
+        default=None,
+        help="Size of one masked cell in pixels. Default: 32, or less to have 6 x 6 cells.",
+        metadata={"nargs": "+"},
     )
-    mask_fill: str | None = helped(None, "What masked pixels become: mean, zero or none.")
-    mask_site: str | None = helped(None, "Where the mask token enters: a timm module, or an index into feature_info.")
-    mask_token_mode: str | None = helped(None, "add (A2MIM) or replace (SimMIM).")
-    mask_gamma_init: str | None = helped(None, "First value of gamma, or none.")
-    decoder: str | None = helped(
-        None, "linear (the paper's), or multiscale: reads every stage, learns from fewer steps; hierarchical encoders."
+    mask_fill: str | None = HfArg(default=None, help="What masked pixels become: mean, zero or none.")
+    mask_site: str | None = HfArg(
+        default=None, help="Where the mask token enters: a timm module, or an index into feature_info."
     )
-    decoder_kernel_size: int | None = helped(None, "Size of the convolution that predicts the pixels. Default 1.")
-    decoder_norm: bool | None = helped(None, "Decode after the norm of the encoder's head, where it has one.")
-    spatial_loss: str | None = helped(None, "l1 or focal_l1.")
-    frequency_loss_weight: float | None = helped(None, "Weight of the Fourier term; 0 turns it off.")
-    frequency_focal: bool | None = helped(None, "Focal frequency loss, or the spatial criterion of the spectrum.")
-    frequency_replacement: str | None = helped(None, "mixed, prediction, target or mean.")
-    frequency_unmasked_weight: float | None = helped(None, "Share of the visible prediction in the Fourier term.")
-    frequency_batch_average: bool | None = helped(None, "Average the batch before the Fourier transform.")
+    mask_token_mode: str | None = HfArg(default=None, help="add (A2MIM) or replace (SimMIM).")
+    mask_gamma_init: str | None = HfArg(default=None, help="First value of gamma, or none.")
+    decoder: str | None = HfArg(
+        default=None,
+        help="linear (the paper's), or multiscale: reads every stage, learns from fewer steps; hierarchical encoders.",
+    )
+    decoder_kernel_size: int | None = HfArg(
+        default=None, help="Size of the convolution that predicts the pixels. Default 1."
+    )
+    decoder_norm: bool | None = HfArg(
+        default=None, help="Decode after the norm of the encoder's head, where it has one."
+    )
+    spatial_loss: str | None = HfArg(default=None, help="l1 or focal_l1.")
+    frequency_loss_weight: float | None = HfArg(default=None, help="Weight of the Fourier term; 0 turns it off.")
+    frequency_focal: bool | None = HfArg(
+        default=None, help="Focal frequency loss, or the spatial criterion of the spectrum."
+    )
+    frequency_replacement: str | None = HfArg(default=None, help="mixed, prediction, target or mean.")
+    frequency_unmasked_weight: float | None = HfArg(
+        default=None, help="Share of the visible prediction in the Fourier term."
+    )
+    frequency_batch_average: bool | None = HfArg(default=None, help="Average the batch before the Fourier transform.")
 
 
 @dataclass
 class ClassifierArguments(EncoderArguments):
     """What to fine-tune: a pre-trained encoder, or a new one (`architecture`)."""
 
-    architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
-    model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
-    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
-    global_pool: str | None = helped(
-        None, "How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ..."
+    architecture: str | None = HfArg(
+        default=None, help="Train this timm model from scratch: any name of timm.list_models()."
     )
-    drop_path: float | None = helped(None, "Rate of stochastic depth.")
-    linear_probe: bool = helped(False, "Freeze the encoder and train only a linear classifier.")
-    probe_batch_norm: bool = helped(
-        False, "Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
+    model_name_or_path: str | None = HfArg(
+        default=None, help="An exported folder, its name on the Hub, or any timm model there."
     )
-    probe_layers: list[int] | None = helped(
-        None,
-        "Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for --linear_probe, "
-        "several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
-        nargs="+",
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
+    global_pool: str | None = HfArg(
+        default=None,
+        help="How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ...",
     )
-    eval_only: bool = helped(False, "Train nothing: evaluate the classifier in --model_name_or_path.")
-    knn: bool = helped(False, "Train nothing: k-nearest neighbours and logistic regression on frozen features.")
-    knn_neighbours: int = helped(20, "Nearest neighbours that vote in --knn.")
-    knn_temperature: float | None = helped(0.07, "A neighbour at cosine similarity s counts exp(s / temperature).")
+    drop_path: float | None = HfArg(default=None, help="Rate of stochastic depth.")
+    linear_probe: bool = HfArg(default=False, help="Freeze the encoder and train only a linear classifier.")
+    probe_batch_norm: bool = HfArg(
+        default=False, help="Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
+    )
+    probe_layers: list[int] | None = HfArg(
+        default=None,
+        help="Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for "
+        "--linear_probe, several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
+        metadata={"nargs": "+"},
+    )
+    eval_only: bool = HfArg(default=False, help="Train nothing: evaluate the classifier in --model_name_or_path.")
+    knn: bool = HfArg(
+        default=False, help="Train nothing: k-nearest neighbours and logistic regression on frozen features."
+    )
+    knn_neighbours: int = HfArg(default=20, help="Nearest neighbours that vote in --knn.")
+    knn_temperature: float | None = HfArg(
+        default=0.07, help="A neighbour at cosine similarity s counts exp(s / temperature)."
+    )
 
-    probe_strength: float | None = helped(
-        None, "Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation."
+    probe_strength: float | None = HfArg(
+        default=None,
+        help="Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation.",
     )
-    add_to_card: bool = helped(False, "Write what was measured into the card of the folder --model_name_or_path.")
+    add_to_card: bool = HfArg(
+        default=False, help="Write what was measured into the card of the folder --model_name_or_path."
+    )
 
     def __post_init__(self):
         super().__post_init__()

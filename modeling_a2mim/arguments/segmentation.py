@@ -1,9 +1,10 @@
 """Command-line arguments of semantic segmentation."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from .data import helped
+from transformers.hf_argparser import HfArg
+
 from .dense import DenseArguments, DenseModelArguments, DenseTrainingArguments
 
 
@@ -18,36 +19,46 @@ class SegmentationModelArguments(DenseModelArguments):
     """The encoder, and UperNet's head on it."""
 
     # Default: those of a segmenter from which a run starts, else UPERNET's.
-    head_channels: int | None = helped(None, "Channels of UperNet's head. Default 512.")
-    auxiliary_channels: int | None = helped(
-        None, "Channels of the auxiliary head, which is there for training. Default 256."
+    head_channels: int | None = HfArg(default=None, help="Channels of UperNet's head. Default 512.")
+    auxiliary_channels: int | None = HfArg(
+        default=None, help="Channels of the auxiliary head, which is there for training. Default 256."
     )
-    auxiliary_weight: float | None = helped(None, "Weight of the auxiliary head's loss; 0: no such head. Default 0.4.")
-    sync_batch_norm: bool = helped(False, "Statistics of BatchNorm over all processes, on GPUs.")
+    auxiliary_weight: float | None = HfArg(
+        default=None, help="Weight of the auxiliary head's loss; 0: no such head. Default 0.4."
+    )
+    sync_batch_norm: bool = HfArg(default=False, help="Statistics of BatchNorm over all processes, on GPUs.")
 
 
 @dataclass
 class SegmentationArguments(DenseArguments):
     """Where images with maps of classes come from, and how they are augmented."""
 
-    label_column_name: str | None = helped(None, "Column of the maps of classes (images); found if not given.")
-    labels_file: str | None = helped(
-        None,
-        'JSON of class names by the values of their pixels, {"0": "wall", ...}, by their colours, {"#ff0000": "wall", '
+    label_column_name: str | None = HfArg(
+        default=None, help="Column of the maps of classes (images); found if not given."
+    )
+    labels_file: str | None = HfArg(
+        default=None,
+        help='JSON of class names by the values of their pixels, {"0": "wall", ...}, by their colours, {"#ff0000": '
+        '"wall", '
         f"...}}, or a list for 0, 1, ...; default: {LABELS_FILE} beside the data, if any.",
     )
-    do_reduce_labels: bool = helped(False, "0 in the maps is no class, and 1 the first one, called 0 (ADE20K).")
-    ignore_index: str = helped(
-        AUTO,
-        "Value in the maps (or #rrggbb) of pixels that are neither trained nor evaluated on; none for no value. "
+    do_reduce_labels: bool = HfArg(
+        default=False, help="0 in the maps is no class, and 1 the first one, called 0 (ADE20K)."
+    )
+    ignore_index: str = HfArg(
+        default=AUTO,
+        help="Value in the maps (or #rrggbb) of pixels that are neither trained nor evaluated on; none for no value. "
         f"{AUTO}: 255, unless --labels_file names that.",
     )
-    resize_scale: list[float] = field(
+    resize_scale: list[float] = HfArg(
         default_factory=lambda: [0.5, 2.0],
-        metadata={"help": "Random factor of training images, 1: just covers the crop; lowest, highest.", "nargs": 2},
+        help="Random factor of training images, 1: just covers the crop; lowest, highest.",
+        metadata={"nargs": 2},
     )
-    horizontal_flip: bool = helped(True, "Flip half of the training images.")
-    photometric_distortion: bool = helped(False, "Random brightness, contrast, saturation and hue (RGB only).")
+    horizontal_flip: bool = HfArg(default=True, help="Flip half of the training images.")
+    photometric_distortion: bool = HfArg(
+        default=False, help="Random brightness, contrast, saturation and hue (RGB only)."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,10 +72,11 @@ class SegmentationArguments(DenseArguments):
 class SegmentationTrainingArguments(DenseTrainingArguments):
     """The same for segmentation."""
 
-    metric_for_best_model: str = helped("mean_iou", "What --load_best_model_at_end goes by.")
-    dataloader_drop_last: bool = helped(
-        True,
-        "Leave out what does not fill the last batch of a training pass; BatchNorm cannot be trained on one image.",
+    metric_for_best_model: str = HfArg(default="mean_iou", help="What --load_best_model_at_end goes by.")
+    dataloader_drop_last: bool = HfArg(
+        default=True,
+        help="Leave out what does not fill the last batch of a training pass; BatchNorm cannot be trained on one "
+        "image.",
     )
 
     def __post_init__(self):
