@@ -19,13 +19,13 @@ PETS = [(f"data/{'cat' if n % 2 else 'dog'}/{n}.png", encoded(n)) for n in range
 PETS_LABELLED = (["cat", "dog"], [(n, 1 - n % 2) for n in range(6)])
 
 
-@pytest.fixture(autouse=True)
 def evaluated(**arguments):
     """The images that a classifier would be evaluated on."""
     args = ClassificationArguments(**arguments)
     return load_labelled_split(args, False, split=find_evaluation_split(args))
 
 
+@pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(sources, "FIRST_WAIT", 0.0)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
-from modeling_a2mim.training.best_model import check_best_model
+from modeling_a2mim.training.best_model import check_best_model, check_without_evaluation
 
 from .test_finetuning import make_trainer
 from .test_scripts import SMALL, finetune, pretrain
@@ -93,8 +93,8 @@ def test_mistakes(tmp_path, flags, message):
 def test_nothing_to_evaluate_on(tmp_path):
     args = FineTuningArguments(str(tmp_path), use_cpu=True, load_best_model_at_end=True, save_strategy="epoch")
     with pytest.raises(ValueError, match="^load_best_model_at_end: there are no images to evaluate on"):
-        args.without_evaluation()
-    A2MIMTrainingArguments(str(tmp_path), use_cpu=True).without_evaluation()
+        check_without_evaluation(args)
+    check_without_evaluation(A2MIMTrainingArguments(str(tmp_path), use_cpu=True))
 
 
 def stopping(folder, callbacks=None, patience=2, **options):

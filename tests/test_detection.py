@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torchvision.ops import masks_to_boxes
 from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
+import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from modeling_a2mim.tasks.detection import run
 from modeling_a2mim.tasks.detection_annotations import Annotations
 from modeling_a2mim.tasks.detection_data import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from modeling_a2mim.tasks.detection_model import build_detector, check_other_sizes
@@ -141,7 +141,9 @@ def parsed(*flags):
 def start(source, folder, out, masks, *flags):
     common = ["--dataset_name", folder, "--output_dir", out, "--use_cpu", "--disable_tqdm", "True", "--max_steps", 2]
     common += ["--per_device_train_batch_size", 3, "--logging_steps", 1, "--save_strategy", "no"]
-    return run(*parsed(*source, *common, "--eval_strategy", "no", *flags), masks)
+    task = "instance-segmentation" if masks else "object-detection"
+    flags = [*SMALL, *source, *common, "--eval_strategy", "no", *flags]
+    return run_finetune.main(["--task", task, *map(str, flags)])
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments.segmentation import (
@@ -32,7 +33,7 @@ from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
-from modeling_a2mim.tasks.segmentation import SegmentationTrainer, run
+from modeling_a2mim.tasks.segmentation import SegmentationTrainer
 from modeling_a2mim.tasks.segmentation_data import SegmentationTransform, find_columns, read_maps
 from modeling_a2mim.tasks.segmentation_labels import LabelValues
 from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
@@ -82,8 +83,7 @@ def data(tmp_path_factory):
 
 
 def segment(argv):
-    types = (SegmentationModelArguments, SegmentationArguments, SegmentationTrainingArguments)
-    return run(*parse(*types, [*COMMON, *argv], "run_finetune.py", "semantic-segmentation"))
+    return run_finetune.main(["--task", "semantic-segmentation", *COMMON, *argv])
 
 
 def small(architecture="test_resnet", channels=3, size=SIZE, **kwargs):

@@ -1,5 +1,6 @@
 """Arguments of training: transformers' TrainingArguments with the defaults of the paper, and a few more."""
 
+import copy
 import difflib
 import logging
 import math
@@ -256,20 +257,6 @@ class A2MIMTrainingArguments(TrainingArguments):
             )
         self.restore_callback_states_from_checkpoint = True  # how much patience is left
 
-    def without_evaluation(self):
-        """Say that there is nothing to evaluate on, and do not try.
-
-        Raises:
-            ValueError: if the best checkpoint was asked for, which only an evaluation finds.
-        """
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "load_best_model_at_end: there are no images to evaluate on; give --validation_dir or "
-                "--validation_split"
-            )
-        self.eval_strategy = "no"
-        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
-
     def _check_reports(self):
         """Refuse a package to report to that is not installed, of which Trainer makes an error without a field."""
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
@@ -314,6 +301,19 @@ class A2MIMTrainingArguments(TrainingArguments):
         given, ratio = self.learning_rate, total / wanted
         self.learning_rate *= ratio if self.learning_rate_scaling == "linear" else ratio**0.5
         return f"{note}; learning rate scaled from {given:g} to {self.learning_rate:g} ({self.learning_rate_scaling})"
+
+
+def with_values(args: TrainingArguments, **values) -> TrainingArguments:
+    """A copy with other values of some fields; what was worked out from the old ones stays."""
+    args = copy.copy(args)
+    for name, value in values.items():
+        setattr(args, name, value)
+    return args
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """The seed of what is drawn of the data: `data_seed`, if it is given, else `seed`."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 @dataclass

@@ -1,7 +1,4 @@
-"""Object detection and instance segmentation: annotated images -> augmented samples -> training -> average precision.
-
-`run` is what `run_finetune.py --task object-detection` and `--task instance-segmentation` call.
-"""
+"""Object detection and instance segmentation, from images with annotated objects to average precision."""
 
 import functools
 import logging
@@ -10,21 +7,27 @@ from dataclasses import replace
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
 
 from ..arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
+from ..arguments.training import data_seed, with_values
 from ..data.splits import NO_VALIDATION
 from ..export.provenance import data_provenance
+from ..models.detection import A2MIMForObjectDetection
 from ..models.heads import places_of
 from ..pretrained import DETECTORS
-from ..training.best_model import check_best_model
+from ..training.best_model import check_best_model, check_without_evaluation
 from ..training.resuming import flags
 from .dense import DenseTask, DenseTrainer
 from .detection_annotations import FIGURES, AveragePrecision
 from .detection_data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
-from .detection_images import annotated_samples, load_annotated_split, read_annotations
+from .detection_images import (
+    AnnotatedImages,
+    annotated_samples,
+    load_annotated,
+    load_annotated_split,
+    read_annotations,
+)
 from .detection_model import build_detector, check_other_sizes
-from .detection_scan import NoObjects
 from .encoder import encoder_provenance, open_model_of_task, task_of
 
 
@@ -115,51 +118,55 @@ class DetectionTrainer(DenseTrainer):
         return None, None, None
 
 
-def run(
+def load(
     model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
-) -> dict[str, float]:
-    """Build, train, evaluate, save. Returns the metrics.
+) -> AnnotatedImages:
+    """The images with objects.
 
     Args:
-        model_args, data_args, args: as parsed.
+        model_args, data_args, args: as they were parsed.
         masks: instance segmentation (Mask R-CNN) instead of detection (Faster R-CNN).
 
     Raises:
-        ValueError: naming the argument that is wrong, before anything is written.
+        ValueError: naming the argument that does not fit the images.
     """
-    if model_args.eval_only:
-        return evaluate_detector(model_args, data_args, args, masks)
-    train, validation = (load_annotated_split(data_args, which, args.hub_token) for which in (True, False))
-    others, split = ([], None) if validation is None else ([validation], validation.name)
-    column, annotations = read_annotations(data_args, train, masks, others=others)
-    try:
-        if validation is not None:
-            known = {"like": annotations, "what": "evaluation data"}
-            eval_column, eval_annotations = read_annotations(data_args, validation, masks, **known)
-    except NoObjects as error:
-        if data_args.validation_dir is not None or data_args.validation_split is not None:
-            raise
-        logger.warning("there is no evaluation, of %s; %s", validation.name, error)
-        validation = None
-    if validation is not None:
-        metrics = [*FIGURES, *(f"map_class_{name}" for name in annotations.names)]
-        metrics += [f"mask_{name}" for name in metrics] if masks else []
-        check_best_model(args, dict.fromkeys(metrics, True))
-    seed = args.seed if args.data_seed is None else args.data_seed
-    set_seed(args.seed)
-    model = build_detector(model_args, annotations.names, masks, args.hub_token)
-    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
-    if sizes.canvas is None:
-        check_other_sizes(model)
+    images = load_annotated(data_args, masks, args.hub_token)
+    if images.validation is None:
+        check_without_evaluation(args)
+        return images
+    metrics = [*FIGURES, *(f"map_class_{name}" for name in images.annotations.names)]
+    metrics += [f"mask_{name}" for name in metrics] if masks else []
+    check_best_model(args, dict.fromkeys(metrics, True))
+    return images
+
+
+def build(
+    model_args: DetectionModelArguments, images: AnnotatedImages, token: str | None = None
+) -> A2MIMForObjectDetection:
+    """A detector of the classes of the images, and of masks if those are annotated. Raises as `build_detector`."""
+    return build_detector(model_args, images.annotations.names, images.annotations.masks, token)
+
+
+def make_trainer(
+    model: A2MIMForObjectDetection,
+    images: AnnotatedImages,
+    model_args: DetectionModelArguments,
+    data_args: DetectionArguments,
+    args: DetectionTrainingArguments,
+) -> DetectionTrainer:
+    """A trainer that is ready to `run()`.
+
+    Raises:
+        ValueError: naming `shortest_edge`, if the encoder takes images of one size only.
+    """
+    masks, seed, sizes = images.annotations.masks, data_seed(args), resize_for(model, data_args)
     make = functools.partial(DetectionTransform, model.config, resize=sizes, max_pixels=data_args.max_image_pixels)
-    augment = make(annotations, flip=data_args.horizontal_flip)
-    train_samples = annotated_samples(data_args, train, augment, seed, column)
+    augment = make(images.annotations, flip=data_args.horizontal_flip)
+    train_samples = annotated_samples(data_args, images.train, augment, seed, images.column)
     eval_samples, draw, names = None, None, []
-    if validation is None:
-        args.without_evaluation()
-    else:
-        whole = make(eval_annotations, train=False)
-        eval_samples = annotated_samples(data_args, validation, whole, seed, eval_column)
+    if images.validation is not None:
+        whole = make(images.eval_annotations, train=False)
+        eval_samples = annotated_samples(data_args, images.validation, whole, seed, images.eval_column)
         shown = eval_samples.first(PICTURES)
         draw = functools.partial(draw_predictions, samples=shown, canvas=sizes.canvas)
         names = [eval_samples.name(row) for row in range(len(shown))]
@@ -167,12 +174,12 @@ def run(
         "%s: %s trainable parameters; %d classes; %s training images",
         model.config.architecture,
         f"{model.num_parameters(only_trainable=True):,}",
-        len(annotations.names),
-        f"{len(train.images):,}",
+        len(images.annotations.names),
+        f"{len(images.train.images):,}",
     )
-    trainer = DetectionTrainer(
+    return DetectionTrainer(
         model=model,
-        args=args,
+        args=with_values(args, eval_strategy="no") if eval_samples is None else args,
         train_dataset=train_samples,
         eval_dataset=eval_samples,
         data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
@@ -182,20 +189,32 @@ def run(
         shown=names,
         provenance={
             "task": task_of(model_args),
-            **data_provenance(data_args, split),
+            **data_provenance(data_args, images.split),
             **encoder_provenance(model_args, args.hub_token),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },
-        flags=flags(model_args, replace(data_args, bbox_format=train.box_format)),
+        flags=flags(model_args, replace(data_args, bbox_format=images.train.box_format)),
     )
-    metrics = trainer.run()
-    if eval_samples is not None:
-        _say_precision(metrics, len(eval_samples))
-    logger.info("detector is in %s", args.output_dir)
-    return metrics
 
 
-def evaluate_detector(
+def resize_for(model: A2MIMForObjectDetection, data_args: DetectionArguments) -> Resize:
+    """The size of the images. Raises as `check_other_sizes`."""
+    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
+    if sizes.canvas is None:
+        check_other_sizes(model)
+    return sizes
+
+
+def log_result(trainer: DetectionTrainer, metrics: dict[str, float]):
+    if trainer.eval_dataset is not None:
+        kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
+        found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
+        logger.info("%s on %d images", ", ".join(found), len(trainer.eval_dataset))
+    if trainer.train_dataset is not None:
+        logger.info("detector is in %s", trainer.args.output_dir)
+
+
+def evaluate(
     model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
 ) -> dict[str, float]:
     """Evaluate the detector in `model_name_or_path`, its classes told apart by their names. Returns the metrics.
@@ -211,17 +230,13 @@ def evaluate_detector(
     column, annotations = read_annotations(data_args, validation, masks, what="evaluation data")
     annotations.renumber(start.names, places_of(annotations.names, start))
     model = build_detector(model_args, start.names, masks, args.hub_token)
-    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
-    if sizes.canvas is None:
-        check_other_sizes(model)
-    transform = DetectionTransform(
-        model.config, annotations, resize=sizes, train=False, max_pixels=data_args.max_image_pixels
-    )
-    samples = annotated_samples(data_args, validation, transform, args.seed, column)
+    sizes = resize_for(model, data_args)
+    options = {"resize": sizes, "train": False, "max_pixels": data_args.max_image_pixels}
+    transform = DetectionTransform(model.config, annotations, **options)
     trainer = DetectionTrainer(
         model=model,
         args=args,
-        eval_dataset=samples,
+        eval_dataset=annotated_samples(data_args, validation, transform, args.seed, column),
         data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
         task=SEGMENTER if masks else DETECTOR,
         processing_class=sizes.processor(model.config),
@@ -229,11 +244,5 @@ def evaluate_detector(
     metrics = trainer.evaluate()
     if args.should_save:
         trainer.save_metrics("eval", metrics)
-    _say_precision(metrics, len(samples))
+    log_result(trainer, metrics)
     return metrics
-
-
-def _say_precision(metrics: dict[str, float], images: int):
-    kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
-    found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
-    logger.info("%s on %d images", ", ".join(found), images)

@@ -32,6 +32,46 @@ class AnnotatedSplit(NamedTuple):
     box_format: str
 
 
+class AnnotatedImages(NamedTuple):
+    """The images with objects to train on and, if there are any, to evaluate on, the column of the objects of each and
+    how they are read.
+
+    Args:
+        split: the name of the split to evaluate on, also where that has no objects.
+    """
+
+    train: AnnotatedSplit
+    column: str
+    annotations: Annotations
+    split: str | None = None
+    validation: AnnotatedSplit | None = None
+    eval_column: str | None = None
+    eval_annotations: Annotations | None = None
+
+
+def load_annotated(args: DetectionArguments, masks: bool, token: str | None = None) -> AnnotatedImages:
+    """The images to train on and to evaluate on. `masks`: whether segmentations are needed.
+
+    Raises:
+        ValueError: naming the argument, if there are no images with objects to train on, or where the user says to
+            evaluate.
+    """
+    train, validation = (load_annotated_split(args, which, token) for which in (True, False))
+    others = [] if validation is None else [validation]
+    column, annotations = read_annotations(args, train, masks, others=others)
+    if validation is None:
+        return AnnotatedImages(train, column, annotations)
+    try:
+        known = {"like": annotations, "what": "evaluation data"}
+        eval_column, eval_annotations = read_annotations(args, validation, masks, **known)
+    except NoObjects as error:
+        if args.validation_dir is not None or args.validation_split is not None:
+            raise
+        logger.warning("there is no evaluation, of %s; %s", validation.name, error)
+        return AnnotatedImages(train, column, annotations, validation.name)
+    return AnnotatedImages(train, column, annotations, validation.name, validation, eval_column, eval_annotations)
+
+
 def load_annotated_split(args: DetectionArguments, train: bool, token: str | None = None) -> AnnotatedSplit | None:
     """The images to train on, or those to evaluate on (`None` if there are none); folders in COCO's or YOLO's form are
     read as well as what `load_training_split` reads.

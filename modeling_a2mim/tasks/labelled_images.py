@@ -32,6 +32,8 @@ class LabelledImages:
         names: of the classes; for regression, of the column.
         problem_type: what the labels are (`problem_types`).
         split: the name of the split to evaluate on, if it is one of the source.
+        rows: of `train` that a run trains on; `None` for all.
+        class_weights: how much an image of each class counts in the loss of a run.
     """
 
     train: Dataset | RowSource | None
@@ -40,6 +42,13 @@ class LabelledImages:
     names: list[str]
     problem_type: str = SINGLE
     split: str | None = None
+    rows: list[int] | None = None
+    class_weights: list[float] | None = None
+
+    @property
+    def chosen(self) -> Dataset | RowSource:
+        """The images that a run trains on."""
+        return self.train if self.rows is None else self.train.select(self.rows)
 
     @classmethod
     def load(cls, data_args: ClassificationArguments, token: str | None) -> "LabelledImages":

@@ -5,27 +5,22 @@ import logging
 import torch
 from PIL.Image import Image as PILImage
 from torch import nn
-from transformers import set_seed
+from transformers import UperNetForSemanticSegmentation
 
 from ..arguments.segmentation import (
     SegmentationArguments,
     SegmentationModelArguments,
     SegmentationTrainingArguments,
 )
-from ..data.splits import (
-    NO_VALIDATION,
-    find_evaluation_split,
-    image_samples,
-    load_evaluation_split,
-    load_training_split,
-)
+from ..arguments.training import data_seed, with_values
+from ..data.splits import image_samples
 from ..export.provenance import data_provenance
-from ..training.best_model import check_best_model
+from ..training.best_model import check_best_model, check_without_evaluation
 from ..training.resuming import flags
 from ..utils.plotting import to_picture
 from .dense import DenseTask, DenseTrainer
 from .encoder import encoder_provenance, open_model_of_task, task_of
-from .segmentation_data import SegmentationTransform, collate_maps, find_columns, find_labels_file, read_maps
+from .segmentation_data import Labelled, SegmentationTransform, collate_maps, load_labelled, load_to_evaluate
 from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
 from .segmentation_model import build_segmenter, image_processor, without_package
 
@@ -88,95 +83,103 @@ class SegmentationTrainer(DenseTrainer):
         return model if twin is None else twin
 
 
-def run(
+def load(
     model_args: SegmentationModelArguments, data_args: SegmentationArguments, args: SegmentationTrainingArguments
-) -> dict[str, float]:
-    """Load, build, train, evaluate, save. Returns the metrics.
+) -> Labelled:
+    """The images with maps of classes. Raises ValueError, naming the argument that does not fit them."""
+    images = load_labelled(data_args, args.hub_token)
+    if images.validation is None:
+        check_without_evaluation(args)
+    else:
+        metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in images.labels.names)]
+        check_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
+    return images
+
+
+def build(
+    model_args: SegmentationModelArguments, images: Labelled, token: str | None = None
+) -> UperNetForSemanticSegmentation:
+    """UperNet for the classes of the images. Raises as `build_segmenter`."""
+    return build_segmenter(model_args, images.labels.names, images.labels.ignored, token)
+
+
+def make_trainer(
+    model: UperNetForSemanticSegmentation,
+    images: Labelled,
+    model_args: SegmentationModelArguments,
+    data_args: SegmentationArguments,
+    args: SegmentationTrainingArguments,
+) -> SegmentationTrainer:
+    """A trainer that is ready to `run()`.
 
     Raises:
-        ValueError: naming the argument that is wrong, before anything is written.
+        ValueError: naming the argument, if the first image or its map is not what it should be.
     """
-    if model_args.eval_only:
-        return evaluate_segmenter(model_args, data_args, args)
-    train, split = load_training_split(data_args, args.hub_token), find_evaluation_split(data_args)
-    validation = load_evaluation_split(data_args, split, args.hub_token)
-    image_column, column = find_columns(data_args, train)
-    train, validation, labels = read_maps(data_args, train, validation, column, split, args.hub_token)
-    names = labels.names
-    if validation is not None:
-        metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in names)]
-        check_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
-    set_seed(args.seed)
-    model = build_segmenter(model_args, names, labels.ignored, args.hub_token)
+    labels, seed = images.labels, data_seed(args)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
-    seed = args.seed if args.data_seed is None else args.data_seed
+    columns = {"label_column": images.label_column, "image_column": images.image_column}
     augment = SegmentationTransform(processor, channels, labels, data_args)
-    whole = SegmentationTransform(processor, channels, labels, data_args, train=False)
-    train_samples = image_samples(data_args, train, augment, seed, column, image_column)
-    eval_samples = None
-    if validation is not None:
-        eval_samples = image_samples(data_args, validation, whole, seed, column, image_column)
+    train_samples = image_samples(data_args, images.train, augment, seed, **columns)
+    eval_samples, shown = None, []
+    if images.validation is not None:
+        whole = SegmentationTransform(processor, channels, labels, data_args, train=False)
+        eval_samples = image_samples(data_args, images.validation, whole, seed, **columns)
     train_samples.first(1)  # what is wrong with the maps is told now
-    shown = [] if eval_samples is None else eval_samples.first(SHOWN)
-    if validation is None:
-        args.without_evaluation()
+    if eval_samples is not None:
+        shown = eval_samples.first(SHOWN)
     logger.info(
         "UperNet on %s: %s parameters; %d classes; %s training images",
         model.backbone.config.architecture,
         f"{model.num_parameters():,}",
-        len(names),
-        f"{len(train):,}",
+        len(labels.names),
+        f"{len(images.train):,}",
     )
-    trainer = SegmentationTrainer(
+    return SegmentationTrainer(
         model=model,
-        args=args,
+        args=with_values(args, eval_strategy="no") if eval_samples is None else args,
         train_dataset=train_samples,
         eval_dataset=eval_samples,
         processing_class=processor,
-        names=names,
+        names=labels.names,
         ignore_index=labels.ignored,
-        draw=Predictions(shown, names) if shown else None,
+        draw=Predictions(shown, labels.names) if shown else None,
         shown=[eval_samples.name(row) for row in range(len(shown))],
         flags=flags(model_args, data_args),
         provenance={
             "task": task_of(model_args),
             "labels": f"by the values in the maps: {labels.describe()}",
-            **data_provenance(data_args, split),
+            **data_provenance(data_args, images.split),
             **encoder_provenance(model_args, args.hub_token),
         },
     )
-    metrics = trainer.run()
-    if eval_samples is not None:
-        logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(eval_samples))
-    logger.info("segmenter is in %s", args.output_dir)
-    return metrics
 
 
-def evaluate_segmenter(
+def log_result(trainer: SegmentationTrainer, metrics: dict[str, float]):
+    if trainer.eval_dataset is not None:
+        logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(trainer.eval_dataset))
+    if trainer.train_dataset is not None:
+        logger.info("segmenter is in %s", trainer.args.output_dir)
+
+
+def evaluate(
     model_args: SegmentationModelArguments, data_args: SegmentationArguments, args: SegmentationTrainingArguments
 ) -> dict[str, float]:
-    """Evaluate the segmenter in `model_name_or_path`, its classes told apart by their names; where the images come
-    without names, what is in their maps are the numbers of its classes. Returns the metrics.
+    """Evaluate the segmenter in `model_name_or_path`, its classes told apart by their names. Returns the metrics.
 
     Raises:
         ValueError: naming the argument, if there is no segmenter, nothing to evaluate on, or an unknown class.
     """
-    start, split = open_model_of_task(model_args, ["segmenter"], args.hub_token), find_evaluation_split(data_args)
-    validation = load_evaluation_split(data_args, split, args.hub_token)
-    if validation is None:
-        raise ValueError(NO_VALIDATION)
-    image_column, column = find_columns(data_args, validation)
-    if find_labels_file(data_args, args.hub_token) is None:
-        logger.warning("no names of classes (--labels_file): values in the maps are taken for those of the segmenter")
-    _, validation, labels = read_maps(data_args, None, validation, column, split, args.hub_token, start.names)
+    start = open_model_of_task(model_args, ["segmenter"], args.hub_token)
+    images = load_to_evaluate(data_args, start.names, args.hub_token)
+    labels = images.labels
     model = build_segmenter(model_args, start.names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
     transform = SegmentationTransform(processor, channels, labels, data_args, train=False)
-    samples = image_samples(data_args, validation, transform, args.seed, column, image_column)
+    columns = {"label_column": images.label_column, "image_column": images.image_column}
     trainer = SegmentationTrainer(
         model=model,
         args=args,
-        eval_dataset=samples,
+        eval_dataset=image_samples(data_args, images.validation, transform, args.seed, **columns),
         processing_class=processor,
         names=start.names,
         ignore_index=labels.ignored,
@@ -184,7 +187,7 @@ def evaluate_segmenter(
     metrics = trainer.evaluate()
     if args.should_save:
         trainer.save_metrics("eval", metrics)
-    logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(samples))
+    log_result(trainer, metrics)
     return metrics
 
 

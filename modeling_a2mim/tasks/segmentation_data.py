@@ -22,7 +22,13 @@ from ..data.decoding import BrokenImage, open_image, orientation, to_pixels, tur
 from ..data.formats.columns import choose_images
 from ..data.loading import find_column
 from ..data.sources import RowSource
-from ..data.splits import as_source
+from ..data.splits import (
+    NO_VALIDATION,
+    as_source,
+    find_evaluation_split,
+    load_evaluation_split,
+    load_training_split,
+)
 from ..export.record import hub_id
 from ..pretrained import find_file
 from .segmentation_labels import LabelValues, read_labels
@@ -35,11 +41,40 @@ ANNOTATIONS = ("annotation", "annotations", "label", "labels", "mask", "masks", 
 
 
 class Labelled(NamedTuple):
-    """The images with labels to train and, if there are any, to evaluate on, and the classes of their maps."""
+    """The images with labels to train on and, if there are any, to evaluate on (`split` is their name), the classes
+    of their maps, and the columns of both."""
 
-    train: RowSource
+    train: RowSource | None
     validation: RowSource | None
     labels: LabelValues
+    label_column: str
+    image_column: str | None = None
+    split: str | None = None
+
+
+def load_labelled(args: SegmentationArguments, token: str | None = None) -> Labelled:
+    """The images to train on and to evaluate on. Raises as `load_training_split` and `read_maps`."""
+    train, split = load_training_split(args, token), find_evaluation_split(args)
+    validation = load_evaluation_split(args, split, token)
+    image_column, column = find_columns(args, train)
+    return read_maps(args, train, validation, column, split, token)._replace(image_column=image_column)
+
+
+def load_to_evaluate(args: SegmentationArguments, names: list[str], token: str | None = None) -> Labelled:
+    """The images to evaluate a segmenter on that has classes of these names; without names of their own, the values
+    in their maps are the numbers of its classes.
+
+    Raises:
+        ValueError: naming the argument, if there is nothing to evaluate on, or an unknown class.
+    """
+    split = find_evaluation_split(args)
+    validation = load_evaluation_split(args, split, token)
+    if validation is None:
+        raise ValueError(NO_VALIDATION)
+    image_column, column = find_columns(args, validation)
+    if find_labels_file(args, token) is None:
+        logger.warning("no names of classes (--labels_file): values in the maps are taken for those of the segmenter")
+    return read_maps(args, None, validation, column, split, token, names)._replace(image_column=image_column)
 
 
 def find_columns(args: SegmentationArguments, dataset: Dataset | RowSource) -> tuple[str, str]:
@@ -127,7 +162,7 @@ def read_maps(
             raise ValueError(f"validation_split: no image for evaluation has a map in {column!r} with a class")
         logger.warning("the split %s has no maps with classes: there is no evaluation", split)
     labels = labels if names is None else labels.ordered_as(names)
-    return Labelled(sources.get(TRAINING), validation, labels)
+    return Labelled(sources.get(TRAINING), validation, labels, column, split=split)
 
 
 def find_labels_file(args: SegmentationArguments, token: str | None = None) -> Path | None:

@@ -21,6 +21,22 @@ RECONSTRUCTION_METRICS = {
 MOST_NAMED = 30  # metrics in a message
 
 
+def check_without_evaluation(args):
+    """Warn that there are no images to evaluate on.
+
+    Args:
+        args: of training.
+
+    Raises:
+        ValueError: if the best checkpoint was asked for, which only an evaluation finds.
+    """
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end: there are no images to evaluate on; give --validation_dir or --validation_split"
+        )
+    logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+
+
 def check_best_model(args, metrics: Mapping[str, bool]):
     """Check `metric_for_best_model`, with or without `eval_` before it, and set `greater_is_better` for it.
 
