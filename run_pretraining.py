@@ -15,7 +15,7 @@ from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.data import PreTrainingDataArguments
 from modeling_a2mim.arguments.model import PreTrainingModelArguments
 from modeling_a2mim.arguments.settings import new_config, settings_for
-from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, data_seed
 from modeling_a2mim.commands.parser import parse, run_as_command
 from modeling_a2mim.data.augmentation import pretraining_augmentation
 from modeling_a2mim.data.splits import image_samples, load_pretraining_splits
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict:
         config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **augmentation
     )
     whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
-    seed = args.seed if args.data_seed is None else args.data_seed
+    seed = data_seed(args)
     train_samples = image_samples(data_args, train, crop, seed)
     eval_samples = image_samples(data_args, evaluation, whole, seed)
     shown, names = eval_samples.spread(8)

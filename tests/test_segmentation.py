@@ -36,7 +36,7 @@ from modeling_a2mim.recipes import FOLDER
 from modeling_a2mim.tasks.segmentation import SegmentationTrainer
 from modeling_a2mim.tasks.segmentation_data import SegmentationTransform, find_columns, read_maps
 from modeling_a2mim.tasks.segmentation_labels import LabelValues
-from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
+from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, plot_predictions, resized_prediction
 from modeling_a2mim.tasks.segmentation_model import build_segmenter, image_processor, without_package
 
 from .families import FAMILIES, family_config
@@ -176,8 +176,7 @@ def test_names_and_columns_that_are_found(data, tmp_path):
 def transform(size=(24, 16), channels=1, names=16, train=True, **kwargs):
     config = A2MIMConfig.for_encoder(list(size), architecture="test_resnet", num_channels=channels)
     model = type("Model", (), {"backbone": type("Backbone", (), {"config": config})})
-    args = SegmentationArguments(dataset_name=["x"], **kwargs)
-    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), args, train)
+    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), train, **kwargs)
 
 
 def test_maps_move_with_their_images():
@@ -498,7 +497,7 @@ def test_recipes_parse(tmp_path):
 def test_picture():
     truth = torch.tensor([[0, 1], [255, 2]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
     prediction = torch.full((16, 16), 3)
-    picture = predictions_picture([Image.new("RGB", (16, 16))], [truth], [prediction], list("abcde"))
+    picture = plot_predictions([Image.new("RGB", (16, 16))], [truth], [prediction], list("abcde"))
     shown = {tuple(colour) for colour in np.asarray(picture).reshape(-1, 3).tolist()}
     palette = [tuple(round(255 * v) for v in colour) for colour in colours(5)]
 

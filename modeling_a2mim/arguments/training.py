@@ -30,7 +30,7 @@ class A2MIMTrainingArguments(TrainingArguments):
     Attributes:
         USUAL_RATE: a learning rate, and the batch that it is for.
         USUAL_STEPS: as many as it takes to learn.
-        USUAL_EPOCHS: the fewest and the most passes that are made for so many steps.
+        USUAL_EPOCHS: the fewest and the most epochs for so many steps.
     """
 
     # By measurement: benchmarks/results/rates.md, first_run.md and few_labels.md.
@@ -197,13 +197,13 @@ class A2MIMTrainingArguments(TrainingArguments):
         return rate * min(1.0, self.step_batch_size / batch) ** 0.5
 
     def steps_per_epoch(self, images: int) -> int:
-        """Optimiser steps in a pass over so many images."""
+        """Optimiser steps in an epoch of so many images."""
         at_once = self.train_batch_size * self.world_size
         batches = images // at_once if self.dataloader_drop_last else math.ceil(images / at_once)
         return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
     def usual_epochs(self, images: int) -> int:
-        """How many passes over so many images are enough to learn from."""
+        """How many epochs of so many images are enough to learn from."""
         least, most = self.USUAL_EPOCHS
         return min(most, max(least, math.ceil(self.USUAL_STEPS / self.steps_per_epoch(images))))
 

@@ -33,7 +33,7 @@ from .encoder import encoder_provenance, open_model_of_task, task_of
 
 logger = logging.getLogger("a2mim")
 
-PICTURES = 4  # images in predictions.png
+SHOWN = 4  # images in predictions.png
 
 USE = """
 import torch
@@ -167,7 +167,7 @@ def make_trainer(
     if images.validation is not None:
         whole = make(images.eval_annotations, train=False)
         eval_samples = annotated_samples(data_args, images.validation, whole, seed, images.eval_column)
-        shown = eval_samples.first(PICTURES)
+        shown = eval_samples.first(SHOWN)
         draw = functools.partial(draw_predictions, samples=shown, canvas=sizes.canvas)
         names = [eval_samples.name(row) for row in range(len(shown))]
     logger.info(

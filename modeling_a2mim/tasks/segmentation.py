@@ -20,8 +20,15 @@ from ..training.resuming import flags
 from ..utils.plotting import to_picture
 from .dense import DenseTask, DenseTrainer
 from .encoder import encoder_provenance, open_model_of_task, task_of
-from .segmentation_data import Labelled, SegmentationTransform, collate_maps, load_labelled, load_to_evaluate
-from .segmentation_maps import MeanIoU, confusion, predictions_picture, resized_prediction
+from .segmentation_data import (
+    Labelled,
+    SegmentationTransform,
+    collate_maps,
+    load_labelled,
+    load_to_evaluate,
+    transform_options,
+)
+from .segmentation_maps import MeanIoU, confusion, plot_predictions, resized_prediction
 from .segmentation_model import build_segmenter, image_processor, without_package
 
 
@@ -118,11 +125,12 @@ def make_trainer(
     labels, seed = images.labels, data_seed(args)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
     columns = {"label_column": images.label_column, "image_column": images.image_column}
-    augment = SegmentationTransform(processor, channels, labels, data_args)
+    options = transform_options(data_args)
+    augment = SegmentationTransform(processor, channels, labels, **options)
     train_samples = image_samples(data_args, images.train, augment, seed, **columns)
     eval_samples, shown = None, []
     if images.validation is not None:
-        whole = SegmentationTransform(processor, channels, labels, data_args, train=False)
+        whole = SegmentationTransform(processor, channels, labels, train=False, **options)
         eval_samples = image_samples(data_args, images.validation, whole, seed, **columns)
     train_samples.first(1)  # what is wrong with the maps is told now
     if eval_samples is not None:
@@ -174,7 +182,7 @@ def evaluate(
     labels = images.labels
     model = build_segmenter(model_args, start.names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
-    transform = SegmentationTransform(processor, channels, labels, data_args, train=False)
+    transform = SegmentationTransform(processor, channels, labels, train=False, **transform_options(data_args))
     columns = {"label_column": images.label_column, "image_column": images.image_column}
     trainer = SegmentationTrainer(
         model=model,
@@ -192,7 +200,7 @@ def evaluate(
 
 
 class Predictions:
-    """Makes the picture of what a model predicts for these samples of the evaluation."""
+    """Plots the predictions of a model for these samples of the evaluation."""
 
     def __init__(self, samples: list[dict], names: list[str]):
         self.samples, self.names = samples, names
@@ -204,4 +212,4 @@ class Predictions:
         device = next(model.parameters()).device
         predicted = model(pixel_values=pixels.to(device)).logits.float().argmax(1).cpu()
         images = [to_picture(image, mean, std) for image in pixels]
-        return predictions_picture(images, [s["labels"] for s in self.samples], list(predicted), self.names)
+        return plot_predictions(images, [s["labels"] for s in self.samples], list(predicted), self.names)

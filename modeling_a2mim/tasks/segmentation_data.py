@@ -6,6 +6,7 @@ processor does; the prediction is brought back to the size of the annotation and
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import SegformerImageProcessor
 
-from ..arguments.data import sources_of
+from ..arguments.data import MAX_PIXELS, sources_of
 from ..arguments.segmentation import LABELS_FILE, SegmentationArguments, ignored_value
 from ..data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
 from ..data.formats.columns import choose_images
@@ -178,6 +179,12 @@ def find_labels_file(args: SegmentationArguments, token: str | None = None) -> P
     return next((place / LABELS_FILE for place in places if (place / LABELS_FILE).is_file()), None)
 
 
+def transform_options(args: SegmentationArguments) -> dict:
+    """Keyword arguments of `SegmentationTransform`."""
+    names = ("resize_scale", "horizontal_flip", "photometric_distortion")
+    return {**{name: getattr(args, name) for name in names}, "max_pixels": args.max_image_pixels}
+
+
 class SegmentationTransform:
     """A stored image and its stored map of classes to a sample, as at the top of this module. What is drawn comes from
     torch's generator.
@@ -186,8 +193,13 @@ class SegmentationTransform:
         processor: size and normalisation; what evaluation uses, and users of the model.
         num_channels: of the images.
         labels: how to read maps.
-        args: augmentation.
         train: whether to augment.
+        resize_scale: lowest and highest random factor, 1: the image just covers the crop.
+        horizontal_flip, photometric_distortion: whether to draw them.
+        max_pixels: larger images and maps are refused.
+
+    Raises:
+        ValueError: naming `photometric_distortion`, if the images are not RGB.
     """
 
     takes_label = True
@@ -197,18 +209,21 @@ class SegmentationTransform:
         processor: SegformerImageProcessor,
         num_channels: int,
         labels: LabelValues,
-        args: SegmentationArguments,
         train: bool = True,
+        resize_scale: Sequence[float] = (0.5, 2.0),
+        horizontal_flip: bool = True,
+        photometric_distortion: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
         self.processor, self.num_channels, self.train = processor, num_channels, train
-        self.labels, self.args = labels, args
+        self.labels, self.resize_scale, self.max_pixels = labels, resize_scale, max_pixels
         self.size = (processor.size["height"], processor.size["width"])
         mean, std = list(processor.image_mean), list(processor.image_std)
         fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: labels.ignored}
         steps = [v2.RandomCrop(self.size, pad_if_needed=True, fill=fill)]
-        if args.horizontal_flip:
+        if horizontal_flip:
             steps.append(v2.RandomHorizontalFlip())
-        if args.photometric_distortion:
+        if photometric_distortion:
             if num_channels != 3:
                 raise ValueError(f"photometric_distortion: is for RGB images, not for {num_channels} channel(s)")
             steps.append(v2.RandomPhotometricDistort())
@@ -226,10 +241,10 @@ class SegmentationTransform:
                 than the other.
             ValueError: if the map is no image of numbers or colours.
         """
-        opened = open_image(image, self.args.max_image_pixels)
+        opened = open_image(image, self.max_pixels)
         raw, turn = (opened.height, opened.width), orientation(opened)
         pixels = v2.functional.pil_to_tensor(to_pixels(upright(opened), self.num_channels))
-        classes = self.labels.read(label, self.args.max_image_pixels)
+        classes = self.labels.read(label, self.max_pixels)
         if classes.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
             classes = turned(classes, turn)
         classes = torch.from_numpy(classes)
@@ -239,7 +254,7 @@ class SegmentationTransform:
         return self._augmented(pixels, classes) if self.train else self._whole(pixels, classes.long())
 
     def _augmented(self, pixels: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
-        low, high = self.args.resize_scale
+        low, high = self.resize_scale
         cover = max(wanted / size for wanted, size in zip(self.size, classes.shape, strict=True))
         scale = cover * (low + (high - low) * torch.rand(1).item())
         size = [max(1, round(scale * side)) for side in classes.shape]
