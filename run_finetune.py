@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> dict:
     if getattr(model_args, "knn", False) or getattr(data_args, "seeds", None):
         return task.compare(model_args, data_args, args, images)
 
+    args = task.adapt(args, images)
     set_seed(args.seed)
     model = task.build(model_args, images, args.hub_token)
     trainer = task.make_trainer(model, images, model_args, data_args, args)

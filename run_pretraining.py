@@ -26,7 +26,7 @@ from modeling_a2mim.export.record import pretraining_runs
 from modeling_a2mim.models.continuing import with_settings
 from modeling_a2mim.pretrained import MASKED
 from modeling_a2mim.training.advice import before_training
-from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, check_best_model
+from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, with_best_model
 from modeling_a2mim.training.resuming import flags
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         model = A2MIMForPreTraining(config)
     left_out = () if config.frequency_loss_weight else ("frequency_loss",)
-    check_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
+    args = with_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
     augmentation = pretraining_augmentation(data_args)
     crop = PreTrainTransform(
         config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **augmentation

@@ -11,7 +11,7 @@ from transformers import set_seed
 from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
 from ..arguments.settings import given_settings
-from ..arguments.training import FineTuningArguments, data_seed, with_values
+from ..arguments.training import FineTuningArguments, data_seed
 from ..configuration_a2mim import A2MIMConfig
 from ..data.dataset import ImageSamples
 from ..data.splits import NO_VALIDATION, image_samples
@@ -25,7 +25,7 @@ from ..export.loading import folder_or_id, load_classifier, pretraining_beside
 from ..export.provenance import classification_provenance
 from ..models.continuing import same_setting
 from ..models.linear_probe import LinearProbe
-from ..training.best_model import check_best_model, check_without_evaluation
+from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
 from ..utils.files import finite
 from .classification_data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
@@ -86,17 +86,25 @@ def choose_images(
     Raises:
         ValueError: naming the argument that does not fit the images.
     """
-    if images.validation is None:
-        check_without_evaluation(args)
-        if args.metric_for_best_model is not None:
-            raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
-    else:
-        check_best_model(args, images.metrics())
     images = replace(images, rows=choose_rows(data_args, images, data_seed(args)))
     if args.class_weights is None:
         return images
     weights = make_class_weights(args.class_weights, images.counts(images.chosen), images.names)
     return replace(images, class_weights=weights)
+
+
+def adapt(args: FineTuningArguments, images: LabelledImages) -> FineTuningArguments:
+    """The training arguments for these images: whether there is an evaluation, and when one is better.
+
+    Raises:
+        ValueError: naming the argument that asks for what no evaluation gives.
+    """
+    if images.validation is not None:
+        return with_best_model(args, images.metrics())
+    args = without_evaluation(args)
+    if args.metric_for_best_model is not None:
+        raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
+    return args
 
 
 def build(model_args: ClassifierArguments, images: LabelledImages, token: str | None = None):
@@ -135,7 +143,7 @@ def make_trainer(
     start = open_start(model_args, args.hub_token)
     return ClassificationTrainer(
         model=model,
-        args=with_values(args, eval_strategy="no") if validation is None else args,
+        args=args,
         train_dataset=samples,
         eval_dataset=validation,
         picture_samples=example,
@@ -187,6 +195,7 @@ def fine_tune(
     images: LabelledImages,
 ) -> "ClassificationTrainer":
     """One of several runs on the same images: a trainer that is ready to `run()`."""
+    args = adapt(args, images)
     images = choose_images(data_args, args, images)
     set_seed(args.seed)
     return make_trainer(build(model_args, images, args.hub_token), images, model_args, data_args, args)

@@ -9,13 +9,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from ..arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
-from ..arguments.training import data_seed, with_values
+from ..arguments.training import data_seed
 from ..data.splits import NO_VALIDATION
 from ..export.provenance import data_provenance
 from ..models.detection import A2MIMForObjectDetection
 from ..models.heads import places_of
 from ..pretrained import DETECTORS
-from ..training.best_model import check_best_model, check_without_evaluation
+from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
 from .dense import DenseTask, DenseTrainer
 from .detection_annotations import FIGURES, AveragePrecision
@@ -130,14 +130,16 @@ def load(
     Raises:
         ValueError: naming the argument that does not fit the images.
     """
-    images = load_annotated(data_args, masks, args.hub_token)
+    return load_annotated(data_args, masks, args.hub_token)
+
+
+def adapt(args: DetectionTrainingArguments, images: AnnotatedImages) -> DetectionTrainingArguments:
+    """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        check_without_evaluation(args)
-        return images
+        return without_evaluation(args)
     metrics = [*FIGURES, *(f"map_class_{name}" for name in images.annotations.names)]
-    metrics += [f"mask_{name}" for name in metrics] if masks else []
-    check_best_model(args, dict.fromkeys(metrics, True))
-    return images
+    metrics += [f"mask_{name}" for name in metrics] if images.annotations.masks else []
+    return with_best_model(args, dict.fromkeys(metrics, True))
 
 
 def build(
@@ -179,7 +181,7 @@ def make_trainer(
     )
     return DetectionTrainer(
         model=model,
-        args=with_values(args, eval_strategy="no") if eval_samples is None else args,
+        args=args,
         train_dataset=train_samples,
         eval_dataset=eval_samples,
         data_collator=functools.partial(pad_batch, canvas=sizes.canvas),

@@ -12,10 +12,10 @@ from ..arguments.segmentation import (
     SegmentationModelArguments,
     SegmentationTrainingArguments,
 )
-from ..arguments.training import data_seed, with_values
+from ..arguments.training import data_seed
 from ..data.splits import image_samples
 from ..export.provenance import data_provenance
-from ..training.best_model import check_best_model, check_without_evaluation
+from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
 from ..utils.plotting import to_picture
 from .dense import DenseTask, DenseTrainer
@@ -93,14 +93,16 @@ class SegmentationTrainer(DenseTrainer):
 def load(
     model_args: SegmentationModelArguments, data_args: SegmentationArguments, args: SegmentationTrainingArguments
 ) -> Labelled:
-    """The images with maps of classes. Raises ValueError, naming the argument that does not fit them."""
-    images = load_labelled(data_args, args.hub_token)
+    """The images with maps of classes. Raises as `load_labelled`."""
+    return load_labelled(data_args, args.hub_token)
+
+
+def adapt(args: SegmentationTrainingArguments, images: Labelled) -> SegmentationTrainingArguments:
+    """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        check_without_evaluation(args)
-    else:
-        metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in images.labels.names)]
-        check_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
-    return images
+        return without_evaluation(args)
+    metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in images.labels.names)]
+    return with_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
 
 
 def build(
@@ -144,7 +146,7 @@ def make_trainer(
     )
     return SegmentationTrainer(
         model=model,
-        args=with_values(args, eval_strategy="no") if eval_samples is None else args,
+        args=args,
         train_dataset=train_samples,
         eval_dataset=eval_samples,
         processing_class=processor,

@@ -15,6 +15,7 @@ class Task(NamedTuple):
     Args:
         arguments: dataclasses of model, data and training arguments.
         load: `(model_args, data_args, args)` to the images to train on and to evaluate on.
+        adapt: `(args, images)` to the training arguments for these images: whether to evaluate, and what is better.
         build: `(model_args, images, token)` to the model.
         make_trainer: `(model, images, model_args, data_args, args)` to a trainer that is ready to `run()`.
         evaluate: `(model_args, data_args, args)` to the metrics of the model in `--model_name_or_path`.
@@ -24,6 +25,7 @@ class Task(NamedTuple):
 
     arguments: tuple[type, type, type]
     load: Callable
+    adapt: Callable
     build: Callable
     make_trainer: Callable
     evaluate: Callable[..., dict]
@@ -38,19 +40,19 @@ def load_task(name: str) -> Task:
         from . import classification as c
 
         arguments = (model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments)
-        return Task(arguments, c.load, c.build, c.make_trainer, c.evaluate, c.compare)
+        return Task(arguments, c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
     if name == "semantic-segmentation":
         from ..arguments import segmentation as a
         from . import segmentation as s
 
         arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
-        return Task(arguments, s.load, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
+        return Task(arguments, s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
     from ..arguments import detection as a
     from . import detection as d
 
     arguments = (a.DetectionModelArguments, a.DetectionArguments, a.DetectionTrainingArguments)
     load, evaluate = (functools.partial(f, masks=name == "instance-segmentation") for f in (d.load, d.evaluate))
-    return Task(arguments, load, d.build, d.make_trainer, evaluate, log_result=d.log_result)
+    return Task(arguments, load, d.adapt, d.build, d.make_trainer, evaluate, log_result=d.log_result)
 
 
 def find_task(given: argparse.Namespace, script: str) -> str:
