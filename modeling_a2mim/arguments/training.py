@@ -19,7 +19,7 @@ from ..recipes import recipe_names
 
 logger = logging.getLogger("a2mim")
 
-LOGGING_STEPS, LEAST_LOGS = 50, 20
+LOGGING_STEPS = 50
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
@@ -31,12 +31,14 @@ class A2MIMTrainingArguments(TrainingArguments):
         USUAL_RATE: a learning rate, and the batch that it is for.
         USUAL_STEPS: as many as it takes to learn.
         USUAL_EPOCHS: the fewest and the most epochs for so many steps.
+        MOST_EVALUATIONS: in a run whose length and evaluations are not given; `None`: as many as epochs.
     """
 
     # By measurement: benchmarks/results/rates.md, first_run.md and few_labels.md.
     USUAL_RATE: ClassVar[tuple[float, int]] = (1e-3, 16)
     USUAL_STEPS: ClassVar[int] = 2000
     USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 400)
+    MOST_EVALUATIONS: ClassVar[int | None] = None
 
     recipe: str | None = HfArg(
         default=None, help=f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."
@@ -207,22 +209,6 @@ class A2MIMTrainingArguments(TrainingArguments):
         least, most = self.USUAL_EPOCHS
         return min(most, max(least, math.ceil(self.USUAL_STEPS / self.steps_per_epoch(images))))
 
-    def choose_length(self, images: int):
-        """Set `num_train_epochs`, where it is to be chosen, for so many images, and say why."""
-        if self.length_given or self.max_steps > 0:
-            return
-        self.num_train_epochs = float(self.usual_epochs(images))
-        logger.info(
-            "num_train_epochs auto: %d passes over %s images in steps of %d, %s steps (it takes some %s to learn; at "
-            "least %d and at most %d passes)",
-            self.num_train_epochs,
-            f"{images:,}",
-            self.step_batch_size,
-            f"{round(self.num_train_epochs) * self.steps_per_epoch(images):,}",
-            f"{self.USUAL_STEPS:,}",
-            *self.USUAL_EPOCHS,
-        )
-
     def _read_epochs(self):
         if not self.length_given:  # "auto" until the number of images is known
             self.num_train_epochs = 3.0 if self.max_steps > 0 else "auto"  # max_steps counts, transformers compares
@@ -234,11 +220,6 @@ class A2MIMTrainingArguments(TrainingArguments):
         if not 0 < epochs < math.inf:
             raise ValueError(f"num_train_epochs: expected a number above 0 or auto, got {self.num_train_epochs!r}")
         self.num_train_epochs = epochs
-
-    def choose_logging_steps(self, max_steps: int):
-        """Set `logging_steps`, unless they were given, for a run of so many steps: 50, or fewer for 20 logs."""
-        if not self.logging_steps_given:
-            self.logging_steps = min(LOGGING_STEPS, max(1, max_steps // LEAST_LOGS))
 
     def _check_early_stopping(self):
         if self.early_stopping_patience is None:
@@ -324,7 +305,7 @@ class FineTuningArguments(A2MIMTrainingArguments):
     USUAL_RATE: ClassVar[tuple[float, int]] = (5e-4, 64)
     USUAL_STEPS: ClassVar[int] = 400
     USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 50)
-    MOST_EVALUATIONS: ClassVar[int] = 10  # of few images, an epoch is a step or two
+    MOST_EVALUATIONS: ClassVar[int | None] = 10  # of few images, an epoch is a step or two
 
     eval_strategy: str | None = HfArg(
         default=None,
@@ -372,13 +353,6 @@ class FineTuningArguments(A2MIMTrainingArguments):
             raise ValueError("bce_target_thresh: is for --bce_loss")
         if self.class_weights is not None:
             self._check_class_weights()
-
-    def choose_length(self, images: int):
-        super().choose_length(images)
-        given = self.evaluations_given or self.eval_steps is not None or self.load_best_model_at_end
-        chosen = not self.length_given and not given
-        if chosen and self.num_train_epochs > self.MOST_EVALUATIONS and self.eval_strategy == IntervalStrategy.EPOCH:
-            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, 1 / self.MOST_EVALUATIONS
 
     def _check_class_weights(self):
         if self.bce_loss:
