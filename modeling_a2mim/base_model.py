@@ -32,9 +32,9 @@ class A2MIMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Base class of all models here: loading and saving, weight initialization, gradient checkpointing.
 
-    The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
-    initializes the mask token and the decoder. Checkpoints are read from safetensors only.
-    """
+        The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
+        initializes the mask token and the decoder. Checkpoints are read from safetensors only.
+        """
         if isinstance(module, MaskToken):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
             if module.gamma is not None:
