@@ -30,7 +30,7 @@ from ..models.backbone import A2MIMBackbone, four_stages
 from ..models.heads import kept_as_it_is, load_head
 from ..models.resizing import resized_weights
 from ..pretrained import Pretrained, open_pretrained
-from ..training.trainer import A2MIMTrainer
+from ..training.encoder_trainer import EncoderTrainer
 from ..utils.plotting import loss_curve
 
 
@@ -199,9 +199,9 @@ class DenseTrainingArguments(A2MIMTrainingArguments):
     )
 
 
-class DenseTrainer(A2MIMTrainer):
+class DenseTrainer(EncoderTrainer):
     """Train a model of transformers that holds an `A2MIMBackbone`; checkpoints, resuming and pushing are
-    `A2MIMTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a picture.
+    `EncoderTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a picture.
 
     Args:
         task: what the card says of it.
@@ -228,23 +228,19 @@ class DenseTrainer(A2MIMTrainer):
         if draw is not None:
             self.add_callback(PredictionsCallback(draw, shown))
 
-    def exported(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model in the form that users load; `model` itself if there is no better one."""
-        return model
-
     def export(self, folder: str):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             scratch = Path(scratch)
-            self.exported(self._unwrapped()).save_pretrained(scratch)
+            self.model_to_export().save_pretrained(scratch)
             self.processing_class.save_pretrained(scratch)
             self._describe(scratch, folder)
             for weights in scratch.glob("*.safetensors"):  # which safetensors makes readable for the owner only
                 weights.chmod((scratch / "config.json").stat().st_mode)
             replace_files(folder, scratch)
 
-    def describe(self, folder: str):
+    def write_card(self, folder: str):
         folder = Path(folder)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             self._describe(Path(scratch), folder)
@@ -259,7 +255,7 @@ class DenseTrainer(A2MIMTrainer):
         files = {path.name for place in (scratch, folder) for path in place.iterdir()}
         config = next(place / "config.json" for place in (scratch, folder) if (place / "config.json").is_file())
         plain = OURS not in config.read_text()
-        dense_card(self._unwrapped(), self.task, record, self.hub_model_id, files, plain).save(scratch / "README.md")
+        dense_card(self.unwrapped(), self.task, record, self.hub_model_id, files, plain).save(scratch / "README.md")
 
 
 class PredictionsCallback(TrainerCallback):

@@ -1,4 +1,4 @@
-"""What happens beside the steps of training: passes begin, logs and pictures are written, time is taken."""
+"""What happens beside the steps of training: logs and figures are written, time is taken."""
 
 import contextlib
 import datetime
@@ -8,30 +8,14 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..analysis.reconstruction import reconstruction_picture
-from ..data.progress import TrainingData
 from ..evaluation.class_figures import class_figure
 from ..export.filenames import EXAMPLE, PICTURE
 from ..utils.files import finite
 from ..utils.plotting import to_picture
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
-
-
-class PassCallback(TrainerCallback):
-    """Tells the data which pass begins, and that it ends."""
-
-    def __init__(self, data: TrainingData):
-        self.data, self.next = data, data.batches.resumed[0]
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.data.begin(self.next)
-        self.next += 1
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.data.end(gather_object)
 
 
 class OverwriteCallback(TrainerCallback):

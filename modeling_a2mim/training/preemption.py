@@ -12,6 +12,7 @@ import signal
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import seed_worker
 
 
 logger = logging.getLogger("a2mim")
@@ -31,6 +32,18 @@ def without_jit_callback(trainer):
 def ignore_sigterm(worker: int):
     """For a worker that loads data: a signal to all processes of a job must not end it before the step is finished."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def start_worker(worker: int, num_workers: int, rank: int, ignores_sigterm: bool = False):
+    """Begin a worker that loads data as Trainer's, which seeds it.
+
+    Args:
+        worker: its number, of `num_workers` of the process `rank`.
+        ignores_sigterm: see `ignore_sigterm`.
+    """
+    seed_worker(worker, num_workers, rank)
+    if ignores_sigterm:
+        ignore_sigterm(worker)
 
 
 class SigtermCallback(TrainerCallback):
