@@ -1,4 +1,4 @@
-"""Fine-tuning: mixed batches, their losses, and averages of the weights, all of them timm's."""
+"""The trainer of classifiers: mixed batches, their losses, and averages of the weights, all of them timm's."""
 
 import contextlib
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ class FineTuningTrainer(EncoderTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _mix(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixed images, and soft labels (batch, classes). How they are mixed depends on seed, step and process alone,
-        so that a run that goes on does the same."""
+        """Mixed images, and soft labels (batch, classes). The mixing depends on seed, step and process alone, so that
+        a run that resumes does the same."""
         step, count = self._mixed
         step, count = (step, count + 1) if step == self.state.global_step else (self.state.global_step, 0)
         self._mixed = step, count
@@ -83,7 +83,7 @@ class FineTuningTrainer(EncoderTrainer):
 
     @contextlib.contextmanager
     def averaged(self):
-        """The model has the averaged weights meanwhile, if there are any."""
+        """Give the model the averaged weights meanwhile, if there are any."""
         self._swap()
         try:
             yield

@@ -201,7 +201,7 @@ class DenseTrainingArguments(A2MIMTrainingArguments):
 
 class DenseTrainer(EncoderTrainer):
     """Train a model of transformers that holds an `A2MIMBackbone`; checkpoints, resuming and pushing are
-    `EncoderTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a picture.
+    `EncoderTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a figure.
 
     Args:
         task: what the card says of it.
@@ -259,8 +259,8 @@ class DenseTrainer(EncoderTrainer):
 
 
 class PredictionsCallback(TrainerCallback):
-    """Writes a picture of predictions when training ends, and the names of the images in it to a file of their own,
-    as the picture may be published."""
+    """Writes a figure of predictions when training ends, and the names of its images to a file of their own, as the
+    figure may be published."""
 
     def __init__(self, draw: Callable[[PreTrainedModel], Image.Image], shown: Sequence[str] = ()):
         self.draw, self.shown = draw, shown
@@ -268,11 +268,11 @@ class PredictionsCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         training = model.training
         with torch.no_grad():  # on every process, for sharded models
-            picture = self.draw(model.eval())
+            figure = self.draw(model.eval())
         model.train(training)
         if state.is_world_process_zero:
             path = Path(args.output_dir) / PREDICTIONS
-            picture.save(path)
+            figure.save(path)
             path.with_suffix(".txt").write_text("".join(f"{name}\n" for name in self.shown), encoding="utf-8")
 
 

@@ -75,14 +75,14 @@ class EncoderTrainer(PublishingTrainer):
             if self.pop_callback(usual):
                 self.add_callback(readable)
         if picture_samples:
-            self.add_callback(self.figures(default_data_collator(picture_samples), picture_names))
+            self.add_callback(self.figure_callback(default_data_collator(picture_samples), picture_names))
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args.choose_length(images)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping)
 
-    def figures(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
-        """What shows `picture_samples`, given as a batch."""
+    def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
+        """The callback that draws `picture_samples`, given as a batch."""
         return ExampleCallback(batch)
 
     # Data

@@ -27,12 +27,12 @@ from ..data.progress import TrainingData
 from ..utils.files import finite, save_json
 from .best_model import EarlyStopping
 from .checkpoints import (
-    ASIDE,
+    TEMPORARY,
     check_settings,
+    clear_temporary,
     complete,
     find_checkpoint,
-    prepare_aside,
-    read_record,
+    read_manifest,
     remove_leftovers,
     rotate,
     verify,
@@ -204,7 +204,7 @@ class ResumableTrainer(Trainer):
         self.resumed_from = self._find_checkpoint(resume_from_checkpoint)
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
-        self._resumed_data = None if self.resumed_from is None else read_record(self.resumed_from)["data"]
+        self._resumed_data = None if self.resumed_from is None else read_manifest(self.resumed_from)["data"]
         if self._resumed_data is not None:
             self.args.ignore_data_skip = False  # nothing is read to be skipped
         elif self.resumed_from is not None and isinstance(self.train_dataset, ImageSamples):
@@ -239,7 +239,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return Resumption()
         step = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
-        resumption = compare(Path(checkpoint).name, read_record(checkpoint).get("run"), self._settings, step)
+        resumption = compare(Path(checkpoint).name, read_manifest(checkpoint).get("run"), self._settings, step)
         if self.is_deepspeed_enabled and (resumption.restarts_schedule or resumption.grouped):
             names = ", ".join(resumption.changed)
             raise ValueError(f"resume_from_checkpoint: with DeepSpeed, {names} cannot change in the middle of a run")
@@ -357,9 +357,9 @@ class ResumableTrainer(Trainer):
         run_dir = Path(self._get_output_dir(trial))
         target = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
-            prepare_aside(run_dir)
+            clear_temporary(run_dir)
         self.accelerator.wait_for_everyone()
-        self._temporary = str(run_dir / ASIDE)
+        self._temporary = str(run_dir / TEMPORARY)
         try:
             with writing(run_dir):
                 super()._save_checkpoint(model, trial)
@@ -371,7 +371,7 @@ class ResumableTrainer(Trainer):
         data = self.data_state()
         self.accelerator.wait_for_everyone()  # each process has files of its own
         if self.args.should_save:
-            folder = run_dir / ASIDE / target.name
+            folder = run_dir / TEMPORARY / target.name
             run = keep(self._settings, self.resumption)
             with writing(run_dir):
                 save_json(asdict(self.state), folder / TRAINER_STATE_NAME)

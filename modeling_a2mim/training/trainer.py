@@ -54,8 +54,8 @@ class A2MIMTrainer(EncoderTrainer):
         """Whether the model is one for pre-training."""
         return isinstance(self.unwrapped(), A2MIMForPreTraining)
 
-    def figures(self, batch, names):
-        return ReconstructionCallback(batch, names) if self.reconstructs else super().figures(batch, names)
+    def figure_callback(self, batch, names):
+        return ReconstructionCallback(batch, names) if self.reconstructs else super().figure_callback(batch, names)
 
     def prepared(self, inputs):
         if isinstance(self.train_dataset.transform, PreTrainTransform):
