@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.export.record import PACE, PACKAGES  # noqa: E402
-from modeling_a2mim.training.checkpoints import ASIDE, verify  # noqa: E402
+from modeling_a2mim.training.checkpoints import TEMPORARY, verify  # noqa: E402
 
 
 STARTING, TRAINING, SAVING, TERMINATED, FINISHING = "starting", "training", "saving", "terminated", "finishing"
@@ -76,10 +76,10 @@ class Run:
         if not self.steps:  # what an earlier one left is still there
             return []
         try:
-            names = os.listdir(self.output_dir / ASIDE)
+            names = os.listdir(self.output_dir / TEMPORARY)
         except FileNotFoundError:  # it comes and goes
             return []
-        return [self.output_dir / ASIDE / name for name in names if not name.endswith(".old")]
+        return [self.output_dir / TEMPORARY / name for name in names if not name.endswith(".old")]
 
     def signal(self, number: signal.Signals):
         os.killpg(self.process.pid, number)

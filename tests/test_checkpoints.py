@@ -25,7 +25,14 @@ from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import load_pretraining_model
 from modeling_a2mim.export.record import PACE
 from modeling_a2mim.training import checkpoints
-from modeling_a2mim.training.checkpoints import ASIDE, RECORD, check_settings, find_checkpoint, read_record, verify
+from modeling_a2mim.training.checkpoints import (
+    MANIFEST,
+    TEMPORARY,
+    check_settings,
+    find_checkpoint,
+    read_manifest,
+    verify,
+)
 from modeling_a2mim.training.outputs import METRICS, check_output_dir
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -77,9 +84,9 @@ def test_a_checkpoint_and_its_record(whole):
     folder = Path(whole.args.output_dir)
     assert names(folder) == [f"checkpoint-{step}" for step in range(1, STEPS + 1)]
     for checkpoint in folder.glob("checkpoint-*"):
-        assert sorted(path.name for path in checkpoint.iterdir()) == sorted([*FILES, RECORD])
+        assert sorted(path.name for path in checkpoint.iterdir()) == sorted([*FILES, MANIFEST])
         assert verify(checkpoint) == []
-        record = read_record(checkpoint)
+        record = read_manifest(checkpoint)
         assert sorted(record["files"]) == FILES
         assert {"torch", "transformers"} <= record["versions"].keys()
         assert record["settings"]["mask_ratio"] == 0.6
@@ -87,7 +94,7 @@ def test_a_checkpoint_and_its_record(whole):
 
 def test_folders_are_recorded_too(tmp_path):
     """FSDP and DeepSpeed write folders of files."""
-    folder = tmp_path / ASIDE / "checkpoint-1"
+    folder = tmp_path / TEMPORARY / "checkpoint-1"
     (folder / "optimizer_0" / "shards").mkdir(parents=True)
     (folder / "optimizer_0" / "shards" / "__0_0.distcp").write_bytes(bytes(3 << 20))
     model = A2MIMForPreTraining(A2MIMConfig(**CONFIG))
@@ -95,7 +102,7 @@ def test_folders_are_recorded_too(tmp_path):
     checkpoints.complete(folder, tmp_path / "checkpoint-1", model, data)
     assert names(tmp_path) == ["checkpoint-1"]
     assert verify(tmp_path / "checkpoint-1") == []
-    assert read_record(tmp_path / "checkpoint-1")["data"] == data
+    assert read_manifest(tmp_path / "checkpoint-1")["data"] == data
     (tmp_path / "checkpoint-1" / "optimizer_0" / "shards" / "__0_0.distcp").unlink()
     assert verify(tmp_path / "checkpoint-1") == ["optimizer_0/shards/__0_0.distcp is missing"]
 
@@ -112,7 +119,7 @@ MOMENTS = {
     "after the scheduler": (torch, "save", "scheduler.pt", "after"),
     "after the random state": (torch, "save", "rng_state.pth", "after"),
     "after Trainer's state": (TrainerState, "save_to_json", "trainer_state.json", "after"),
-    "half of the record": (Path, "write_text", RECORD, "half"),
+    "half of the record": (Path, "write_text", MANIFEST, "half"),
     "after the record": (checkpoints, "_put_in_place", "", "before"),
     "after the rename": (os, "rename", "", "after"),
     "before what is old is deleted": (checkpoints, "remove_leftovers", "", "before"),
@@ -153,7 +160,7 @@ def test_killed_while_saving(whole, tmp_path, moment):
     with killed_at(moment, 3):
         train(tmp_path)
     for name in names(tmp_path):
-        assert name == ASIDE or verify(tmp_path / name) == []
+        assert name == TEMPORARY or verify(tmp_path / name) == []
     recorded = list(MOMENTS).index(moment) >= list(MOMENTS).index("after the record")
     found = find_checkpoint("last", str(tmp_path))
     assert Path(found).name == ("checkpoint-3" if recorded else "checkpoint-2")
@@ -230,7 +237,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["deleted", "truncated", "emptied", "flipped"])
-@pytest.mark.parametrize("file", [*FILES, RECORD])
+@pytest.mark.parametrize("file", [*FILES, MANIFEST])
 def test_damage_is_found_and_named(saved, caplog, file, how):
     damage(saved / "checkpoint-5" / file, how)
     said = {
@@ -239,7 +246,7 @@ def test_damage_is_found_and_named(saved, caplog, file, how):
         "emptied": f"{file} is truncated: 0 of ",
         "flipped": f"{file} does not have the recorded checksum",
     }[how]
-    if file == RECORD:
+    if file == MANIFEST:
         said = "has no checkpoint.json: it was not completed" if how == "deleted" else "checkpoint.json is damaged"
     assert said in verify(saved / "checkpoint-5")[0]
     if how != "flipped":  # needs no checksums
@@ -259,14 +266,14 @@ def test_damage_is_found_and_named(saved, caplog, file, how):
 
 def test_every_byte_of_a_record_counts(saved):
     """Its own checksum covers what it says of the data, too."""
-    path = saved / "checkpoint-5" / RECORD
+    path = saved / "checkpoint-5" / MANIFEST
     record = json.loads(path.read_text())
     for key in record:
         path.write_text(json.dumps({**record, key: "other"}))
-        assert verify(saved / "checkpoint-5")[0].startswith(f"{RECORD} is damaged")
+        assert verify(saved / "checkpoint-5")[0].startswith(f"{MANIFEST} is damaged")
     for content in ("[1]", '"text"', "null", "{}", "\x00" * 20, "{\udcff".encode("utf-8", "surrogatepass")):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        assert verify(saved / "checkpoint-5")[0].startswith(f"{RECORD} is damaged")
+        assert verify(saved / "checkpoint-5")[0].startswith(f"{MANIFEST} is damaged")
 
 
 def test_training_goes_on_from_the_last_complete_one(whole, saved, caplog):
@@ -289,7 +296,7 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
         find_checkpoint(str(tmp_path / "empty"), str(tmp_path / "empty"))
-    (tmp_path / "cut" / ASIDE / "checkpoint-1").mkdir(parents=True)  # killed while it wrote its first one
+    (tmp_path / "cut" / TEMPORARY / "checkpoint-1").mkdir(parents=True)  # killed while it wrote its first one
     for value, name in [("last", "empty"), (True, "nothing"), ("true", "cut")]:  # nothing to go on from yet
         assert find_checkpoint(value, str(tmp_path / name), thorough=True) is None
     newest = str(saved / "checkpoint-5")
@@ -301,7 +308,7 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
     for no in (None, "false"):
         with pytest.raises(ValueError, match="^output_dir: .* holds checkpoints of another run; continue it"):
             check_output_dir(str(saved), no)
-    (Path(newest) / RECORD).unlink()
+    (Path(newest) / MANIFEST).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-5 cannot be used: has no checkpoint\.json: .* Trainer"):
         find_checkpoint(newest, "")
 
@@ -370,7 +377,7 @@ def test_fields_that_a_checkpoint_has_not_yet(monkeypatch, nested):
 
     settings = json.loads(json.dumps(checkpoints.settings(model("linear"))))
     del (settings["backbone_config"] if nested else settings)["decoder"]
-    monkeypatch.setattr(checkpoints, "read_record", lambda folder: {"settings": settings})
+    monkeypatch.setattr(checkpoints, "read_manifest", lambda folder: {"settings": settings})
     check_settings("checkpoint-1", model("linear"))
     with pytest.raises(ValueError, match=r"made with (backbone_config|decoder linear, this run has multiscale;)"):
         check_settings("checkpoint-1", model("multiscale"))
@@ -412,8 +419,8 @@ def test_limit_with_broken_checkpoints_and_leftovers(whole, tmp_path):
         train(tmp_path, callbacks=[Crash(4)], save_total_limit=2)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     damage(tmp_path / "checkpoint-3" / "model.safetensors", "truncated")
-    (tmp_path / ASIDE / "checkpoint-9").mkdir(parents=True)
-    (tmp_path / ASIDE / "checkpoint-1.old").mkdir()
+    (tmp_path / TEMPORARY / "checkpoint-9").mkdir(parents=True)
+    (tmp_path / TEMPORARY / "checkpoint-1.old").mkdir()
     (tmp_path / "checkpoint-7").mkdir()  # half deleted: the newest by number and by time of change
     # Step 3 replaces the broken one; then 7, which is no use to anybody, goes before 2.
     with pytest.raises(KeyboardInterrupt):
@@ -457,7 +464,7 @@ def run_two(rank: int, folder: str):
     options = {"save_steps": 2, "ddp_backend": "gloo", "steps": 4}
     whole = train(output_dir, **options)
     distributed.barrier()
-    result = {"files": sorted(read_record(output_dir / "checkpoint-4")["files"])}
+    result = {"files": sorted(read_manifest(output_dir / "checkpoint-4")["files"])}
     if rank == 0:
         damage(output_dir / "checkpoint-4" / "rng_state_1.pth", "flipped")
     distributed.barrier()
@@ -503,7 +510,7 @@ def test_tokens_are_written_nowhere(tmp_path):
     env["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
     done = subprocess.run([str(c) for c in command], capture_output=True, cwd=tmp_path, env=env, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "out" / "checkpoint-2" / RECORD).exists()
+    assert (tmp_path / "out" / "checkpoint-2" / MANIFEST).exists()
     assert any(tmp_path.rglob("events.out.*")) == (report_to == "tensorboard")
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert written.pop(str(tmp_path / "home" / "token")) == tokens[2].encode()

@@ -83,7 +83,7 @@ def test_a_killed_run_with_everything_goes_on_to_the_same_weights(tmp_path):
     assert all(torch.equal(value, averages[name]) for name, value in resumed.averages.module.state_dict().items())
     (tmp_path / "whole" / "checkpoint-8" / "ema.safetensors").unlink()
     with pytest.raises(ValueError, match="^model_ema_decay: checkpoint-8 was made without averaged weights"):
-        whole._load_averages(str(tmp_path / "whole" / "checkpoint-8"))
+        whole.load_averages(str(tmp_path / "whole" / "checkpoint-8"))
 
 
 def test_averages_by_hand_and_where_they_are_used(tmp_path):
@@ -110,12 +110,15 @@ def test_averages_by_hand_and_where_they_are_used(tmp_path):
 
 
 def test_the_best_checkpoint_brings_its_averages(tmp_path):
-    trainer = make_trainer(tmp_path, num_train_epochs=2, model_ema_decay=0.5, save_steps=1, eval_steps=1)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "figure", "greater_is_better": True}
+    trainer = make_trainer(tmp_path, max_steps=4, model_ema_decay=0.5, eval_strategy="steps", eval_steps=1, **best)
+    figures = iter([0.0, 1.0, 0.5, 0.0])
+    trainer.compute_metrics = lambda prediction: {"figure": next(figures)}
     trainer.train()
-    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-2")
-    trainer._load_best_model()
-    kept = load_file(tmp_path / "checkpoint-2" / "ema.safetensors")
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    kept, last = (load_file(tmp_path / f"checkpoint-{step}" / "ema.safetensors") for step in (2, 4))
     assert all(torch.equal(value, kept[name]) for name, value in trainer.averages.module.state_dict().items())
+    assert not all(torch.equal(value, last[name]) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("count", [1, 6, 7])

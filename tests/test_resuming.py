@@ -15,7 +15,7 @@ import run_pretraining
 from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resuming
-from modeling_a2mim.training.checkpoints import RECORD, read_record
+from modeling_a2mim.training.checkpoints import MANIFEST, read_manifest
 from modeling_a2mim.training.resuming import FIXED, LENGTH, NOT_COMPARED, NOT_COMPARED_PREFIXES, RATE, compare
 
 
@@ -62,7 +62,7 @@ def run(finished, tmp_path):
 
 
 def test_what_a_checkpoint_says_of_its_run(run):
-    kept = read_record(run / "checkpoint-5")["run"]
+    kept = read_manifest(run / "checkpoint-5")["run"]
     assert (kept["schedule_start"], kept["history"]) == (0, [])
     training, data = kept["settings"]["training"], kept["settings"]["data"]
     assert (training["learning_rate"], training["num_train_epochs"], training["optim"]) == (
@@ -71,7 +71,7 @@ def test_what_a_checkpoint_says_of_its_run(run):
         "adamw_torch_fused",
     )
     assert (data["hflip"], data["crop_scale"], data["image_column_name"]) == (0.5, [0.8, 1.0], "image")
-    assert str(run.parent.parent) not in (run / "checkpoint-5" / RECORD).read_text()
+    assert str(run.parent.parent) not in (run / "checkpoint-5" / MANIFEST).read_text()
 
 
 def test_rate_decay_and_length_take_effect_from_there_on(run, finished, caplog):
@@ -101,7 +101,7 @@ def test_rate_decay_and_length_take_effect_from_there_on(run, finished, caplog):
     assert {tuple(group["betas"]) for group in state["param_groups"]} == {(0.9, 0.9)}
     found = record(run)
     assert (found["learning_rate"], found["weight_decay"], found["steps"], found["warmup_steps"]) == (1e-5, 0.3, 16, 1)
-    assert found["resumed"] == read_record(run / "checkpoint-16")["run"]["history"]
+    assert found["resumed"] == read_manifest(run / "checkpoint-16")["run"]["history"]
     assert found["resumed"][0]["changed"]["learning_rate"] == [1e-3, 1e-5]
     assert (
         "| resumed with other settings | step 5: num_train_epochs 4.0 instead of 2.0, learning_rate 1e-05 instead of"

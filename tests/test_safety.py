@@ -24,7 +24,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.export.__main__ import main as push
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
-from modeling_a2mim.training.checkpoints import RECORD, verify
+from modeling_a2mim.training.checkpoints import MANIFEST, verify
 
 from .families import family_config
 
@@ -230,7 +230,7 @@ def test_checkpoints_that_list_files_outside(place):
     save_file({"x": torch.zeros(1)}, place / "model.safetensors")
     folder = place / "run" / "checkpoint-1"
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text(json.dumps({"files": {"../../../../secret.png": {"size": 1, "crc32": 0}}}))
+    (folder / MANIFEST).write_text(json.dumps({"files": {"../../../../secret.png": {"size": 1, "crc32": 0}}}))
     assert verify(folder)
 
 

@@ -90,14 +90,14 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
 
     def spy(report):
         trained(report)
-        seen.append((resumed._data._position, report["seen"]))
+        seen.append((resumed.training_data._position, report["seen"]))
 
     begin = resumed.get_train_dataloader
 
     def get_train_dataloader():
         nonlocal trained
         loader = begin()
-        trained, resumed._data.trained = resumed._data.trained, spy
+        trained, resumed.training_data.trained = resumed.training_data.trained, spy
         return loader
 
     resumed.get_train_dataloader = get_train_dataloader

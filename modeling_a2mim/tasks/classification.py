@@ -247,21 +247,20 @@ class ClassificationTrainer(FineTuningTrainer):
             logs = {name: value for name, value in logs.items() if class_figure(name) is None}
         super().log(logs, start_time)
 
-    def conclude(self):
+    def after_evaluation(self, metrics):
         log_figures(self._figures, self.names, self.counts, len(self._prediction.label_ids))
-        metrics = {}
+        further = {}
         if self.corruptions is not None:
             with self.averaged(), self.accelerator.autocast():
-                metrics, rows = try_corruptions(self._unwrapped(), self.eval_dataset, self.args, self.corruptions)
+                further, rows = try_corruptions(self.unwrapped(), self.eval_dataset, self.args, self.corruptions)
             self.provenance |= {"measured": rows, "measured_on": "on corrupted images, accuracy"}
         if self.args.should_save and self.problem_type == SINGLE:
             draw_errors(self.args.output_dir, self._prediction, self.eval_dataset, self.model.config, self.names)
-        return metrics
+        return further
 
-    # A probe is published as the classifier that it is equal to, where there is one.
-
-    def _published(self):
-        model = super()._published()
+    def model_to_export(self):
+        """A probe becomes the classifier that it is equal to, where there is one."""
+        model = super().model_to_export()
         return model.to_classifier() if isinstance(model, LinearProbe) else model
 
     @property
@@ -271,15 +270,15 @@ class ClassificationTrainer(FineTuningTrainer):
     def export(self, folder):
         if not self._inner_probe:
             return super().export(folder)
-        self._unwrapped().save_pretrained(folder)
+        self.unwrapped().save_pretrained(folder)
         logger.warning(
             "probe_layers: timm knows no classifier on an inner layer; %s is read by LinearProbe.from_pretrained",
             folder,
         )
 
-    def describe(self, folder):
+    def write_card(self, folder):
         if not self._inner_probe:
-            super().describe(folder)
+            super().write_card(folder)
 
 
 def shown_weights(weights: Sequence[float], names: Sequence[str]) -> str:
@@ -384,7 +383,7 @@ def evaluate(
         corruptions=data_args.corruptions,
     )
     metrics = trainer.evaluate()
-    metrics |= trainer.conclude()
+    metrics |= trainer.after_evaluation(metrics)
     if args.should_save:
         trainer.save_metrics("eval", metrics)
     return metrics

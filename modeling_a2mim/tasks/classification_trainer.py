@@ -1,4 +1,4 @@
-"""Fine-tuning: mixed batches, their losses, and averages of the weights, all of them timm's."""
+"""The trainer of classifiers: mixed batches, their losses, and averages of the weights, all of them timm's."""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from transformers import TrainerCallback
 
 from ..arguments.training import FineTuningArguments
 from ..data.transforms import seeded
-from ..training.trainer import A2MIMTrainer
+from ..training.encoder_trainer import EncoderTrainer
 
 
 AVERAGES = "ema.safetensors"  # in a checkpoint
 
 
-class FineTuningTrainer(A2MIMTrainer):
-    """`A2MIMTrainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights
-    are averaged, the averages are evaluated and exported; checkpoints hold both.
+class FineTuningTrainer(EncoderTrainer):
+    """`Trainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights are
+    averaged, the averages are evaluated and exported; checkpoints hold both.
 
     Args:
         class_weights: the weight of each class in the training loss (`make_class_weights`).
@@ -50,7 +50,7 @@ class FineTuningTrainer(A2MIMTrainer):
             self.averages = ModelEmaV3(
                 self.model, options.model_ema_decay, use_warmup=options.model_ema_warmup, device=options.device
             )
-            self.add_callback(AverageCallback(self.averages))
+            self.add_callback(AverageCallback(self))
         self._mixed = (0, 0)  # step, and batches of it that were mixed
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -59,8 +59,8 @@ class FineTuningTrainer(A2MIMTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _mix(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixed images, and soft labels (batch, classes). How they are mixed depends on seed, step and process alone,
-        so that a run that goes on does the same."""
+        """Mixed images, and soft labels (batch, classes). The mixing depends on seed, step and process alone, so that
+        a run that resumes does the same."""
         step, count = self._mixed
         step, count = (step, count + 1) if step == self.state.global_step else (self.state.global_step, 0)
         self._mixed = step, count
@@ -86,7 +86,7 @@ class FineTuningTrainer(A2MIMTrainer):
 
     @contextlib.contextmanager
     def averaged(self):
-        """The model has the averaged weights meanwhile, if there are any."""
+        """Give the model the averaged weights meanwhile, if there are any."""
         self._swap()
         try:
             yield
@@ -97,7 +97,7 @@ class FineTuningTrainer(A2MIMTrainer):
     def _swap(self):
         if self.averages is None:
             return
-        ours, theirs = self._unwrapped(), self.averages.module
+        ours, theirs = self.unwrapped(), self.averages.module
         for one, two in ((ours.parameters(), theirs.parameters()), (ours.buffers(), theirs.buffers())):
             for a, b in zip(one, two, strict=True):
                 kept = a.clone()
@@ -112,35 +112,39 @@ class FineTuningTrainer(A2MIMTrainer):
         with self.averaged():
             super().export(folder)
 
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.averages is not None and self.args.should_save:
-            save_model(self.averages.module, str(Path(output_dir or self.args.output_dir, AVERAGES)))
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.averages is not None and self.args.should_save:  # a checkpoint
+            save_model(self.averages.module, str(Path(output_dir, AVERAGES)))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_averages(resume_from_checkpoint)
+    def load_averages(self, checkpoint: str):
+        """Take the averages of a checkpoint.
 
-    def _load_best_model(self):
-        super()._load_best_model()
-        self._load_averages(self.state.best_model_checkpoint)
-
-    def _load_averages(self, checkpoint: str):
-        if self.averages is None:
-            return
+        Raises:
+            ValueError: naming `model_ema_decay`, if it has none.
+        """
         if not Path(checkpoint, AVERAGES).is_file():
             raise ValueError(f"model_ema_decay: {Path(checkpoint).name} was made without averaged weights")
         load_model(self.averages.module, str(Path(checkpoint, AVERAGES)), device=str(self.args.device))
 
 
 class AverageCallback(TrainerCallback):
-    """Averages the weights after each step."""
+    """Averages the weights after each step; the averages of a checkpoint come with its weights."""
 
-    def __init__(self, averages: ModelEmaV3):
-        self.averages = averages
+    def __init__(self, trainer: FineTuningTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.resumed_from is not None:
+            self.trainer.load_averages(self.trainer.resumed_from)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.averages.update(model, step=state.global_step)
+        if self.trainer.averages is not None:
+            self.trainer.averages.update(model, step=state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.trainer.load_averages(state.best_model_checkpoint)
 
 
 def make_mixup(args: FineTuningArguments, classes: int) -> Mixup | None:

@@ -21,7 +21,7 @@ from ..export.folder import SCRATCH, replace_files
 from ..export.methods import BIBTEX, made_from, method_tags, names_in, recorded_method
 from ..export.model_card import TAGS, TEMPLATE, by_sides, evaluation_lines, run_facts, table_cell
 from ..modeling_a2mim import A2MIMModel
-from ..training.trainer import A2MIMTrainer
+from ..training.encoder_trainer import EncoderTrainer
 from ..utils.plotting import loss_curve
 
 
@@ -54,9 +54,9 @@ class DenseTask:
     pipeline: bool = True
 
 
-class DenseTrainer(A2MIMTrainer):
+class DenseTrainer(EncoderTrainer):
     """Train a model of transformers that holds an `A2MIMBackbone`; checkpoints, resuming and pushing are
-    `A2MIMTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a picture.
+    `EncoderTrainer`'s. `output_dir` ends up as a folder of transformers, with a card, a record and a figure.
 
     Args:
         task: what the card says of it.
@@ -83,23 +83,19 @@ class DenseTrainer(A2MIMTrainer):
         if draw is not None:
             self.add_callback(PredictionsCallback(draw, shown))
 
-    def exported(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model in the form that users load; `model` itself if there is no better one."""
-        return model
-
     def export(self, folder: str):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             scratch = Path(scratch)
-            self.exported(self._unwrapped()).save_pretrained(scratch)
+            self.model_to_export().save_pretrained(scratch)
             self.processing_class.save_pretrained(scratch)
             self._describe(scratch, folder)
             for weights in scratch.glob("*.safetensors"):  # which safetensors makes readable for the owner only
                 weights.chmod((scratch / "config.json").stat().st_mode)
             replace_files(folder, scratch)
 
-    def describe(self, folder: str):
+    def write_card(self, folder: str):
         folder = Path(folder)
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
             self._describe(Path(scratch), folder)
@@ -114,12 +110,12 @@ class DenseTrainer(A2MIMTrainer):
         files = {path.name for place in (scratch, folder) for path in place.iterdir()}
         config = next(place / "config.json" for place in (scratch, folder) if (place / "config.json").is_file())
         plain = OURS not in config.read_text()
-        dense_card(self._unwrapped(), self.task, record, self.hub_model_id, files, plain).save(scratch / "README.md")
+        dense_card(self.unwrapped(), self.task, record, self.hub_model_id, files, plain).save(scratch / "README.md")
 
 
 class PredictionsCallback(TrainerCallback):
-    """Writes a picture of predictions when training ends, and the names of the images in it to a file of their own,
-    as the picture may be published."""
+    """Writes a figure of predictions when training ends, and the names of its images to a file of their own, as the
+    figure may be published."""
 
     def __init__(self, draw: Callable[[PreTrainedModel], Image.Image], shown: Sequence[str] = ()):
         self.draw, self.shown = draw, shown
@@ -127,11 +123,11 @@ class PredictionsCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         training = model.training
         with torch.no_grad():  # on every process, for sharded models
-            picture = self.draw(model.eval())
+            figure = self.draw(model.eval())
         model.train(training)
         if state.is_world_process_zero:
             path = Path(args.output_dir) / PREDICTIONS
-            picture.save(path)
+            figure.save(path)
             path.with_suffix(".txt").write_text("".join(f"{name}\n" for name in self.shown), encoding="utf-8")
 
 

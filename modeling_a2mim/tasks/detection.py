@@ -90,8 +90,8 @@ class DetectionTrainer(DenseTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        names = [self._unwrapped().config.id2label[i] for i in range(self._unwrapped().num_labels)]
-        self._judge = AveragePrecision(names, self._unwrapped().config.predict_masks)
+        names = [self.unwrapped().config.id2label[i] for i in range(self.unwrapped().num_labels)]
+        self._judge = AveragePrecision(names, self.unwrapped().config.predict_masks)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         reasons = sum((image["objects"].reasons for image in self._judge.images), Counter())
         clipped = sum(image["objects"].clipped for image in self._judge.images)
@@ -106,10 +106,10 @@ class DetectionTrainer(DenseTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         truth = inputs[TRUTH]
-        inputs = self._prepare_inputs({name: inputs[name] for name in ("pixel_values", "pixel_mask")})
+        inputs = self.on_device({name: inputs[name] for name in ("pixel_values", "pixel_mask")})
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        found = self._unwrapped().post_process_object_detection(outputs, 0.0, [image["size"] for image in truth])
+        found = self.unwrapped().post_process_object_detection(outputs, 0.0, [image["size"] for image in truth])
         judged = [
             self._judge.judged(image["objects"], image["size"], f) for image, f in zip(truth, found, strict=True)
         ]

@@ -85,7 +85,8 @@ class SegmentationTrainer(DenseTrainer):
         self.metric.add_counts(torch.as_tensor(prediction.predictions))
         return self.metric.compute() if compute_result else {}
 
-    def exported(self, model):
+    def model_to_export(self):
+        model = super().model_to_export()
         twin = without_package(model)
         return model if twin is None else twin
 

@@ -1,12 +1,12 @@
-"""BatchNorm learns from the spread of the values of a channel: of a single value, torch makes an error, in whatever
-step that comes. It is found before training."""
+"""BatchNorm needs several values a channel: with a single value, torch raises, in whatever step that comes. Such a
+BatchNorm is found before training."""
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-TAKES_SINGLE_VALUES = "takes_single_values"  # of modules that know what to do with one
+TAKES_SINGLE_VALUES = "takes_single_values"  # of modules that can be trained on a single value
 
 
 def single_value_norms(model: nn.Module, inputs: dict, world: int = 1) -> list[str]:

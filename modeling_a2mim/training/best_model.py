@@ -70,7 +70,7 @@ def with_best_model(args: A2MIMTrainingArguments, metrics: Mapping[str, bool]) -
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """transformers' callback with the patience of `args`. A run that resumes has as much patience left as it had."""
+    """transformers' callback with the patience of `args`. A run that resumes keeps the patience that was left."""
 
     said = False  # that it has stopped: the end of the run is evaluated once more
 
@@ -78,7 +78,7 @@ class EarlyStopping(EarlyStoppingCallback):
         return {**super().state(), "args": {}}  # those of the run that resumes count
 
     def has_stopped(self, args) -> bool:
-        """Whether the run whose state this is has lost its patience."""
+        """Whether the run has lost its patience."""
         return self.early_stopping_patience_counter >= args.early_stopping_patience
 
     def on_train_begin(self, args, state, control, **kwargs):

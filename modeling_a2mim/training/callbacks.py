@@ -1,4 +1,4 @@
-"""What happens beside the steps of training: passes begin, logs and pictures are written, time is taken."""
+"""What happens beside the steps of training: logs and figures are written, time is taken."""
 
 import contextlib
 import datetime
@@ -8,11 +8,9 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..analysis.reconstruction import reconstruction_picture
-from ..data.progress import TrainingData
 from ..evaluation.class_figures import class_figure
 from ..export.filenames import EXAMPLE, PICTURE
 from ..utils.files import finite
@@ -20,23 +18,9 @@ from ..utils.plotting import to_picture
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 
 
-class PassCallback(TrainerCallback):
-    """Tells the data which pass begins, and that it ends."""
-
-    def __init__(self, data: TrainingData):
-        self.data, self.next = data, data.batches.resumed[0]
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.data.begin(self.next)
-        self.next += 1
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        self.data.end(gather_object)
-
-
 class OverwriteCallback(TrainerCallback):
-    """Deletes what another run left in `output_dir`, if `overwrite_output_dir` says so; not before training begins, by
-    when most mistakes have been found."""
+    """Deletes what another run left in `output_dir`, with `overwrite_output_dir`; only when training begins, by when
+    most mistakes have been found."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.overwrite_output_dir and args.should_save and state.global_step == 0:
@@ -44,8 +28,8 @@ class OverwriteCallback(TrainerCallback):
 
 
 class MetricsCallback(TrainerCallback):
-    """Writes what is logged, from the beginning of training on, to `output_dir/metrics.jsonl`, a JSON object in each
-    line. A run that resumes has there what it had logged up to its checkpoint, and goes on below."""
+    """Writes the log of training to `output_dir/metrics.jsonl`, one JSON object a line. A run that resumes rewrites
+    what was logged up to its checkpoint, and appends to it."""
 
     path: Path | None = None
 
@@ -64,12 +48,12 @@ class MetricsCallback(TrainerCallback):
 
 
 def json_line(entry: dict) -> str:
-    """A dict of a log as a line of JSON, which has no NaN and no infinity: they become null."""
+    """An entry of a log as a line of JSON; NaN and infinity, which JSON lacks, become null."""
     return json.dumps(finite(entry), sort_keys=True) + "\n"  # as a checkpoint has them
 
 
 class PaceCallback(TrainerCallback):
-    """Takes the time of a run, from step `first_step` on, for its logs.
+    """Measures the speed of a run, from step `first_step` on, for its logs.
 
     Attributes:
         images: that this process has trained on since the last log.
@@ -90,10 +74,12 @@ class PaceCallback(TrainerCallback):
         self.waited += perf_counter() - start
 
     def figures(self, state, accelerator) -> dict[str, float]:
-        """Since the last call, over all processes, each of which must call it: `images_per_second`, and `data_wait`,
-        the share (0 to 1) of the time in which images were waited for by the process that waited longest, as all wait
-        for it; evaluating and saving count as time. And `time_left` in seconds, if steps stay as fast as they were on
-        average."""
+        """The speed since the last call, over all processes, each of which must call it.
+
+        Returns:
+            `images_per_second`; `data_wait`, the share (0 to 1) of the time that the slowest process waited for
+            images; `time_left` in seconds, at the mean speed of the run. The time of evaluating and saving counts.
+        """
         now = perf_counter()
         seconds = max(now - self.last, 1e-9)
         counts = torch.tensor([[self.images, self.waited]], device=accelerator.device)
@@ -116,15 +102,15 @@ class _Readable:
 
 
 class ReadableProgress(_Readable, ProgressCallback):
-    """transformers' bar, with `time_left` as `0:12:34`, and without the figures of single classes."""
+    """transformers' progress bar, with `time_left` as `0:12:34`, and without the figures of single classes."""
 
 
 class ReadablePrinter(_Readable, PrinterCallback):
-    """What prints the logs instead (`--disable_tqdm`), with `time_left` as `0:12:34`."""
+    """transformers' printed logs (`--disable_tqdm`), with `time_left` as `0:12:34`."""
 
 
 class ReconstructionCallback(TrainerCallback):
-    """Writes pictures of the reconstructions of the same images while training goes on, and one at the end."""
+    """Writes figures of the reconstructions of the same images while training goes on, and one at the end."""
 
     def __init__(self, batch: dict[str, torch.Tensor], names: list[str] | None = None):
         self.batch, self.names = batch, names
@@ -138,10 +124,10 @@ class ReconstructionCallback(TrainerCallback):
         self._write(args, state, model, Path(args.output_dir) / PICTURE)
 
     def _write(self, args, state, model, path: Path):
-        picture = reconstruction_picture(model, **self.batch, names=self.names)  # on every process, for sharded models
+        figure = reconstruction_picture(model, **self.batch, names=self.names)  # on every process, for sharded models
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
+            figure.save(path)
 
 
 class ExampleCallback(TrainerCallback):

@@ -1,9 +1,9 @@
 """Checkpoints that are either complete or not used.
 
-Trainer writes a checkpoint into a folder aside, `.incomplete/checkpoint-N`. When all processes are done, a record of
-every file (`checkpoint.json`: size, CRC-32) is added, everything is brought to disk, and the folder is renamed to
-`checkpoint-N`. A kill at any moment leaves the last complete checkpoint as it was, and what is not as the record says
-(truncated, missing, changed) is found when training resumes.
+Trainer writes a checkpoint into a temporary folder, `.incomplete/checkpoint-N`. When all processes are done, a
+manifest (`checkpoint.json`: size and CRC-32 of every file) is added, all files are synced to disk, and the folder is
+renamed to `checkpoint-N`. A kill at any moment leaves the last complete checkpoint as it was, and a file that is not
+as the manifest says (truncated, missing, changed) is found when training resumes.
 """
 
 import json
@@ -24,8 +24,8 @@ from ..export.record import PACKAGES
 from ..utils.files import sync
 
 
-RECORD = "checkpoint.json"
-ASIDE = ".incomplete"  # the name of no checkpoint, for Trainer as for us
+MANIFEST = "checkpoint.json"
+TEMPORARY = ".incomplete"  # the folder's name, which neither Trainer nor this package takes for a checkpoint
 FORMAT = 1
 
 logger = logging.getLogger("a2mim")
@@ -34,12 +34,11 @@ logger = logging.getLogger("a2mim")
 # Writing
 
 
-def prepare_aside(run_dir: str | os.PathLike) -> Path:
-    """An empty place for the next checkpoint of `run_dir`; what a killed process left there is removed."""
-    aside = Path(run_dir) / ASIDE
-    if aside.exists():
-        shutil.rmtree(aside)
-    return aside
+def clear_temporary(run_dir: str | os.PathLike):
+    """Remove the temporary folder of `run_dir` that a killed process left, before the next checkpoint is written."""
+    temporary = Path(run_dir) / TEMPORARY
+    if temporary.exists():
+        shutil.rmtree(temporary)
 
 
 def complete(
@@ -50,21 +49,21 @@ def complete(
     save_only_model: bool = False,
     run: dict | None = None,
 ):
-    """Record all files of `folder`, bring them to disk, and make the folder `target`, in place of what is there.
+    """Write the manifest of `folder`, sync all files to disk, and rename the folder to `target`, which is replaced.
 
     Args:
-        folder: `ASIDE/checkpoint-N`, where all processes have written what is theirs.
+        folder: `TEMPORARY/checkpoint-N`, where every process has written its files.
         target: `checkpoint-N`.
-        model: whose settings are recorded, for `check_settings`.
-        data: where the data is, kept in the record as it is; must be JSON.
-        save_only_model: whether what training needs to go on was left out.
+        model: whose settings the manifest keeps, for `check_settings`.
+        data: the position in the data, kept as it is; must be JSON.
+        save_only_model: whether the checkpoint lacks what training needs to go on.
         run: what the run was set to (`resuming.keep`).
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "crc32": _crc32(path)}
         sync(path)
-    record = {
+    manifest = {
         "format": FORMAT,
         "saved": time.time(),
         "versions": {name: version(name) for name in PACKAGES},
@@ -74,17 +73,17 @@ def complete(
         "data": data,
         "files": files,
     }
-    record = json.loads(json.dumps(record))  # as it will be read
-    record["crc32"] = _crc32_of(record)
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    sync(folder / RECORD)
+    manifest = json.loads(json.dumps(manifest))  # as it will be read
+    manifest["crc32"] = _crc32_of(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    sync(folder / MANIFEST)
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync(path)
-    _put_in_place(folder, target)
+    _rename(folder, target)
 
 
-def _put_in_place(folder: Path, target: Path):
-    """Rename `ASIDE/checkpoint-N`; killed between the two renames, `find_checkpoint` does the second."""
+def _rename(folder: Path, target: Path):
+    """Rename `TEMPORARY/checkpoint-N`; after a kill between the two renames, `find_checkpoint` does the second."""
     if target.exists():
         os.rename(target, folder.with_name(f"{folder.name}.old"))
     os.rename(folder, target)
@@ -93,17 +92,17 @@ def _put_in_place(folder: Path, target: Path):
 
 
 def remove_leftovers(run_dir: str | os.PathLike):
-    """Delete what is not or no longer a checkpoint of `run_dir`."""
-    aside = Path(run_dir) / ASIDE
-    if aside.exists():
-        _delete(aside)
+    """Delete the temporary folder of `run_dir`: checkpoints that are not complete, or were replaced."""
+    temporary = Path(run_dir) / TEMPORARY
+    if temporary.exists():
+        _delete(temporary)
 
 
 def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.PathLike]):
     """Delete checkpoints until `limit` are left: first those that are broken, then the oldest; never those in `keep`.
 
-    Unlike Trainer's, a checkpoint loses its name before its files, and whatever deletes files in it (which makes its
-    folder the last modified) does not make it the newest.
+    Unlike with Trainer, a checkpoint loses its name before its files, and its age is the one in its manifest, not the
+    time at which its folder was modified.
     """
     if limit is None or limit <= 0:
         return
@@ -111,7 +110,7 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.Pa
     folders = sorted(checkpoints_in(run_dir), key=_age)
     free = [folder for folder in folders if folder.resolve() not in kept]
     for folder in free[: max(0, len(folders) - max(limit, len(kept)))]:
-        gone = Path(run_dir) / ASIDE / f"{folder.name}.old"
+        gone = Path(run_dir) / TEMPORARY / f"{folder.name}.old"
         gone.parent.mkdir(exist_ok=True)
         os.rename(folder, gone)
         _delete(gone)
@@ -120,33 +119,33 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.Pa
 
 def _age(folder: Path) -> tuple:
     broken = bool(verify(folder, checksums=False))
-    return not broken, 0.0 if broken else read_record(folder)["saved"], _number(folder)
+    return not broken, 0.0 if broken else read_manifest(folder)["saved"], _number(folder)
 
 
 # Reading
 
 
-def read_record(folder: str | os.PathLike) -> dict:
-    """What `complete` wrote about a checkpoint.
+def read_manifest(folder: str | os.PathLike) -> dict:
+    """The manifest of a checkpoint, as `complete` wrote it.
 
     Raises:
-        ValueError: if there is no record, or if it is damaged or of another format.
+        ValueError: if there is none, or if it is damaged or of another format.
     """
-    path = Path(folder) / RECORD
+    path = Path(folder) / MANIFEST
     try:
-        record = json.loads(path.read_bytes())
-        intact = record.pop("crc32") == _crc32_of(record)
+        manifest = json.loads(path.read_bytes())
+        intact = manifest.pop("crc32") == _crc32_of(manifest)
     except FileNotFoundError:
         raise ValueError(
-            f"has no {RECORD}: it was not completed, or another program wrote it (transformers' own Trainer, say)"
+            f"has no {MANIFEST}: it was not completed, or another program wrote it (transformers' own Trainer, say)"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{RECORD} is damaged: {error}") from error
+        raise ValueError(f"{MANIFEST} is damaged: {error}") from error
     if not intact:
-        raise ValueError(f"{RECORD} is damaged: it does not have its own checksum")
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{RECORD} has format {record.get('format')}, this version of the package reads {FORMAT}")
-    return record
+        raise ValueError(f"{MANIFEST} is damaged: it does not have its own checksum")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} has format {manifest.get('format')}, this version of the package reads {FORMAT}")
+    return manifest
 
 
 def verify(folder: str | os.PathLike, checksums: bool = True) -> list[str]:
@@ -157,11 +156,11 @@ def verify(folder: str | os.PathLike, checksums: bool = True) -> list[str]:
     """
     folder = Path(folder)
     try:
-        record = read_record(folder)
+        manifest = read_manifest(folder)
     except ValueError as error:
         return [str(error)]
     problems = []
-    for name, expected in record["files"].items():
+    for name, expected in manifest["files"].items():
         path = folder / name
         try:
             size = path.stat().st_size
@@ -189,8 +188,8 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     `output_dir` holds no checkpoint yet, as at the first start of a job that may be started again.
 
     Args:
-        thorough: compare checksums, warn of newer checkpoints that are broken, and put the last one in place if its
-            process was killed while doing so. Without: sizes alone, a quick look that changes nothing.
+        thorough: compare checksums, warn of newer checkpoints that are broken, and finish the renaming of the last
+            one if its process was killed meanwhile. Without: compare sizes alone, and change nothing.
 
     Raises:
         ValueError: if there is none; what is wrong with each that is not complete, or cannot be resumed from.
@@ -215,7 +214,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if thorough:
         _finish_renaming(folder)
     broken = []
-    for checkpoint in newest_first(folder) if thorough else newest_first(folder, folder / ASIDE):
+    for checkpoint in newest_first(folder) if thorough else newest_first(folder, folder / TEMPORARY):
         problems = _resume_problems(checkpoint, thorough)
         if not problems:
             if thorough and broken:
@@ -229,26 +228,26 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
 
 
 def _begun(run_dir: Path) -> bool:
-    """Whether there is anything to go on from, complete or broken."""
-    renaming = any(not verify(path) for path in checkpoints_in(run_dir / ASIDE))  # see `_put_in_place`
+    """Whether there is any checkpoint, complete or broken."""
+    renaming = any(not verify(path) for path in checkpoints_in(run_dir / TEMPORARY))  # see `_rename`
     return bool(checkpoints_in(run_dir)) or renaming
 
 
 def settings(model: PreTrainedModel) -> dict:
-    """What makes a model the one that a checkpoint can go on with: its class, and the fields of its configuration."""
+    """What a model and a checkpoint must share: the class, and the fields of the configuration."""
     config = model.config.to_dict()
     names = [name for name in (*A2MIMConfig.__annotations__, "id2label", "backbone_config") if name in config]
     return {"model": type(model).__name__, **{name: config[name] for name in names}}
 
 
 def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
-    """Refuse to go on with a model that is not the checkpoint's; its weights might fit all the same.
+    """Refuse to go on with a model of other settings than the checkpoint's, also where the weights fit.
 
     Raises:
         ValueError: naming what is different, and both values.
     """
     ours = json.loads(json.dumps(settings(model)))  # as JSON gives them back
-    theirs = _completed(read_record(checkpoint)["settings"], ours)
+    theirs = _completed(read_manifest(checkpoint)["settings"], ours)
     compared = _as_pairs(theirs), _as_pairs(ours)
     names = [name for name in theirs if compared[0][name] != compared[1].get(name)]
     if names:
@@ -261,7 +260,7 @@ def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
 
 
 def _completed(theirs: dict, ours: dict) -> dict:
-    """Settings of a checkpoint, with the defaults of fields that it has not because they were added since."""
+    """Settings of a checkpoint, with the defaults of fields that were added since."""
     fields = [name for name in A2MIMConfig.__annotations__ if name in ours and name not in theirs]
     completed = theirs | {name: getattr(A2MIMConfig, name) for name in fields}
     if theirs.get("backbone_config") and ours.get("backbone_config"):
@@ -276,17 +275,17 @@ def _as_pairs(settings: dict) -> dict:
 
 
 def _finish_renaming(run_dir: Path):
-    """Do what `_put_in_place` was killed in."""
-    for folder in checkpoints_in(run_dir / ASIDE):
+    """Finish a `_rename` that was killed."""
+    for folder in checkpoints_in(run_dir / TEMPORARY):
         target = run_dir / folder.name
         if verify(target) and not verify(folder):
-            _put_in_place(folder, target)
+            _rename(folder, target)
             return  # there is never more than one
 
 
 def _resume_problems(folder: Path, checksums: bool) -> list[str]:
     problems = verify(folder, checksums)
-    if not problems and read_record(folder)["save_only_model"]:
+    if not problems and read_manifest(folder)["save_only_model"]:
         return ["it holds the model alone (--save_only_model), with which a new run can start (--model_name_or_path)"]
     return problems
 
@@ -294,7 +293,7 @@ def _resume_problems(folder: Path, checksums: bool) -> list[str]:
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder is, or was meant to be, a checkpoint itself."""
     named = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.resolve().name)
-    marked = any((folder / name).exists() for name in (RECORD, "trainer_state.json"))
+    marked = any((folder / name).exists() for name in (MANIFEST, "trainer_state.json"))
     return bool(named) or (marked and not checkpoints_in(folder))
 
 
@@ -332,12 +331,12 @@ def _crc32(path: Path) -> str:
     return f"{value:08x}"
 
 
-def _crc32_of(record: dict) -> str:
-    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+def _crc32_of(manifest: dict) -> str:
+    return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
 
 def _delete(folder: Path):
     try:
         shutil.rmtree(folder)
-    except OSError as error:  # what it holds is of no use, and no reason to end a run
+    except OSError as error:  # the files are of no use: no reason to end a run
         logger.warning("%s could not be deleted: %s", folder, error)

@@ -1,4 +1,4 @@
-"""A run whose loss or gradient is no number any more stops, before it spoils weights, checkpoints and results."""
+"""A run stops when its loss or gradient is not finite, before it spoils weights, checkpoints and results."""
 
 import math
 from collections.abc import Iterable
@@ -37,9 +37,8 @@ def check_weights(model: nn.Module, step: int, causes: str):
 def persists(loss: float, gradient: float, scale: float | None) -> bool:
     """Whether training cannot go on after a step with this loss and gradient norm.
 
-    Without loss scaling the first non-finite one would spoil the weights. With it (fp16), such steps are left out and
-    the loss is scaled by half as much, which is how a scale that suits is found; a scale below 1 says that it is not
-    the scale which is to blame.
+    Without loss scaling, the first non-finite gradient would spoil the weights. With it (fp16), such steps are left
+    out and the scale is halved, until one suits; a scale below 1 says that the scale is not to blame.
 
     Args:
         scale: what the loss is scaled by; `None` if it is not.

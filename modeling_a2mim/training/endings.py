@@ -1,4 +1,4 @@
-"""How a run ends that cannot go on: in one line that names the folder or the package, or says how to resume."""
+"""How a run that cannot go on ends: with one line that names the folder, or says how to resume."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike) -> Iterator[None]:
-    """Libraries write to `folder` meanwhile.
+    """Turn the errors of libraries that write to `folder` meanwhile into `WriteError`.
 
     Raises:
         WriteError: in one line that names the folder and why it cannot be written to.

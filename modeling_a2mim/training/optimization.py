@@ -145,7 +145,11 @@ def check_schedule(scheduler, args: TrainingArguments, steps: int) -> list[str]:
 
 def milestone_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, steps: int) -> LambdaLR:
     """Linear warm-up, then a constant rate that is multiplied by `args.lr_gamma` at each of `args.lr_milestones`
-    (steps, or below 1 shares of the run)."""
+    (steps, or below 1 shares of the run).
+
+    Not torch's SequentialLR(LinearLR, MultiStepLR): LinearLR cannot begin at a rate of 0, as this warm-up does, and
+    checkpoints hold the state of a LambdaLR, from which a run goes on also with another number of steps.
+    """
     warmup = args.get_warmup_steps(steps)
     milestones = [value if value >= 1 else value * steps for value in args.lr_milestones]
 

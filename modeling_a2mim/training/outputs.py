@@ -1,4 +1,4 @@
-"""The folder of a run: what another run left in it is not overwritten, or deleted when that is asked for."""
+"""The output folder of a run: what another run left in it is refused, or deleted with `--overwrite_output_dir`."""
 
 import logging
 import os

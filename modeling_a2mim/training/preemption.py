@@ -1,8 +1,7 @@
-"""`--enable_jit_checkpoint`: at SIGTERM, the step under way is finished, a checkpoint is saved as any other, and the
-run stops.
+"""`--enable_jit_checkpoint`: at SIGTERM, a run finishes its step, saves a checkpoint as any other, and stops.
 
-transformers' own callback saves in the middle of a step, where the data has given a batch that the weights have not
-learned from, into a folder that is no checkpoint until it is complete.
+transformers' own callback saves in the middle of a step, when a batch was read that the weights have not learned from,
+and into a folder that may stay incomplete.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import signal
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import seed_worker
 
 
 logger = logging.getLogger("a2mim")
@@ -21,7 +21,7 @@ STOPPED = 128 + signal.SIGTERM  # how a process ends that stopped at SIGTERM, as
 
 @contextlib.contextmanager
 def without_jit_callback(trainer):
-    """Trainer is made meanwhile: its callback is taken out, and its handler."""
+    """Remove the callback, and the signal handler, that Trainer's constructor adds meanwhile."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if trainer.pop_callback(JITCheckpointCallback):
@@ -29,8 +29,20 @@ def without_jit_callback(trainer):
 
 
 def ignore_sigterm(worker: int):
-    """For a worker that loads data: a signal to all processes of a job must not end it before the step is finished."""
+    """For a worker that loads data: a signal to all processes of a job must not end it before the step ends."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def start_worker(worker: int, num_workers: int, rank: int, ignores_sigterm: bool = False):
+    """Begin a worker that loads data as Trainer's, which seeds it.
+
+    Args:
+        worker: its number, of `num_workers` of the process `rank`.
+        ignores_sigterm: see `ignore_sigterm`.
+    """
+    seed_worker(worker, num_workers, rank)
+    if ignores_sigterm:
+        ignore_sigterm(worker)
 
 
 class SigtermCallback(TrainerCallback):

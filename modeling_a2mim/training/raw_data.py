@@ -1,5 +1,5 @@
-"""What a user of Trainer passes as data: rows of `datasets` with a column of images become samples, and samples that
-are there already are looked at before training."""
+"""What a user of Trainer passes as data: rows of `datasets` with a column of images become samples, and ready samples
+are checked before training."""
 
 import functools
 from collections.abc import Iterator, Mapping

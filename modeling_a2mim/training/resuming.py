@@ -1,7 +1,7 @@
 """What a run was set to, as its checkpoints keep it, and what another command that resumes it changes.
 
-`run_settings` is plain JSON without paths, tokens and whatever does not bear on what is learned. `compare` sorts the
-differences: some cannot take effect in the middle of a run and are refused, the others hold from the next step on.
+`run_settings` is plain JSON without paths, tokens, and settings that do not change what is learned. `compare` sorts
+the differences: some cannot take effect in the middle of a run and are refused, the others hold from the next step on.
 """
 
 import dataclasses
@@ -167,37 +167,37 @@ class Resumption:
             )
 
 
-def compare(checkpoint: str, record: dict | None, settings: dict[str, dict], step: int) -> Resumption:
+def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step: int) -> Resumption:
     """How a run with these settings goes on from a checkpoint; what takes effect is logged.
 
     Args:
         checkpoint: its name.
-        record: what `keep` put there, `None` of an older version of this package.
+        kept: what `keep` gave for its manifest, `None` of an older version of this package.
         settings: `run_settings` of the run that goes on.
         step: of the checkpoint.
 
     Raises:
         ValueError: naming the first setting that cannot change in the middle of a run, and both values.
     """
-    if record is None:
+    if kept is None:
         logger.warning(
             "%s is of an older version, which kept no settings of training: they cannot be compared, and optimiser "
             "and learning rate go on as they were then, whatever is given now",
             checkpoint,
         )
         return Resumption(step)
-    before, changed = record["settings"], {}
+    before, changed = kept["settings"], {}
     for section, values in settings.items():
         for name, now in values.items():
             if name in before.get(section, {}) and (then := before[section][name]) != now:
                 _check_may_change(section, name, then, now)
                 changed[name] = [then, now]
-    result = Resumption(step, changed, record["schedule_start"], record["history"])
+    result = Resumption(step, changed, kept["schedule_start"], kept["history"])
     if not changed:
         return result
     if result.restarts_schedule:
         result.schedule_start = step
-    result.history = [*record["history"], {"step": step, "changed": changed}]
+    result.history = [*kept["history"], {"step": step, "changed": changed}]
     schedule = ""
     if result.restarts_schedule:
         schedule = "; the schedule of the learning rate starts anew over the steps that are left"
@@ -208,7 +208,7 @@ def compare(checkpoint: str, record: dict | None, settings: dict[str, dict], ste
 
 
 def keep(settings: dict[str, dict], resumption: Resumption) -> dict:
-    """What a checkpoint records for `compare`."""
+    """What the manifest of a checkpoint keeps for `compare`."""
     return {
         "settings": settings,
         "schedule_start": resumption.schedule_start,

@@ -1,0 +1,228 @@
+"""`EncoderTrainer`: what pre-training and fine-tuning share, as all train a timm encoder with something on it."""
+
+import logging
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, default_data_collator
+
+from ..arguments.training import A2MIMTrainingArguments, data_seed, with_values
+from ..data.dataset import REPORT, collate
+from ..export.record import dataset_length, mean_loss
+from .batch_norm import check_batch_norms
+from .best_model import EarlyStopping
+from .callbacks import (
+    ExampleCallback,
+    MetricsCallback,
+    OverwriteCallback,
+    PaceCallback,
+    ReadablePrinter,
+    ReadableProgress,
+)
+from .checkpoints import newest_first
+from .divergence import Diverged, check_weights, likely_causes, persists
+from .length import logging_steps, with_length
+from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
+from .publishing import PublishingTrainer
+from .raw_data import as_samples, collate_samples
+from .resuming import run_settings
+
+
+logger = logging.getLogger("a2mim")
+
+
+class EncoderTrainer(PublishingTrainer):
+    """Train a model that holds a timm encoder (an `A2MIMModel`); arguments as `Trainer`'s, and
+
+    Args:
+        picture_samples: one sample (a dict with pixel_values), shown in `output_dir/example.png`.
+        picture_names: what to call it.
+        flags: the command line's arguments of model and data (`resuming.flags`), to be compared when the run resumes.
+        pretraining_model, provenance: see `PublishingTrainer`.
+
+    `args` may be transformers' own TrainingArguments, which keep their values. Images to train and evaluate on may be
+    rows of `datasets` with a column of images (and of labels, for a classifier), or samples with `pixel_values`.
+
+    Raises:
+        ValueError: naming the argument that cannot be used, and what to give instead.
+    """
+
+    arguments_class = A2MIMTrainingArguments
+    default_collator = staticmethod(collate_samples)
+    reconstructs = False  # whether the model is one for pre-training
+
+    def __init__(
+        self,
+        model=None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        *further,
+        picture_samples=None,
+        picture_names: list[str] | None = None,
+        flags: dict[str, dict] | None = None,
+        **kwargs,
+    ):
+        args = with_values(self.arguments_class.from_plain(args))  # its own, of which the length is chosen here
+        data_collator = self.default_collator if data_collator is None else data_collator
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, *further, **kwargs)
+        self.train_dataset = self._samples(self.train_dataset, "train_dataset")
+        self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
+        self.flags = flags
+        self.pace = PaceCallback()
+        for callback in (OverwriteCallback, MetricsCallback, self.pace):
+            self.add_callback(callback)
+        for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
+            if self.pop_callback(usual):
+                self.add_callback(readable)
+        if picture_samples:
+            self.add_callback(self.figure_callback(default_data_collator(picture_samples), picture_names))
+        if (images := dataset_length(self.train_dataset)) is not None:
+            self.args = with_length(self.args, images)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStopping)
+
+    def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
+        """The callback that draws `picture_samples`, given as a batch."""
+        return ExampleCallback(batch)
+
+    # Data
+
+    def _samples(self, dataset, name: str):
+        return as_samples(dataset, self.unwrapped(), data_seed(self.args), name)
+
+    def get_train_dataloader(self):
+        loader = super().get_train_dataloader()
+        if self.training_data is not None and self.training_data.batches.fewest <= 1:
+            batch = self.prepared(collate(self.train_dataset.__getitems__([(0, 0)]), self.data_collator))
+            inputs = {name: value for name, value in batch.items() if name not in (REPORT, "labels")}
+            sizes = len(self.train_dataset), self.args.train_batch_size, self.args.world_size
+            check_batch_norms(self.unwrapped(), inputs, *sizes)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return super().get_eval_dataloader(self._samples(eval_dataset, "eval_dataset"))
+
+    def get_test_dataloader(self, test_dataset):
+        return super().get_test_dataloader(self._samples(test_dataset, "test_dataset"))
+
+    def prepared(self, inputs: dict) -> dict:
+        """A batch of `ImageSamples` to train on, with what is done to it on the device: nothing."""
+        return inputs
+
+    # Steps
+
+    def run_settings(self) -> dict[str, dict]:
+        return run_settings(self.args, self.flags, self.train_dataset, self.eval_dataset)
+
+    def set_initial_training_values(self, args, dataloader):
+        values = super().set_initial_training_values(args, dataloader)
+        self.args.logging_steps = logging_steps(self.args, values[-1])  # of `max_steps`
+        return values
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        with self.pace.waiting():
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.pace.images += len(inputs["pixel_values"])
+        if REPORT in inputs:
+            inputs = self.prepared(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
+        self.after_forward(outputs, weight, model.training)
+        loss = loss * weight
+        return (loss, outputs) if return_outputs else loss
+
+    def after_forward(self, outputs, weight: torch.Tensor | float, training: bool):
+        """Called with what the model gave for a batch, and what its mean counts (`share`)."""
+
+    def share(self, images: int) -> torch.Tensor | float:
+        """What the mean loss of so many images of this process counts in the mean over processes, so that each image
+        of a step counts the same: above 1 for a process with more images than the others, which have broken ones or
+        the smaller part of a step that cannot be divided evenly."""
+        if self.training_data is None or self.args.world_size == 1:
+            return 1.0
+        count = torch.tensor(float(images), device=self.accelerator.device)
+        return count * self.args.world_size / self.accelerator.reduce(count, "sum")
+
+    def log(self, logs, start_time=None):
+        if self.training_data is not None and "loss" in logs:
+            skipped = torch.tensor([self.training_data.skipped.skipped.total()], device=self.accelerator.device)
+            logs[REPORT] = int(self.accelerator.gather(skipped).sum())
+        if "loss" in logs:
+            logs |= self.pace.figures(self.state, self.accelerator)
+        if "train_loss" in logs and self.state.global_step == self.resumption.step:
+            # No step was made, of which Trainer takes 0.0 for the mean.
+            logs["train_loss"] = mean_loss(self.state.log_history)
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        output = super().train(resume_from_checkpoint, **kwargs)
+        return output._replace(training_loss=output.metrics["train_loss"])  # as it was logged
+
+    # Divergence
+
+    def before_update(self, loss, grad_norm):
+        """
+        Raises:
+            Diverged: if the loss or the gradient is not finite, and will not be again (`divergence.persists`).
+        """
+        device = self.accelerator.device
+        pair = [torch.as_tensor(value, device=device, dtype=torch.float32) for value in (loss, grad_norm)]
+        pair = self.accelerator.gather(torch.stack(pair)[None])  # of all processes, which stop together
+        if torch.isfinite(pair).all() or (self.is_deepspeed_enabled and self.args.fp16):  # which looks after its scale
+            return
+        # A process without infinity adds nothing to those that have it.
+        (loss, norm), scaler = pair.sum(0).tolist(), self.accelerator.scaler
+        if persists(loss, norm, None if scaler is None else scaler.get_scale()):
+            found = newest_first(self.args.output_dir)
+            kept = f"the last checkpoint is {found[0]}" if found else "no checkpoint was written"
+            raise Diverged(
+                f"learning_rate: training has diverged in step {self.state.global_step + 1} (loss {loss:g}, gradient "
+                f"norm {norm:g}), which was not made, and nothing was exported; {self._causes()}; {kept}"
+            )
+
+    def before_saving(self):
+        """
+        Raises:
+            Diverged: if weights are not finite.
+        """
+        check_weights(self.unwrapped(), self.state.global_step, self._causes())
+
+    def _causes(self) -> str:
+        return likely_causes(self.args, self.state.log_history)
+
+    # Optimiser
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            groups = self.parameter_groups(module)
+            if self.args.timm_optim is not None:
+                self.optimizer = timm_optimizer(groups, self.args)
+            else:
+                optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+                self.optimizer = optimizer_cls(groups, **options)
+        return self.optimizer
+
+    def parameter_groups(self, model) -> list[dict]:
+        """The groups that the optimiser is made with (`optimization.parameter_groups`)."""
+        args, scale = self.args, self.args.token_lr_scale
+        if scale is None:
+            scale = 1.0 if getattr(model.config, "mask_gamma_init", None) is None else 0.1
+        layers = args.layer_decay, args.layer_decay_layers
+        return parameter_groups(model, args.learning_rate, args.weight_decay, scale, *layers)
+
+    def own_scheduler(self, optimizer, steps):
+        return milestone_schedule(optimizer, self.args, steps) if self.args.lr_milestones else None
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        found = check_schedule(scheduler, self.args, self.scheduled_steps(num_training_steps))
+        for line in found if self.args.should_log else ():
+            logger.warning("%s", line)
+        return scheduler
