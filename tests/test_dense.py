@@ -8,12 +8,11 @@ import torch
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import uploaded_files
+from modeling_a2mim.export.model_card import DenseTask, dense_card
 from modeling_a2mim.tasks.dense import (
     DenseArguments,
     DenseModelArguments,
-    DenseTask,
     DenseTrainingArguments,
-    dense_card,
 )
 
 from .families import family_config

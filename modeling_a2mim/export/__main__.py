@@ -1,4 +1,7 @@
-"""Upload an exported folder, or a checkpoint, to the Hub."""
+"""Upload an exported folder, or a checkpoint of a run, which is exported first, to the Hub.
+
+python -m modeling_a2mim.export FOLDER org/name [--private] [--revision BRANCH] [--dry_run]
+"""
 
 import argparse
 import json
@@ -12,8 +15,11 @@ from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import find_file
 from .filenames import SHOWING_DATA
-from .folder import SHOWS, export_model
+from .folder import export_model
 from .hub import push_folder
+
+
+SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
 
 
 def main(argv: list[str] | None = None):

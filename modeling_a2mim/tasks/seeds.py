@@ -15,7 +15,7 @@ from ..data.labels import MULTI, REGRESSION, SINGLE
 from ..data.transforms import FineTuneTransform
 from ..evaluation.frozen import evaluate_frozen
 from ..evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
-from ..export.folder import describe_folder, timm_pretrained_cfg
+from ..export.folder import timm_pretrained_cfg, write_card
 from ..export.hub import push_folder
 from ..export.loading import load_classifier, load_pretraining_model
 from ..export.record import hardware, read_record, versions
@@ -248,4 +248,4 @@ def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
     new = [key(row) for row in rows]
     record["measured"] = [row for row in record.get("measured", []) if key(row) not in new] + rows
     places = dict.fromkeys([*filter(None, record.get("measured_on", "").split("; ")), measured_on])
-    describe_folder(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))
+    write_card(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))

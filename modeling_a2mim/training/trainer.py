@@ -24,7 +24,7 @@ from ..data.dataset import REPORT, ImageSamples, collate
 from ..data.progress import TrainingData
 from ..data.transforms import PreTrainTransform
 from ..evaluation.baselines import masked_errors, summarise_errors
-from ..export.folder import describe_folder, export_model
+from ..export.folder import export_model, write_card
 from ..export.hub import push_folder
 from ..export.record import dataset_length, describe_run, mean_loss
 from ..modeling_a2mim import A2MIMForPreTraining
@@ -616,7 +616,7 @@ class A2MIMTrainer(Trainer):
 
     def describe(self, folder: str):
         """Write the card and the record of an exported folder anew; called by the process that saves."""
-        describe_folder(self._published(), folder, self.record(), self.hub_model_id)
+        write_card(self._published(), folder, self.record(), self.hub_model_id)
 
     def _published(self):
         """The model that is exported."""
