@@ -12,13 +12,15 @@ def table_cell(value) -> str:
     return re.sub(r"\s+", " ", str(NOT_RECORDED if value is None else value)).replace("|", "\\|")
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Iterable]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Iterable], spaced: bool = False) -> str:
     """A table in Markdown; without a newline at its end.
 
     Args:
         columns: their names, which may be empty.
         rows: the values of each row, one for each column (see `table_cell`).
+        spaced: whether the line beneath the names is `| --- |`, as results have always had it, and not `|---|`.
     """
     head = "|".join(f" {table_cell(name)} " if name else " " for name in columns)
     lines = ["| " + " | ".join(map(table_cell, row)) + " |" for row in rows]
-    return "\n".join([f"|{head}|", "|---" * len(columns) + "|", *lines])
+    rule = "| --- " if spaced else "|---"
+    return "\n".join([f"|{head}|", rule * len(columns) + "|", *lines])
