@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_command
+from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_comparison
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.utils.files import atomic_write, safe_name
 
@@ -194,10 +194,10 @@ def test_what_can_be_mended_is_one_line(tmp_path, capsys):
         raise ValueError("grid: too small")
 
     with pytest.raises(SystemExit) as stopped:
-        run_command(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: grid: too small\n"
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
-        run_command(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
     assert "is a file; expected a folder" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from ..export.record import versions
 from ..utils.files import safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
 from ..utils.tables import markdown_table
-from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_command
+from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_comparison
 from .contexts import SAMPLINGS
 from .measurement import interaction_strength
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--fill", choices=FILLS, default="zero", help="of hidden cells (default: %(default)s)")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="shared", help="default: %(default)s")
     parser.add_argument("--interval_width", type=float, help="stop when the intervals of J(m) are at most so wide")
-    run_command(parser, compare, argv)
+    run_comparison(parser, compare, argv)
 
 
 def compare(args: argparse.Namespace):
