@@ -30,6 +30,7 @@ from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from ..utils.command import run_command
+from ..utils.labels import label_names
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
@@ -102,7 +103,7 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
             transform = ProcessorTransform(AutoImageProcessor.from_pretrained(source, **hub_kwargs))
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
-    classes = [model.config.id2label[i] for i in range(model.config.num_labels)] if classifier else None
+    classes = label_names(model.config) if classifier else None
     return Subject(name, model.eval(), transform, classes)
 
 

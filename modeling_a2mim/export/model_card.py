@@ -17,6 +17,7 @@ from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.backbone import four_stages
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import MASKED
+from ..utils.labels import label_names
 from ..utils.tables import markdown_table
 from .card_tables import evaluation_section, run_facts
 from .eval_results import IMAGENET
@@ -207,7 +208,7 @@ def _summary(model, record: dict, method: str | None) -> str:
             f"pre-trained by {MASKED} ({linked(method)})" if method else "of which it is not known how it was trained"
         )
         return f"{config.architecture} for {images}, {made}: an encoder, without a classifier."
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    names = label_names(config)
     shown, made = _listed(names), made_from(record, method)
     made = made and f", {made}"
     if config.problem_type == "regression":
