@@ -7,7 +7,7 @@ ARCH ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates first-run transfer dense interactions gpu cards \
-	quality style clean
+	quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -88,10 +88,14 @@ cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/installed  ## the documentation, in site/; a broken link or an undocumented name is an error
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .venv-lowest demo build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest site demo build dist *.egg-info

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim.conversion.checkpoint import Official  # noqa: E402
 from modeling_a2mim.conversion.config import official_config  # noqa: E402
-from modeling_a2mim.encoders.tracing import NoValues  # noqa: E402
+from modeling_a2mim.encoders.meta import NoValues  # noqa: E402
 from modeling_a2mim.export.model_card import TEMPLATES, model_card  # noqa: E402
 from modeling_a2mim.modeling_a2mim import A2MIMForPreTraining  # noqa: E402
 from modeling_a2mim.models.classifier import A2MIMForImageClassification  # noqa: E402

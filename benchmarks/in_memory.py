@@ -205,7 +205,7 @@ def pretrain(config: A2MIMConfig, images: torch.Tensor, test: torch.Tensor, sche
         views = random_views(normalize(images[rows], config), schedule.crop_scale, generator)
         return views, random_mask(len(rows), config.mask_grid, config.num_masked, generator, device)
 
-    step = Step(model, groups, lambda views, mask: model(views, mask, num_masked=config.num_masked).loss, schedule)
+    step = Step(model, groups, lambda views, mask: model(views, mask).loss, schedule)
     return model, train(step, make, len(images), schedule, lambda: errors_on(model, test, schedule.bf16))
 
 

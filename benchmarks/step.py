@@ -46,7 +46,7 @@ ENCODERS = {
     "swin_tiny_patch4_window7_224": A2MIMConfig.resnet("swin_tiny_patch4_window7_224", mask_gamma_init=None),
 }
 ENCODER, DECODER, OURS = "encoder", "encoder + decoder", "A2MIM"
-PLAIN, OFFICIAL = "A2MIM, whole reconstruction", "A2MIM, loss as in the official code"
+OFFICIAL = "A2MIM, loss as in the official code"
 MULTISCALE = "A2MIM, multi-scale decoder"  # of encoders with maps of several resolutions, so not of a ViT
 THEIR_ENCODER, THEIRS = "transformers' ViTModel", "ViTForMaskedImageModeling"
 
@@ -60,8 +60,8 @@ def official_loss(config, prediction: torch.Tensor, target: torch.Tensor, mask: 
     visible = pixel_mask(mask, target.shape[-2:]).float()
     visible = visible + (1 - visible) * config.frequency_unmasked_weight
     prediction, target = prediction.float(), target.float()
-    stand_in = (prediction.detach() + target) / 2
-    mixed = prediction * visible + stand_in * (1 - visible)
+    replacement = (prediction.detach() + target) / 2
+    mixed = prediction * visible + replacement * (1 - visible)
     one, two = (torch.fft.fft2(image, norm="ortho") for image in (mixed, target))
     one, two = (torch.stack([x.real, x.imag], -1).mean(0, keepdim=True) for x in (one, two))
     power = (one - two).square().sum(-1)
@@ -91,9 +91,7 @@ class Ours(nn.Module):
         self.model, self.kind, self.config = model, kind, model.config
 
     def forward(self, pixel_values, mask):
-        if self.kind in (OURS, MULTISCALE):  # as A2MIMTrainer calls it
-            return self.model(pixel_values, mask, num_masked=self.config.num_masked).loss
-        if self.kind == PLAIN:
+        if self.kind in (OURS, MULTISCALE):
             return self.model(pixel_values, mask).loss
         core, size = self.model.a2mim, pixel_values.shape[-2:]
         last, _ = core.encode(pixel_values, mask)
@@ -169,10 +167,10 @@ class Variant:
 def variants(name: str, args) -> dict[str, Variant]:
     config = ENCODERS[name]
     torch.manual_seed(0)
-    models = {ENCODER: None, DECODER: None, OURS: None, PLAIN: None, OFFICIAL: None}
+    models = {ENCODER: None, DECODER: None, OURS: None, OFFICIAL: None}
     for kind in models:
         model = A2MIMForPreTraining(config)
-        models[kind] = Ours(model, kind) if kind in (OURS, PLAIN, OFFICIAL) else Floor(model, kind == DECODER)
+        models[kind] = Ours(model, kind) if kind in (OURS, OFFICIAL) else Floor(model, kind == DECODER)
     if name.startswith("vit_base"):
         models |= {kind: Theirs(kind) for kind in (THEIR_ENCODER, THEIRS)}
     if not model.a2mim.plan.isotropic:

@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 from modeling_a2mim import A2MIMConfig  # noqa: E402
 from modeling_a2mim.data.dataset import REPORT, ImageSamples, collate  # noqa: E402
+from modeling_a2mim.data.order import EpochOrder, ShuffleLayout  # noqa: E402
 from modeling_a2mim.data.progress import TrainingData  # noqa: E402
-from modeling_a2mim.data.samplers import Layout, PassOrder  # noqa: E402
 from modeling_a2mim.data.shards import ParquetSource  # noqa: E402
 from modeling_a2mim.data.transforms import PreTrainTransform  # noqa: E402
 
@@ -64,7 +64,7 @@ def write_shards(folder: Path, samples: int):
 def open_run(folder: Path, record: dict | None = None) -> tuple[TrainingData, DataLoader]:
     source = ParquetSource("shards", sorted(str(file) for file in folder.iterdir()))
     samples = ImageSamples(source, PreTrainTransform(CONFIG), "image", shuffle_size=SHUFFLE)
-    data = TrainingData(samples, BATCH, record=record)
+    data = TrainingData(samples, BATCH, resumed=record)
     data.begin(data.batches.resumed[0])
     skipped = data.batches.skipped if record else 0
     keys = [keys for keys in data.batches if keys] if skipped else data.batches
@@ -105,13 +105,13 @@ def resume_times(folder: Path, records: dict[int, dict], rounds: int) -> dict[in
 
 def randomness(rows: int = 128_000, classes: int = 1000, batch: int = 256) -> dict[str, dict[str, float]]:
     """Classes in a batch of rows that are sorted by class, and how far from each other a batch's rows were."""
-    units = np.full(rows // 100, 100)
-    layout = Layout.choose(units, batch, SHUFFLE, row_bytes=20_000.0)
-    ours = PassOrder(units, layout, seed=0).rows(0, 0, rows)
+    chunks = np.full(rows // 100, 100)
+    layout = ShuffleLayout.choose(chunks, batch, SHUFFLE, row_bytes=20_000.0)
+    ours = EpochOrder(chunks, layout, seed=0).rows(0, 0, rows)
     sorted_rows = datasets.Dataset.from_dict({"row": range(rows)}).to_iterable_dataset(num_shards=128)
     buffered = np.array([row["row"] for row in sorted_rows.shuffle(seed=0, buffer_size=SHUFFLE)])
     orders = {
-        f"this package ({layout.lanes} lanes, blocks of {layout.block})": ours,
+        f"this package ({layout.streams} lanes, blocks of {layout.block})": ours,
         f"datasets, shuffle(buffer_size={SHUFFLE})": buffered,
         "full shuffle": np.random.default_rng(0).permutation(rows),
     }

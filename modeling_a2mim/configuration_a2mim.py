@@ -10,6 +10,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .encoders.plan import plan_encoder
+from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
+
 
 CHOICES = {
     "mask_fill": ("mean", "zero", "none"),
@@ -17,18 +20,6 @@ CHOICES = {
     "decoder": ("linear", "multiscale"),
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
-}
-# What the other arguments of `timm.create_model` are set from. Inside `model_args` they would be given twice, or read
-# files that whoever wrote the configuration chose.
-RESERVED_MODEL_ARGS = {
-    "num_classes": "num_labels",
-    "in_chans": "num_channels",
-    "img_size": "image_size",
-    "model_name": "architecture",
-    **dict.fromkeys(
-        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"), "from_pretrained"
-    ),
-    "features_only": "output_hidden_states",
 }
 # Of the default size of the mask's cells.
 LARGEST_CELL = 32  # pixels
@@ -68,8 +59,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         spatial_loss (`str`, defaults to `"focal_l1"`): `"l1"` or `"focal_l1"`.
         frequency_loss_weight (`float`, defaults to 0.5): weight of the Fourier term; 0 turns it off.
         frequency_focal (`bool`, defaults to `True`): the focal frequency loss; else `spatial_loss` of the spectrum.
-        frequency_replacement (`str`, defaults to `"mixed"`): what stands in for the visible pixels of the prediction
-            in the Fourier term, without gradient: `"mixed"` (half prediction, half target), `"prediction"` (the
+        frequency_replacement (`str`, defaults to `"mixed"`): what replaces the visible pixels of the prediction in
+            the Fourier term, without gradient: `"mixed"` (half prediction, half target), `"prediction"` (the
             paper), `"target"` or `"mean"` (the target's mean of each channel).
         frequency_unmasked_weight (`float`, defaults to 1e-3): share of the visible prediction that takes part with
             its gradient in the Fourier term, in [0, 1].
@@ -189,7 +180,6 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
         """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
         throughout), `resnet` for hierarchical ones; 224 px, or where the encoder takes no such images its own size."""
-        from .encoders.plan import plan_encoder
 
         def plan():
             shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
@@ -255,7 +245,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         if is_timm(config_dict):
             config_dict = A2MIMConfig.for_encoder(**fields_of_timm(config_dict)).to_dict()
         if "architecture" in config_dict:
-            config_dict = {**config_dict, "architecture": _without_tag(config_dict["architecture"])}
+            config_dict = {**config_dict, "architecture": without_tag(config_dict["architecture"])}
         return super().from_dict({**config_dict, **own}, **kwargs)
 
     @property
@@ -342,7 +332,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
                 hint = "a folder or repository with weights is named by --model_name_or_path"
             _require(False, "architecture", f"{name!r} is unknown to timm {timm.__version__}; {hint}")
         if "." in name:
-            plain = _without_tag(name)
+            plain = without_tag(name)
             hub = getattr(timm.models.get_arch_pretrained_cfgs(plain).get(name), "hf_hub_id", None)
             where = f"{hub}{name}" if hub and hub.endswith("/") else hub
             weights = f"; run_finetune.py takes a model with them as --model_name_or_path {where}" if where else ""
@@ -392,60 +382,6 @@ def check_statistics(field: str, values: Sequence[float]):
     positive = field == "image_mean" or min(values) > 0
     _require(positive, field, f"must be positive, got {list(values)}")
     _require(min(values) >= 0, field, f"is of pixels in [0, 1], got {list(values)}")
-
-
-def is_timm(data: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a timm checkpoint: one of timm, of transformers' TimmWrapper, or an export."""
-    ours = str(data.get("model_type")).startswith(A2MIMConfig.model_type)
-    return not ours and "architecture" in data and "input_size" in (data.get("pretrained_cfg") or data)
-
-
-def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
-    """What the config.json of a timm checkpoint says, as fields of `A2MIMConfig`, with `id2label` if it names classes.
-    Where the two disagree, the arguments that the model was made with hold, not those of the weights it came from."""
-    cfg, args = data.get("pretrained_cfg") or data, dict(data.get("model_args") or {})
-    channels, *size = cfg["input_size"]
-    made_for, channels = args.pop("img_size", None), args.pop("in_chans", None) or channels
-    args.pop("num_classes", None)  # which is that of the root of the file
-    if args.get("global_pool") == "":  # features that are not pooled, which a classifier would need
-        del args["global_pool"]
-    if made_for is not None and _is_dynamic(data["architecture"], args):
-        args["dynamic_img_size"] = False  # else it would be built, with other positions, for the size of its name
-    height, width = _pair(made_for or size)
-    fields = {
-        "architecture": _without_tag(data["architecture"]),
-        "model_args": args,
-        "image_size": height if height == width else [height, width],
-        "num_channels": channels,
-        "crop_pct": cfg.get("crop_pct") or A2MIMConfig.crop_pct,
-    }
-    for name in ("mean", "std"):
-        values = list(cfg.get(name) or ())
-        if values and len(values) != channels:  # as timm does for other channels than the weights were made for
-            values = [sum(values) / len(values)] * channels
-        fields[f"image_{name}"] = values or None
-    names = data.get("label_names") or cfg.get("label_names") or ()
-    if isinstance(names, dict):
-        names = [names[key] for key in sorted(names, key=int)]
-    if data.get("num_classes") and len(names) == data["num_classes"]:
-        fields["id2label"] = dict(enumerate(names))
-        fields["label2id"] = {name: i for i, name in enumerate(names)}
-    return fields
-
-
-def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
-    """Whether timm would build an encoder that resamples its positions in each forward pass."""
-    from .encoders.tracing import build_on_meta
-
-    if not timm.is_model(_without_tag(architecture)) or RESERVED_MODEL_ARGS.keys() & args.keys():
-        return False  # which is refused elsewhere
-    encoder = build_on_meta({"model_name": _without_tag(architecture), **args})
-    return bool(getattr(encoder, "dynamic_img_size", False))
-
-
-def _without_tag(name):
-    """The name of an architecture in a file, which has weights of its own, without the tag of timm's weights."""
-    return name.partition(".")[0] if isinstance(name, str) and timm.is_model(name) else name
 
 
 def default_cell(size: int) -> int:

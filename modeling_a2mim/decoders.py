@@ -76,8 +76,8 @@ def _fusion() -> nn.Sequential:
 
 
 class _Norm(nn.BatchNorm2d):
-    """Takes single values as well, which have no variance: the last batch of a pass may be one image, and the deepest
-    map of a small one is one cell."""
+    """Takes single values as well, which have no variance: the last batch of an epoch may be one image, and the
+    deepest map of a small one is one cell."""
 
     takes_single_values = True  # see `batch_norm`
 

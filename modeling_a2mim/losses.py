@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 
-# How much of the prediction, without gradient, stands in for itself where it is visible.
-STAND_IN_SHARE = {"prediction": 1.0, "mixed": 0.5}
+# How much of the prediction, without gradient, replaces the visible prediction; the target is the rest.
+REPLACEMENT_SHARE = {"prediction": 1.0, "mixed": 0.5}
 
 
 def spatial_loss(
@@ -40,8 +40,8 @@ def frequency_loss(
 ) -> torch.Tensor:
     """The loss in the Fourier domain (equation 4 of the paper; focal frequency loss, https://arxiv.org/abs/2012.12821).
 
-    The prediction is taken inside the mask; outside, `replacement` stands in for it without gradient, and a share
-    `unmasked_weight` of the prediction itself. D is the orthonormal 2D transform of the residual to the target;
+    The prediction is taken inside the mask; outside, a share `unmasked_weight` of it, and for the rest `replacement`,
+    without gradient. D is the orthonormal 2D transform of the residual to the target;
     focal: mean(W * |D|^2) with W = log(1 + |D|) / max, detached; else the spatial criterion `kind` of |D|.
     Since the transform is linear and the input real, one real transform of the residual is all it takes. With
     `batch_average` the focal form transforms the mean residual of the batch, and W is taken over that; without, each
@@ -53,48 +53,6 @@ def frequency_loss(
         if not focal:
             return _full_spectrum_mean(_criterion(_spectrum(residual), kind, alpha), residual.shape[-1])
         return _focal_loss(residual.mean(0, keepdim=True) if batch_average else residual)
-
-
-def mean_weights(
-    mask: torch.Tensor,
-    replacement: str = "mixed",
-    unmasked_weight: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-) -> list[torch.Tensor]:
-    """Weights with which predictions enter the batch mean that the focal `frequency_loss` transforms,
-    (batch, 1, rows, columns) for a mask (batch, rows, columns): those of the predictions themselves and, if they stand
-    in for their visible pixels, those that they have there, without gradient."""
-    mask = mask[:, None].to(dtype)
-    visible = mask + (1 - mask) * unmasked_weight
-    if replacement not in STAND_IN_SHARE:
-        return [visible]
-    return [visible, STAND_IN_SHARE[replacement] * (1 - visible)]
-
-
-def frequency_loss_of_means(
-    means: torch.Tensor, target: torch.Tensor, weights: list[torch.Tensor], replacement: str = "mixed"
-) -> torch.Tensor:
-    """`frequency_loss` with `focal` and `batch_average`, from weighted means of the predictions over the batch.
-
-    A linear decoder gives them from weighted means of its input, so that it need not decode the batch.
-
-    Args:
-        means: mean_n(weight_n * prediction_n), (number of weights, channels, height, width).
-        target: (batch, channels, height, width)
-        weights: those of `mean_weights`.
-    """
-    with _full_precision(target.device.type):
-        dtype, size = torch.promote_types(target.dtype, torch.float32), target.shape[-2:]
-        prediction, target = means[:1].to(dtype), target.to(dtype)
-        shares = sum(weights)
-        if len(weights) == 2:
-            prediction = prediction + means[1:].detach()
-        if replacement == "mean":  # of the target, where the prediction is not seen
-            shares = torch.ones_like(shares)
-            hidden = (target.mean((2, 3), keepdim=True) * (1 - weights[0])).mean(0, keepdim=True)
-            prediction = prediction + F.interpolate(hidden, size=size, mode="nearest")
-        expected = (target * F.interpolate(shares, size=size, mode="nearest")).mean(0, keepdim=True)
-        return _focal_loss(prediction - expected)
 
 
 def _full_precision(device_type: str):
@@ -136,12 +94,12 @@ def _residual(prediction, target, visible, replacement: str) -> torch.Tensor:
         return difference * visible
     if replacement == "mean":
         return difference * visible + (target.mean((2, 3), keepdim=True) - target) * (1 - visible)
-    return difference * visible + difference.detach() * (STAND_IN_SHARE[replacement] * (1 - visible))
+    return difference * visible + difference.detach() * (REPLACEMENT_SHARE[replacement] * (1 - visible))
 
 
 def _full_spectrum_mean(half: torch.Tensor, width: int) -> torch.Tensor:
     """The mean over the full spectrum of a real image, from the half that `rfft2` gives: all columns but the first
-    and, for an even width, the last stand for two."""
+    and, for an even width, the last count twice."""
     total = 2 * half.sum() - half[..., 0].sum()
     if width % 2 == 0:
         total = total - half[..., -1].sum()

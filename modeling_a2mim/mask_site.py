@@ -32,7 +32,7 @@ def choose_site(encoder: nn.Module, plan: EncoderPlan, config) -> tuple[Site, fl
     found = {}
     for site in plan.sites:
         found[site] = alignment(encoder, site, config)
-        if not found[site] < LEAST_ALIGNMENT:  # also where an encoder that overflows tells nothing
+        if not found[site] < LEAST_ALIGNMENT:  # also NaN, where the encoder overflows
             return site, found[site]
     raise ValueError(
         f"mask_site: the cells of {plan.sites[0].module!r} in {config.architecture} do not lie where the image's do: "
@@ -52,7 +52,7 @@ def alignment(encoder: nn.Module, site: Site, config) -> float:
     The pixels of one cell of the mask are changed. Returned is the share of the change at the site that lies under
     that cell, relative to the share of as many cells that change most; the mean over some places. A change that
     spreads over the whole map, as through plain convolutions or attention with random weights, tells nothing and gives
-    about 1: timm is believed then.
+    about 1: then the order of timm is taken as it is.
     """
     grid = tuple(map(min, zip(site.layout.grid, config.mask_grid, strict=True)))
     generator = torch.Generator().manual_seed(0)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.module_tracker import ModuleTracker
 
-from .encoders.layout import Layout
+from .encoders.layout import FeatureLayout, tensors_in
 
 
 def random_mask(
@@ -83,24 +84,31 @@ class MaskToken(nn.Module):
 
     It works as a forward hook, so that the encoder stays timm's. Without a mask the hook returns nothing, and the
     encoder computes exactly what it does in timm.
+
+    Args:
+        config: `A2MIMConfig`, of which `mask_token_mode` and `mask_gamma_init` count.
+        layout: of the output of that module.
     """
 
-    def __init__(self, config, layout: Layout):
+    def __init__(self, config, layout: FeatureLayout):
         super().__init__()
         self.layout = layout
         self.mode = config.mask_token_mode
         self.gamma_init = config.mask_gamma_init
         self.token = nn.Parameter(torch.empty(layout.channels))
         self.gamma = nn.Parameter(torch.empty(layout.channels)) if self.gamma_init is not None else None
-        # What the next forward of the site uses, and what it uses when gradient checkpointing runs it again.
+        # The mask and the grid of the site's tokens: in a forward, and where gradient checkpointing runs it again.
         self.state: tuple[torch.Tensor, tuple[int, int]] | None = None
         self.state_in_backward: tuple[torch.Tensor, tuple[int, int]] | None = None
 
     def hook(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook of the site; a bound method, so that deepcopy and pickle rebind it."""
         state = self.state
-        if state is None and self.state_in_backward is not None and torch._C._current_graph_task_id() != -1:
-            state = self.state_in_backward  # only inside a backward: one that failed has left its state behind
+        if state is None and self.state_in_backward is not None:
+            if not torch.compiler.is_compiling() and ModuleTracker().is_bw:
+                state = self.state_in_backward
+            else:  # of a backward that has ended
+                self.state_in_backward = None
         if state is None:
             return None
         z, (mask, grid) = self.layout.pick(output), state
@@ -113,8 +121,14 @@ class MaskToken(nn.Module):
         scaled = z if self.gamma is None else z * self.gamma.to(z.dtype).view(shape)
         return self.layout.put(output, torch.where(mask, scaled + token, z))
 
-    def remember(self, state: tuple[torch.Tensor, tuple[int, int]] | None):
-        """Checkpointed segments run again during backward, the hook among them: called when the gradient of a forward
-        arrives at its encoder, this gives the token the mask of that very forward back until the backward ends."""
-        self.state_in_backward = state
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: setattr(self, "state_in_backward", None))
+    def restore_in_backward(self, outputs: Any):
+        """For gradient checkpointing, which runs segments of the encoder, the hook among them, again in backward: when
+        the gradient arrives at the outputs of this forward, its mask (or that it had none) becomes valid again.
+
+        Args:
+            outputs: of the encoder, while `state` is still that of its forward.
+        """
+        state = self.state
+        for _, output in tensors_in(outputs):
+            if output.requires_grad:
+                output.register_hook(lambda gradient: setattr(self, "state_in_backward", state))

@@ -28,8 +28,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .configuration_a2mim import A2MIMConfig, fields_of_timm, is_timm
+from .configuration_a2mim import A2MIMConfig
 from .encoders.plan import plan_encoder
+from .encoders.timm_config import fields_of_timm, is_timm
 
 
 MASKED = "masked image modelling"  # as a task

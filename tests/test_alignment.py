@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.encoders.layout import Layout, Site
+from modeling_a2mim.encoders.layout import FeatureLayout, Site
 from modeling_a2mim.encoders.plan import EncoderPlan, plan_encoder
 from modeling_a2mim.mask_site import LEAST_ALIGNMENT, alignment, choose_site, run_until
 
@@ -34,7 +34,7 @@ class Patches(nn.Module):
         return self.place(tokens)
 
 
-SITE = Site("place", Layout("NLC", 4, (8, 8)))
+SITE = Site("place", FeatureLayout("NLC", 4, (8, 8)))
 CONFIG = SimpleNamespace(num_channels=3, input_size=(64, 64), mask_grid=(4, 4), architecture="patches")
 
 
@@ -70,7 +70,7 @@ def test_overflow_tells_nothing():
 
 def test_the_first_aligned_site_is_taken():
     encoder = Patches(torch.randperm(64, generator=torch.Generator().manual_seed(1)))
-    other = Site("mix", Layout("NCHW", 4, (8, 8)))
+    other = Site("mix", FeatureLayout("NCHW", 4, (8, 8)))
     plan = EncoderPlan({}, (SITE, other), SITE.layout, 8, None, False, True, frozenset())
     site, score = choose_site(encoder, plan, CONFIG)
     assert (site, score) == (other, pytest.approx(1))

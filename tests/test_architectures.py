@@ -16,7 +16,7 @@ from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPre
 from modeling_a2mim.commands import architectures
 from modeling_a2mim.commands.architectures import Row, counts, examine, main, write
 from modeling_a2mim.encoders.layout import tensors_in
-from modeling_a2mim.encoders.tracing import NoValues
+from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import push_folder
 from modeling_a2mim.export.loading import load_into_encoder

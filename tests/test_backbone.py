@@ -1,6 +1,7 @@
 """The encoder under heads of transformers: the right maps, the right weights, a step of training."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers.models.auto import auto_factory
 
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.models.backbone import four_stages
 
 from .families import FAMILIES, family_config
 
@@ -213,3 +215,23 @@ def test_what_it_cannot_do():
         backbone(torch.randn(1, 1, 64, 64))
     with pytest.raises(ValueError, match="^output_attentions: "):
         backbone(torch.randn(1, 3, 64, 64), output_attentions=True)
+
+
+@pytest.mark.parametrize(
+    ("strides", "maps", "distinct"),
+    [
+        ([2, 4, 8, 16, 32], [1, 2, 3, 4], [1, 2, 3, 4]),
+        ([4, 8, 16, 32], [0, 1, 2, 3], [0, 1, 2, 3]),
+        ([7, 14, 14, 14], [0, 1, 2, 3], [0, 3]),  # a Sequencer
+        ([16] * 12, [2, 5, 8, 11], [2, 5, 8, 11]),
+        ([16] * 6, [0, 2, 3, 5], [0, 2, 3, 5]),
+        ([16] * 3, [0, 1, 2], [0, 1, 2]),
+        ([16, 32], [0, 1], [0, 1]),
+    ],
+)
+def test_four_stages(strides, maps, distinct):
+    stages = [{"reduction": stride} for stride in strides]
+    plan = SimpleNamespace(isotropic=len(set(strides)) == 1)
+    core = SimpleNamespace(encoder=SimpleNamespace(feature_info=stages), plan=plan)
+    assert four_stages(core) == maps
+    assert four_stages(core, distinct=True) == distinct

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from modeling_a2mim.data.sources import ReadError
+from modeling_a2mim.data.reading import ReadError
 from modeling_a2mim.utils.command import run_command
 
 

@@ -18,27 +18,15 @@ def test_reads_every_stage_of_4_px_and_more(family):
     assert [stages[i]["reduction"] for i in model.decoder.indices] == [4, 8, 16]
     assert model.stride == 4
     images = torch.randn(2, 3, 64, 64)
-    output = model(images, num_masked=model.config.num_masked)
+    output = model(images)
     assert output.reconstruction.shape == images.shape
     assert output.hidden_states is None
     output.loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("family", HIERARCHICAL)
-def test_the_number_of_masked_cells_is_no_matter(family):
-    """All is decoded, always."""
-    model = A2MIMForPreTraining(family_config(family, decoder="multiscale")).eval()
-    images = torch.randn(2, 3, 64, 64)
-    expected = model(images)
-    for count in (1, model.config.num_masked, 1000):
-        actual = model(images, expected.bool_masked_pos, num_masked=count)
-        assert torch.equal(actual.loss, expected.loss)
-        assert torch.equal(actual.reconstruction, expected.reconstruction)
-
-
 def test_one_image_whose_deepest_map_is_one_cell():
-    """One value has no variance, of which BatchNorm makes an error: the running statistics stand in for it."""
+    """One value has no variance, of which BatchNorm makes an error: the running statistics replace it."""
     model = A2MIMForPreTraining(family_config("convnext", decoder="multiscale", image_size=32, mask_patch_size=8))
     norms = [module for module in model.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
     model.train()(torch.randn(1, 3, 32, 32)).loss.backward()

@@ -15,7 +15,10 @@ from PIL import Image, ImageFile, ImageOps, features
 from sklearn.datasets import load_sample_images
 
 from benchmarks.fuzz import damaged, originals
+from modeling_a2mim.data import decoding
 from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop, to_pixels, upright, upright_size
+
+from .image_files import encoded
 
 
 CHINA, FLOWER = (Image.fromarray(photo) for photo in load_sample_images().images)
@@ -506,3 +509,13 @@ def test_damaged_files_are_decoded_or_refused():
             assert time.perf_counter() - start < 2
     assert len(outcomes) == 400
     assert all(outcomes)
+
+
+def test_images_by_the_names_of_their_files():
+    """Formats that noise could be taken for are tried where the name says so."""
+    data = encoded(7, "TGA")
+    assert decoding.open_image({"bytes": data, "path": "a/x.TGA"}).format == "TGA"
+    with pytest.raises(decoding.BrokenImage):
+        decoding.open_image(data)
+    for name in ("a.eps", "a.ps", "a.svg", "a.txt", "a", "a.h5"):
+        assert not decoding.is_image_file(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.encoders.layout import Layout, Site
+from modeling_a2mim.encoders.layout import FeatureLayout, Site
 from modeling_a2mim.encoders.plan import plan_encoder
 
 
@@ -15,41 +15,41 @@ def plan(architecture, **kwargs):
 def test_plan_resnet():
     result = plan("resnet18")
     assert result.sites[0].module.startswith("layer3.")
-    assert result.sites[0].layout == Layout("NCHW", 256, (14, 14))
-    assert result.map_layout == Layout("NCHW", 512, (7, 7))
+    assert result.sites[0].layout == FeatureLayout("NCHW", 256, (14, 14))
+    assert result.map_layout == FeatureLayout("NCHW", 512, (7, 7))
     assert (result.stride, result.head_norm) == (32, None)
 
 
 def test_plan_convnext():
     result = plan("convnext_tiny", mask_site="stages.3.downsample")
     assert result.sites[0].module.startswith("stages.3.downsample")
-    assert result.sites[0].layout == result.map_layout == Layout("NCHW", 768, (7, 7))
+    assert result.sites[0].layout == result.map_layout == FeatureLayout("NCHW", 768, (7, 7))
     assert (result.stride, result.head_norm) == (32, "head.norm")
     default = plan("convnext_tiny", decoder_norm=False)
     assert default.sites[0].module.startswith("stages.2")
-    assert default.sites[0].layout == Layout("NCHW", 384, (14, 14))
+    assert default.sites[0].layout == FeatureLayout("NCHW", 384, (14, 14))
     assert default.head_norm is None
 
 
 def test_plan_vit():
     result = plan("vit_tiny_patch16_224")
     assert (result.sites[0].module, result.stride, result.head_norm) == ("patch_embed", 16, None)
-    assert result.sites[0].layout == Layout("NLC", 192, (14, 14))
-    assert result.map_layout == Layout("NLC", 192, (14, 14), 1)
+    assert result.sites[0].layout == FeatureLayout("NLC", 192, (14, 14))
+    assert result.map_layout == FeatureLayout("NLC", 192, (14, 14), 1)
     block = plan("vit_tiny_patch16_224", mask_site=6)
-    assert block.sites == (Site("blocks.6", Layout("NLC", 192, (14, 14), 1)),)
+    assert block.sites == (Site("blocks.6", FeatureLayout("NLC", 192, (14, 14), 1)),)
     registers = plan("vit_tiny_patch16_224", mask_site=6, model_args={"reg_tokens": 4})
-    assert registers.sites[0].layout == registers.map_layout == Layout("NLC", 192, (14, 14), 5)
+    assert registers.sites[0].layout == registers.map_layout == FeatureLayout("NLC", 192, (14, 14), 5)
 
 
 def test_plan_swin():
     result = plan("swin_tiny_patch4_window7_224")
     assert result.sites[0].module.startswith("layers.2")
-    assert result.sites[0].layout == Layout("NHWC", 384, (14, 14))
-    assert result.map_layout == Layout("NHWC", 768, (7, 7))
+    assert result.sites[0].layout == FeatureLayout("NHWC", 384, (14, 14))
+    assert result.map_layout == FeatureLayout("NHWC", 768, (7, 7))
     first = plan("swin_tiny_patch4_window7_224", mask_site="patch_embed")
     assert first.sites[0].module.startswith("patch_embed")
-    assert first.sites[0].layout == Layout("NHWC", 96, (56, 56))
+    assert first.sites[0].layout == FeatureLayout("NHWC", 96, (56, 56))
 
 
 def test_plan_of_another_size():
@@ -58,6 +58,14 @@ def test_plan_of_another_size():
     vit = plan("vit_tiny_patch16_224", image_size=(64, 96))
     assert (vit.map_layout.grid, vit.create_args["img_size"]) == ((4, 6), [64, 96])
     assert vit.create().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 25, 192)
+
+
+def test_plans_are_kept_by_values():
+    config = A2MIMConfig(architecture="test_vit", model_args={"depth": 3, "init_values": 0.1})
+    first = plan_encoder(config)
+    assert plan_encoder(A2MIMConfig(architecture="test_vit", model_args={"init_values": 0.1, "depth": 3})) is first
+    config.model_args["depth"] = 2  # what was planned does not change with the configuration
+    assert (first.create_args["depth"], plan_encoder(config).create_args["depth"]) == (3, 2)
 
 
 def test_plan_draws_no_random_numbers():
@@ -78,7 +86,7 @@ def test_integer_sites(site):
     ][site]
     result = plan("resnet18", mask_site=site, image_size=64, mask_patch_size=16)
     assert result.sites[0].module.startswith(name)
-    assert result.sites[0].layout == Layout("NCHW", channels, (64 // stride, 64 // stride))
+    assert result.sites[0].layout == FeatureLayout("NCHW", channels, (64 // stride, 64 // stride))
 
 
 @pytest.mark.parametrize(

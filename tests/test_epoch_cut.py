@@ -3,7 +3,8 @@
 import pytest
 
 from modeling_a2mim.data.epoch_cut import CUT, FIRST_CUT, EpochCut
-from modeling_a2mim.data.samplers import Layout, PassOrder, StreamBatches
+from modeling_a2mim.data.order import EpochOrder, ShuffleLayout
+from modeling_a2mim.data.samplers import EpochBatches
 
 
 def sizes(rows, window, *args, **kwargs):
@@ -74,5 +75,5 @@ def test_a_run_that_began_with_the_first_version_keeps_it():
     [(33, 8, 1, 1, 4), (33, 8, 2, 1, 4), (33, 1, 2, 1, 1), (3, 2, 1, 1, 1), (5, 2, 1, 2, 1), (4, 2, 1, 1, 2)],
 )
 def test_the_fewest_images_that_a_process_has(rows, batch, world, accumulated, fewest):
-    batches = StreamBatches(PassOrder([rows], Layout()), batch, 0, world, accumulated)
+    batches = EpochBatches(EpochOrder([rows], ShuffleLayout()), batch, 0, world, accumulated)
     assert batches.fewest == fewest == min(len(keys) for keys in batches)

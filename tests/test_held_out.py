@@ -11,9 +11,9 @@ from PIL import Image as PILImage
 
 import run_pretraining
 from modeling_a2mim.data.dataset import ImageSamples
-from modeling_a2mim.data.held_out import MOST_UNITS, RowsOf, hold_out, spread_rows
+from modeling_a2mim.data.held_out import MOST_CHUNKS, hold_out, spread_rows
 from modeling_a2mim.data.shards import ParquetSource
-from modeling_a2mim.data.sources import DatasetSource, MixedSource
+from modeling_a2mim.data.sources import DatasetSource, MixedSource, RowsOf
 
 
 SCRIPT = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
@@ -58,29 +58,29 @@ def test_rows_are_spread():
     assert spread_rows(3, [1, 1, 1]).tolist() == [0, 1, 2]
 
 
-def test_few_units_are_read():
-    units = np.full(1000, 50)
-    rows = spread_rows(256, units)
+def test_few_chunks_are_read():
+    chunks = np.full(1000, 50)
+    rows = spread_rows(256, chunks)
     assert len(set(rows.tolist())) == 256
     assert (np.diff(rows) > 0).all()
-    assert len(set(rows // 50)) == MOST_UNITS
+    assert len(set(rows // 50)) == MOST_CHUNKS
     assert rows.min() < 50 * 40
     assert rows.max() > 50 * 960
-    assert len(spread_rows(40_000, units)) == 40_000  # more than those units hold
+    assert len(spread_rows(40_000, chunks)) == 40_000  # more than those chunks hold
 
 
 def test_rows_of_a_source(tmp_path):
     source = shards(tmp_path, [10, 7, 9])
-    assert source.units.tolist() == [4, 4, 2, 4, 3, 4, 4, 1]
+    assert source.chunks.tolist() == [4, 4, 2, 4, 3, 4, 4, 1]
     part = RowsOf(source, [1, 3, 4, 9, 25])
     assert len(part) == 5
-    assert part.units.tolist() == [2, 1, 1, 1]
+    assert part.chunks.tolist() == [2, 1, 1, 1]
     assert numbers(part) == [1, 3, 4, 9, 25]
     assert numbers(part.take(2)) == [1, 3]
     assert part.select("image").describe(3).startswith("row 1 of ")
     assert part.fingerprint != RowsOf(source, [1, 3, 4, 9, 24]).fingerprint
-    part.units_open = 7
-    assert source.units_open == 7
+    part.keep_chunks(7)
+    assert source.chunks_open == 7
 
 
 @pytest.mark.parametrize("kind", ["files", "parquet", "mix", "weighted mix"])
@@ -100,7 +100,7 @@ def test_held_out_images_are_left_out(kind, tmp_path):
     one, two = numbers(train), numbers(held)
     assert sorted(one + two) == list(range(60))
     assert two == numbers(hold_out(source, 12)[1])
-    # And in what is dealt to a run: two passes.
+    # And in what is given to a run: two epochs.
     samples = ImageSamples(train, lambda image: {"x": torch.zeros(1)}, None if train.columns else "image")
     keys = samples.order(8).keys(0, 0, 48) + samples.order(8).keys(1, 0, 48)
     assert set(numbers(samples.source, [row for _, row in keys])) <= set(one)

@@ -1,22 +1,22 @@
 """Folders as people have them: splits, classes, thumbnails, metadata; the same with and without streaming."""
 
+import functools
 import logging
 import os
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
-from datasets import Dataset
-from PIL import Image
 
-from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
-from modeling_a2mim.data.formats.image_folders import split_kinds
+from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data.loading import load_images
-from modeling_a2mim.data.sources import DatasetSource
-from modeling_a2mim.tasks.labelled_images import LabelledImages
 from modeling_a2mim.training.outputs import check_apart
 
+from .image_files import (
+    both,
+    classes,
+    make_images,
+    names,
+)
 from .test_scripts import SMALL, finetune, pretrain
 
 
@@ -26,63 +26,10 @@ SCRATCH = SMALL[:4]
 
 @pytest.fixture
 def make(tmp_path):
-    """Images by their names below a folder, each of its own grey."""
-
-    def make_images(*names: str, root: str = "images") -> Path:
-        for number, name in enumerate(names):
-            path = tmp_path / root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(path, "PNG")
-        return tmp_path / root
-
-    return make_images
-
-
-def names(root: Path, dataset) -> list[str]:
-    """The images of what was loaded, relative to its folder, sorted."""
-    rows = (dataset.dataset if isinstance(dataset, DatasetSource) else dataset).data["image"]
-    indices = getattr(dataset.dataset if isinstance(dataset, DatasetSource) else dataset, "_indices", None)
-    rows = rows.take(indices.column(0)) if indices is not None else rows
-    return sorted(os.path.relpath(row["path"], root) for row in rows.to_pylist())
-
-
-def both(root: Path, **options) -> Dataset:
-    """What is loaded, which is the same streamed."""
-    prepared, streamed = (load_images(root, streaming=streaming, **options) for streaming in (False, True))
-    assert isinstance(streamed, DatasetSource)
-    assert names(root, prepared) == names(root, streamed)
-    assert prepared.features == streamed.dataset.features
-    others = [column for column in prepared.column_names if column != "image"]
-    assert [prepared[c] for c in others] == [streamed.dataset[c] for c in others]
-    return prepared
-
-
-def classes(root: Path, streaming: bool = False, **options) -> dict[str, int]:
-    """The classes that are trained on, and how many images each has."""
-    arguments = ClassificationArguments(streaming=streaming, **options)
-    dataset = arguments.load(train=True)
-    column, found = arguments.labels(dataset)
-    return dict(zip(found, LabelledImages(dataset, None, column, found).counts(dataset), strict=True))
+    return functools.partial(make_images, tmp_path)
 
 
 # Splits
-
-
-@pytest.mark.parametrize(
-    ("folders", "kinds"),
-    [
-        (["train", "val", "extra"], {"train": "train", "val": "validation"}),
-        (["TRAIN", "Test"], {"TRAIN": "train", "Test": "test"}),
-        (["train2017", "val2017"], {"train2017": "train", "val2017": "validation"}),
-        (["training_set", "test set"], {"training_set": "train", "test set": "test"}),
-        (["Validation", "dev"], {"Validation": "validation", "dev": "validation"}),
-        (["train station", "test tube"], {}),
-        (["train_set", "car"], {}),  # there is none for evaluation
-        (["valid", "invalid"], {}),
-    ],
-)
-def test_names_of_splits(folders, kinds):
-    assert split_kinds(folders) == kinds
 
 
 @pytest.mark.parametrize("validation", ["val", "VALID", "validation", "Dev"])
@@ -148,34 +95,6 @@ def test_shards_in_folders_and_of_splits(make, caplog):
     assert load_images(place, every_file=True, streaming=True, train=False).files == [str(place / "Val" / "0.parquet")]
 
 
-# Words in names, as `datasets` reads them
-
-
-def test_words_of_splits_in_names(make, caplog):
-    caplog.set_level(logging.INFO, "a2mim")
-    root = make("photo of a train.png", *(f"{i}.png" for i in range(5)))
-    for streaming in (False, True):
-        with pytest.raises(
-            ValueError,
-            match=r"train \(1 images, such as photo of a train\.png\); 5 are in none, such as 0\.png; use --train_dir",
-        ):
-            load_images(root, streaming=streaming)
-    with pytest.raises(ValueError, match="5 are in none"):
-        pretrain(root.parent / "out", "--dataset_name", root)
-    assert not (root.parent / "out").exists()
-    assert len(both(root, every_file=True)) == 6
-    stations = make("train station/0.png", "airport/1.png", "airport/2.png", root="places")
-    with pytest.raises(ValueError, match="train .*train station/0.png.*; 2 are in none, such as airport/1.png"):
-        load_images(stations)
-    capitals = make("Train/a/0.png", "Test/a/1.png", root="capitals")
-    with pytest.raises(ValueError, match="takes Test, Train for folders of the split train, as it knows splits by"):
-        load_images(capitals)
-    plain = make("train/a/0.png", "train/b/1.png", "test/a/2.png", "banner.png", root="plain")
-    assert names(plain, both(plain)) == ["train/a/0.png", "train/b/1.png"]
-    assert "1 images are in none of its splits and left out, such as banner.png" in caplog.text
-    assert "train (2 images, such as train/a/0.png); test (1 images" in caplog.text
-
-
 # Classes
 
 
@@ -202,16 +121,6 @@ def test_the_first_folder_names_the_class(make, caplog):
         ClassificationArguments(dataset_name=[str(root)]).load(train=True)
 
 
-def test_classes_by_datasets(make, caplog):
-    caplog.set_level(logging.INFO, "a2mim")
-    root = make("x/train/cat/p1/0.png", "x/train/dog/p2/1.png", "x/test/cat/p3/2.png")
-    shutil.move(root / "x" / "train", root / "train")
-    shutil.move(root / "x" / "test", root / "test")
-    (root / "x").rmdir()
-    for streaming in (False, True):  # those of all splits
-        assert classes(root, streaming, dataset_name=[str(root)]) == {"p1": 1, "p2": 1, "p3": 0}
-
-
 def test_splits_are_no_classes(make):
     root = make("train/0.png", "train/1.png", "test/2.png")
     with pytest.raises(
@@ -230,100 +139,6 @@ def test_training_and_evaluation_agree_on_classes(make):
     folders = {"train_dir": [str(train)], "validation_dir": str(evaluation)}
     found = ClassificationArguments(**folders).load(train=False)
     assert (found.features["label"].names, found["label"]) == (["cat", "dog"], [0, 1])
-
-
-# Metadata
-
-
-def metadata(folder: Path, *rows: str, name: str = "metadata.csv"):
-    (folder / name).write_text("\n".join(rows) + "\n")
-
-
-@pytest.mark.parametrize("by", ["train_dir", "dataset_name"])
-def test_metadata_says_which_images_there_are(make, caplog, by):
-    root = make(*(f"{'ward a' if i % 2 else 'ward b'}/{i}.png" for i in range(8)))
-    metadata(root, "file_name,label", "ward b/0.png,sick", "ward a/1.png,well", "./ward b/2.png,well", "gone.png,well")
-    for streaming in (False, True):
-        assert classes(root, streaming, **{by: [str(root)]}) == {"sick": 1, "well": 2}
-        train, *_ = PreTrainingDataArguments(**{by: [str(root)]}, streaming=streaming).load_both()
-        assert len(train) == 3
-    options = {"every_file": by == "train_dir"}
-    assert names(root, both(root, **options)) == ["ward a/1.png", "ward b/0.png", "ward b/2.png"]
-    assert "5 images are left out, as metadata.csv does not name them, such as ward a/3.png" in caplog.text
-    assert "1 images that metadata.csv names are not there, such as gone.png" in caplog.text
-
-
-def test_metadata_of_each_folder(make, caplog):
-    caplog.set_level(logging.INFO, "a2mim")
-    root = make("a/0.png", "a/1.png", "b/0.png", "b/1.png")
-    for folder in (root / "a", root / "b"):
-        metadata(
-            folder,
-            '{"file_name": "0.png", "label": "x"}',
-            '{"file_name": "1.png", "label": "y"}',
-            name="metadata.jsonl",
-        )
-    assert both(root)["label"] == both(root, every_file=True)["label"] == ["x", "y", "x", "y"]
-    LabelledImages.load(ClassificationArguments(train_dir=[str(root)], streaming=True), None).check()
-    assert "training: 2 classes by column label of metadata.jsonl: x 2, y 2" in caplog.text
-
-
-def test_metadata_at_the_root_of_splits(make, monkeypatch, caplog):
-    root = make("train/0.png", "train/1.png", "test/2.png", "test/3.png")
-    metadata(root, "file_name,label", "train/0.png,x", "train/1.png,y", "test/2.png,x", "test/3.png,y")
-    assert both(root, every_file=True, needs="labels")["label"] == ["x", "y"]
-    assert names(root, both(root, every_file=True, train=False)) == ["test/2.png", "test/3.png"]
-    monkeypatch.chdir(root.parent)
-    assert both(Path("images"), every_file=True, train=False)["label"] == ["x", "y"]
-    assert "metadata.csv" not in caplog.text  # nothing is outside of it
-
-
-def test_metadata_on_the_hub(make, hub, caplog):
-    """Streamed, too, the file says which images there are."""
-    root = make("a/0.png", "a/1.png", "b/2.png")
-    files = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
-    hub.put("org/wards", files | {"metadata.csv": b"file_name,label\na/0.png,x\nb/2.png,y\n"}, repo_type="dataset")
-    for streaming in (False, True):
-        assert classes(root, streaming, dataset_name=["org/wards"]) == {"x": 1, "y": 1}
-    assert "1 images are left out, as metadata.csv does not name them, such as " in caplog.text
-    source = load_images("org/wards", streaming=True).select("image", "label")
-    assert [label for _, label in source.read([0, 1])] == ["x", "y"]
-    assert source.read([1])[0][0]["bytes"] == files["b/2.png"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "what"),
-    [
-        (["isic_id,diagnosis", "0,a", "1,b"], "has no column file_name"),
-        (["file_name;label", "a/0.png;x"], "has no column file_name"),
-        (["file_name,label"], "has no rows"),
-        (["file_name,label", "../other.png,x"], "cannot be read as metadata of images: .*other.png"),
-        (["file_name,label", "0,x", "1,y"], "has no column file_name that holds names of images"),
-        (["file_name,label", "a.png,x", ",y"], "names none of the images"),
-    ],
-)
-def test_metadata_that_is_not_of_imagefolder(make, caplog, rows, what):
-    root = make("a/0.png", "b/1.png")
-    metadata(root, *rows)
-    for arguments in ({"train_dir": [str(root)]}, {"dataset_name": [str(root)]}):
-        with pytest.raises(
-            ValueError, match=rf"/images/metadata\.csv ({what}).*; correct it, or move it out of the folder"
-        ):
-            ClassificationArguments(**arguments).load(train=True)
-        for streaming in (False, True):
-            train, *_ = PreTrainingDataArguments(**arguments, streaming=streaming).load_both()
-            assert len(train) == 2
-    assert "it is not needed here, and ignored: all images are used" in caplog.text
-
-
-def test_commands_with_metadata_of_others(make):
-    root = make("a/0.png", "b/1.png")
-    metadata(root, "isic_id,diagnosis", "0,x")
-    with pytest.raises(ValueError, match=r"/images/metadata\.csv has no column file_name"):
-        finetune(root.parent / "out", *SCRATCH, "--train_dir", root)
-    assert not (root.parent / "out").exists()
-    pretrain(root.parent / "out", "--train_dir", root, "--streaming", "--max_steps", 1)
-    assert (root.parent / "out" / "model.safetensors").is_file()
 
 
 # The folder of a run
@@ -369,3 +184,8 @@ def test_data_inside_of_the_output(make):
         ValueError, match=r"^train_dir: .*/images lies in .*/pretraining, which the run writes or deletes"
     ):
         pretrain(root, "--train_dir", root / "pretraining" / "images", "--overwrite_output_dir")
+
+
+def test_links_do_not_repeat_images(folder):
+    (folder / "cats" / "again").symlink_to(folder)
+    assert len(load_images(folder, every_file=True)) == 12

@@ -1,14 +1,18 @@
 """What the user names, as a dataset or a stream; columns."""
 
-import json
-
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
 
-from modeling_a2mim.data.loading import find_column, find_validation_split, load_images
+from modeling_a2mim.arguments.data import PreTrainingDataArguments
+from modeling_a2mim.data.columns import find_column
+from modeling_a2mim.data.loading import find_validation_split, load_images
 from modeling_a2mim.data.sources import DatasetSource
+
+from .image_files import numbers, write_images, write_parquet
+
+
+NAMES = ["x [raw]", "train[1]", "{a,b} who?*", "50% c#d", "k::v", "~tilde"]
 
 
 def test_image_folder(folder):
@@ -64,44 +68,6 @@ def test_sources_that_do_not_work(tmp_path):
         load_images("nobody/nothing")
 
 
-def test_columns_that_are_missing():
-    dataset = datasets.Dataset.from_dict({"text": ["a"], "n": [1]})
-    with pytest.raises(
-        ValueError, match="^image_column_name: the dataset has no column of images; its columns are text, n"
-    ):
-        find_column(dataset, datasets.Image, None, "image_column_name")
-    with pytest.raises(ValueError, match="^image_column_name: the dataset has no column 'photo'; it has text, n"):
-        find_column(dataset, datasets.Image, "photo", "image_column_name")
-    with pytest.raises(ValueError, match="^label_column_name: the dataset has no column of class labels"):
-        find_column(dataset, datasets.ClassLabel, None, "label_column_name")
-
-
-def test_listing_follows_imagefolder(folder, tmp_path):
-    (folder / ".hidden.png").write_bytes(b"")
-    (folder / "cats" / "dangling.png").symlink_to("nowhere")
-    mine = load_images(folder, every_file=True)
-    theirs = datasets.load_dataset("imagefolder", data_files=str(folder / "**"), split="train")
-    assert mine.features == theirs.features
-    rows = [
-        sorted((row["image"]["path"], row["label"]) for row in d.cast_column("image", datasets.Image(decode=False)))
-        for d in (mine, theirs)
-    ]
-    assert rows[0] == rows[1]
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint8)).save(folder / "test_top.png")
-    assert load_images(folder, every_file=True)["label"].count(None) == 1  # which torchvision's ImageFolder leaves out
-    assert "label" not in load_images(folder, split="test").features  # `datasets`' has
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png") if path.name[0] == "t")[:12]
-    lines = [json.dumps({"file_name": name, "text": "hello"}) for name in names]
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    rows = load_images(folder, every_file=True)
-    assert ("text" in rows.features, len(rows)) == (True, 12)
-
-
-def test_links_do_not_repeat_images(folder):
-    (folder / "cats" / "again").symlink_to(folder)
-    assert len(load_images(folder, every_file=True)) == 12
-
-
 def test_splits_of_streams(folder, tmp_path):
     with pytest.raises(ValueError, match="no split 'train'; there are test"):
         load_images(folder, streaming=True)
@@ -113,9 +79,23 @@ def test_splits_of_streams(folder, tmp_path):
         load_images(str(tmp_path / "*.parquet"), streaming=True)
 
 
-def test_names_that_are_no_text(tmp_path):
-    (tmp_path / "images").mkdir()
-    with open(bytes(tmp_path / "images") + b"/\xff.png", "wb"):
-        pass
-    with pytest.raises(ValueError, match="the name of this file is not UTF-8; rename it"):
-        load_images(tmp_path / "images", every_file=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_existing_path_is_a_path(tmp_path, monkeypatch, name):
+    folder = write_images(tmp_path / name / "images", ["0.png", "1.png"])
+    shards = tmp_path / name / "parquet"
+    write_parquet(shards / "a.parquet", 3)
+    table = tmp_path / name / "list.csv"
+    table.write_text("path,label\nimages/0.png,a\nimages/1.png,b\n")
+    monkeypatch.chdir(tmp_path)
+    for streaming in (False, True):
+        given = {"streaming": streaming}
+        for flag in ("train_dir", "dataset_name"):
+            assert numbers(**{flag: [str(folder)]}, **given) == [0, 1]
+            assert numbers(**{flag: [f"{name}/parquet"]}, **given) == [0, 1, 2]
+        assert numbers(dataset_name=[f"{name}/parquet/a.parquet"], **given) == [0, 1, 2]
+        assert numbers(labels=True, dataset_name=[str(table)], **given) == (["a", "b"], [(0, 0), (1, 1)])
+    evaluation = PreTrainingDataArguments(train_dir=[str(folder)], validation_dir=f"{name}/images").load(train=False)
+    assert len(evaluation) == 2
+    assert numbers(dataset_name=[str(tmp_path / "*" / "images" / "*.png")]) == [0, 1]  # and a pattern is one
+    with pytest.raises(ValueError, match="no such file"):
+        numbers(dataset_name=["nowhere[1]/*.parquet"])

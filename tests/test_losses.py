@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from modeling_a2mim.losses import frequency_loss, frequency_loss_of_means, mean_weights, spatial_loss
+from modeling_a2mim.losses import frequency_loss, spatial_loss
 
 
 # (rows, columns) of the mask and (height, width) of its cells: square, odd and even widths, one and two columns
@@ -97,23 +97,6 @@ def test_other_frequency_loss_and_gradient(shape, replacement, kind):
         options = {"focal": False, "replacement": replacement, "unmasked_weight": 0.1, "kind": kind}
         actual = value_and_gradient(frequency_loss, *data, **options, batch_average=batch_average)
         assert_same(actual, value_and_gradient(frequency_reference, *data, **options, batch_average=False))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("replacement", REPLACEMENTS)
-@pytest.mark.parametrize("unmasked_weight", [0.0, 0.1])
-def test_frequency_loss_of_means(shape, replacement, unmasked_weight):
-    """The means are all that the loss needs of the predictions, and its gradient, too."""
-    prediction, target, mask = make(shape)
-
-    def from_means(prediction, target, mask):
-        weights = mean_weights(mask, replacement, unmasked_weight, target.dtype)
-        means = [(prediction * upscale(weight[:, 0], prediction)).mean(0) for weight in weights]
-        return frequency_loss_of_means(torch.stack(means), target, weights, replacement)
-
-    options = {"replacement": replacement, "unmasked_weight": unmasked_weight}
-    actual = value_and_gradient(from_means, prediction, target, mask)
-    assert_same(actual, value_and_gradient(frequency_loss, prediction, target, mask, **options))
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -7,19 +7,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modeling_a2mim.encoders.layout import Layout
+from modeling_a2mim.encoders.layout import FeatureLayout
 from modeling_a2mim.masking import MaskToken, as_grid, fill_masked, pixel_mask, random_mask, resize_mask
 
 
 LAYOUTS = [
-    Layout("NCHW", 5, (2, 3)),
-    Layout("NHWC", 5, (2, 3)),
-    Layout("NLC", 5, (2, 3)),
-    Layout("NLC", 5, (2, 3), 1),
-    Layout("NLC", 5, (2, 3), 4),
-    Layout("NCL", 5, (2, 3), 2),
-    Layout("NHWC", 5, (2, 3), path=(1,)),
-    Layout("NLC", 5, (2, 3), 1, path=("maps", 0)),
+    FeatureLayout("NCHW", 5, (2, 3)),
+    FeatureLayout("NHWC", 5, (2, 3)),
+    FeatureLayout("NLC", 5, (2, 3)),
+    FeatureLayout("NLC", 5, (2, 3), 1),
+    FeatureLayout("NLC", 5, (2, 3), 4),
+    FeatureLayout("NCL", 5, (2, 3), 2),
+    FeatureLayout("NHWC", 5, (2, 3), path=(1,)),
+    FeatureLayout("NLC", 5, (2, 3), 1, path=("maps", 0)),
 ]
 
 
@@ -188,7 +188,7 @@ def test_mask_token(layout, mode, gamma):
 
 def test_nested_outputs_keep_their_form():
     pair = namedtuple("pair", ["first", "second"])
-    layout = Layout("NCHW", 1, (1, 1), path=(0, 1))
+    layout = FeatureLayout("NCHW", 1, (1, 1), path=(0, 1))
     for old, new in [
         (([1, 2], 3), ([1, 5], 3)),
         (pair((1, 2), 3), pair((1, 5), 3)),
@@ -200,7 +200,7 @@ def test_nested_outputs_keep_their_form():
 
 
 def test_mask_token_resizes_the_mask():
-    layout = Layout("NCHW", 2, (4, 4))
+    layout = FeatureLayout("NCHW", 2, (4, 4))
     token = MaskToken(SimpleNamespace(mask_token_mode="replace", mask_gamma_init=None), layout)
     torch.nn.init.ones_(token.token)
     token.state = (torch.tensor([[[True, False], [False, False]]]), token.layout.grid)

@@ -9,8 +9,8 @@ from transformers import SchedulerType, get_scheduler
 
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForImageClassification
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.encoders.plan import classifier_parameters
-from modeling_a2mim.encoders.tracing import NoValues
 from modeling_a2mim.training.optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 
 

@@ -1,23 +1,23 @@
-"""Which sample comes when: every row once a pass, from any position on, for any number of processes."""
+"""Which sample comes when: every row once an epoch, from any position on."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from modeling_a2mim.data.samplers import SHUFFLE_BYTES, Layout, MixedOrder, PassOrder, StreamBatches, mix_counts
+from modeling_a2mim.data.order import SHUFFLE_BYTES, EpochOrder, MixedOrder, ShuffleLayout, mix_counts
 
 
 def random_orders(count):
     generator = np.random.default_rng(0)
     for seed in range(count):
-        units = generator.integers(1, 40, generator.integers(1, 60))
+        chunks = generator.integers(1, 40, generator.integers(1, 60))
         total, size = int(generator.integers(1, 70)), int(generator.integers(1, 300))
-        layout = Layout.choose(units, total, size, row_bytes=float(generator.choice([0, 1e3, 1e6])))
-        yield PassOrder(units, layout, seed), total, generator
+        layout = ShuffleLayout.choose(chunks, total, size, row_bytes=float(generator.choice([0, 1e3, 1e6])))
+        yield EpochOrder(chunks, layout, seed), total, generator
 
 
-def test_every_row_comes_once_a_pass_from_any_position_on():
+def test_every_row_comes_once_an_epoch_from_any_position_on():
     for order, _, generator in random_orders(40):
         for number in (0, 3):
             rows = order.rows(number, 0, order.length)
@@ -26,167 +26,43 @@ def test_every_row_comes_once_a_pass_from_any_position_on():
             assert np.array_equal(order.rows(number, start, order.length), rows[start:])
 
 
-def test_the_order_is_a_function_of_seed_and_pass():
+def test_the_order_is_a_function_of_seed_and_epoch():
     def rows(seed, number):
-        return PassOrder([30] * 20, Layout(4, 8, 40), seed).rows(number, 0, 600).tolist()
+        return EpochOrder([30] * 20, ShuffleLayout(4, 8, 40), seed).rows(number, 0, 600).tolist()
 
     assert rows(0, 1) == rows(0, 1)
     different = [rows(0, 1), rows(0, 2), rows(1, 1), list(range(600))]
     assert all(a != b for a, b in itertools.combinations(different, 2))
 
 
-def test_one_unit_is_shuffled_whole():
+def test_one_chunk_is_shuffled_whole():
     """As numpy does, so that the order of prepared datasets stays what it was."""
-    order = PassOrder([100], Layout.choose(np.array([100]), 8, 16), seed=5)
+    order = EpochOrder([100], ShuffleLayout.choose(np.array([100]), 8, 16), seed=5)
     assert np.array_equal(order.rows(3, 0, 100), np.random.default_rng((5, 3)).permutation(100))
 
 
-def steps(order, world, batch, accumulated=1, resumed=None, number=2, drop_last=False):
-    """The keys of each batch over all processes, and which process had them."""
-    given = []
-    for rank in range(world):
-        batches = StreamBatches(order, batch, rank, world, accumulated, drop_last)
-        batches.set_epoch(number)
-        if resumed is not None:
-            batches.resume(number, resumed)
-        mine = list(batches)
-        assert len(mine) == len(batches)
-        skipped = batches.skipped if resumed is not None else 0
-        assert not any(mine[:skipped])
-        given.append(mine[skipped:])
-        assert all(given[-1])
-    return [[part[i] for part in given] for i in range(len(given[0]))]
+def test_memory_bounds_streams_and_blocks():
+    chunks = np.full(1000, 1000)
+    layout = ShuffleLayout.choose(chunks, 256, 8192, row_bytes=100_000.0)
+    assert 2 * layout.streams * 1000 * 100_000 <= SHUFFLE_BYTES / 2
+    assert layout.streams == 4
+    assert ShuffleLayout.choose(chunks, 256, 10**9, row_bytes=100_000.0).block * 4 * 100_000 <= SHUFFLE_BYTES / 2
+    assert ShuffleLayout.choose(chunks, 255, 8192).streams == 4  # 255 does not divide among 16, so turns only
 
 
-def flat(batches):
-    return [key for parts in batches for part in parts for key in part]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_batches_do_not_depend_on_the_number_of_processes(world):
-    for order, total, _ in random_orders(25):
-        batch = max(1, total // world)
-        if order.length < world:
-            with pytest.raises(ValueError, match=rf"only {order.length} images, fewer than the {world} processes"):
-                StreamBatches(order, batch, 0, world)
-            continue
-        mine, alone = steps(order, world, batch), steps(order, 1, batch * world)
-        assert len(mine) == -(-order.length // (batch * world))
-        sizes = [[len(part) for part in parts] for parts in mine]
-        assert all(size == [batch] * world for size in sizes[:-2])
-        assert all(max(size) - min(size) <= 1 for size in sizes)
-        assert max(map(max, sizes)) <= batch
-        if batch == 1:  # the last two steps may have fewer images than there are processes: some are repeated
-            assert [set(flat([parts])) for parts in mine] == [set(flat([parts])) for parts in alone]
-            continue
-        assert [flat([parts]) for parts in mine] == [flat([parts]) for parts in alone]  # step by step
-        assert sorted(flat(mine)) == [(2, row) for row in range(order.length)]
-        if len(mine) > 1:
-            assert min(map(min, sizes)) >= batch // 2
-
-
-def test_steps_do_not_depend_on_how_a_batch_is_accumulated():
-    for order, total, _ in random_orders(8):
-        whole = steps(order, 1, 12 * total)
-        for world, batch, accumulated in ((1, 6 * total, 2), (2, 2 * total, 3), (3, total, 4)):
-            if order.length < world:
-                continue
-            parts = steps(order, world, batch, accumulated)
-            grouped = [flat(parts[i : i + accumulated]) for i in range(0, len(parts), accumulated)]
-            assert grouped == [flat([step]) for step in whole] or (total < 2 and order.length < 12 * total)
-
-
-def test_incomplete_batches_can_be_left_out():
-    order = PassOrder([50], Layout())
-    assert [len(part) for parts in steps(order, 2, 8, drop_last=True) for part in parts] == [8] * 6
-    with pytest.raises(ValueError, match="only 50 images, fewer than one batch of 64"):
-        StreamBatches(order, 32, 0, 2, drop_last=True)
-
-
-def test_going_on_with_the_same_batches_is_exact():
-    for order, total, generator in random_orders(25):
-        for accumulated in (1, 3):
-            whole = steps(order, 1, total, accumulated)
-            cut = int(generator.integers(0, len(whole))) // accumulated * accumulated
-            rest = steps(order, 1, total, accumulated, resumed=len(flat(whole[:cut])))
-            assert rest == whole[cut:]
-
-
-def test_going_on_with_other_batches_gives_every_row_once():
-    for order, total, generator in random_orders(30):
-        whole = steps(order, 1, total)
-        seen = len(flat(whole[: int(generator.integers(0, len(whole)))]))
-        for world, batch, accumulated in ((2, total, 1), (1, 2 * total, 1), (2, total, 4), (3, total + 1, 2)):
-            if order.length - seen < world * accumulated or order.length < world:
-                continue
-            probe = StreamBatches(order, batch, 0, world, accumulated)
-            probe.resume(2, seen)
-            left = len(probe) - probe.skipped
-            assert probe.skipped % accumulated == 0
-            if order.length - seen >= left * world:
-                rest = steps(order, world, batch, accumulated, resumed=seen)
-                assert sorted(flat(whole)[:seen] + flat(rest)) == [(2, row) for row in range(order.length)]
-
-
-def test_a_pass_that_was_finished_is_not_begun_again():
-    batches = StreamBatches(PassOrder([50], Layout()), 8)
-    batches.resume(4, 50)
-    assert (batches.resumed, batches.skipped) == ((5, 0), 0)
-    batches = StreamBatches(PassOrder([50], Layout()), 8, drop_last=True)
-    batches.resume(4, 48)
-    assert batches.resumed == (5, 0)
-
-
-def test_processes_and_workers_read_units_of_their_own():
-    units = np.full(800, 100)
-    order = PassOrder(units, Layout.choose(units, 256, 8192, row_bytes=20_000.0))
-    assert order.layout == Layout(lanes=64, chunk=16, block=128)
-    for world, workers in ((1, 0), (2, 4), (16, 2)):
-        readers = {}
-        open_now = order.layout.units_open(units, 256, world, workers)
-        for rank in range(world):
-            recent = {}
-            for index, keys in enumerate(StreamBatches(order, 256 // world, rank, world)):
-                worker = index % max(workers, 1)
-                for _, row in keys:
-                    readers.setdefault(row // 100, set()).add((rank, worker))
-                    # What a worker that keeps the last units reads anew.
-                    kept = recent.setdefault(worker, {})
-                    new = row // 100 not in kept
-                    kept[row // 100] = kept.pop(row // 100, None)
-                    recent[worker, "reads"] = recent.get((worker, "reads"), 0) + new
-                    if len(kept) > open_now:
-                        kept.pop(next(iter(kept)))
-            reads = sum(recent[worker, "reads"] for worker in range(max(workers, 1)))
-            # Units that two lanes share are read twice; a few are dropped early; and the parts of the last two
-            # batches, which are smaller, are not those of the others.
-            assert reads <= 1.2 * 800 / world + 4
-        assert np.mean([len(found) for found in readers.values()]) < 1.17
-
-
-def test_memory_bounds_lanes_and_blocks():
-    units = np.full(1000, 1000)
-    layout = Layout.choose(units, 256, 8192, row_bytes=100_000.0)
-    assert 2 * layout.lanes * 1000 * 100_000 <= SHUFFLE_BYTES / 2
-    assert layout.lanes == 4
-    assert Layout.choose(units, 256, 10**9, row_bytes=100_000.0).block * 4 * 100_000 <= SHUFFLE_BYTES / 2
-    assert Layout.choose(units, 255, 8192).lanes == 4  # 255 does not divide among 16, so turns only
-
-
-def test_mixes_keep_their_weights_and_every_source_its_passes():
-    orders = [PassOrder([1000], Layout(), 0), PassOrder([40, 60], Layout(2, 4, 20), 1)]
+def test_mixes_keep_their_weights_and_every_source_its_epochs():
+    orders = [EpochOrder([1000], ShuffleLayout(), 0), EpochOrder([40, 60], ShuffleLayout(2, 4, 20), 1)]
     mix = MixedOrder(orders, [3, 1], seed=0)
     keys = [key for number in range(4) for key in mix.keys(number, 0, mix.length)]
     assert len(keys) == 4400
     assert abs(sum(row < 1000 for _, row in keys) - 3300) <= 250  # the last 400 are part of 1000
     assert sum(row < 1000 for _, row in keys[:4000]) == 3000
-    assert len(set(keys)) == len(keys)  # no row twice in a pass of its source
+    assert len(set(keys)) == len(keys)  # no row twice in an epoch of its source
     for first, count in ((0, 1000), (1000, 100)):
         own = [(number, row) for number, row in keys if first <= row < first + count]
         assert [number for number, _ in own] == sorted(number for number, _ in own)
         assert {row for number, row in own if number == 0} == set(range(first, first + count))
     assert mix.keys(1, 300, 310) == mix.keys(1, 0, mix.length)[300:310]
-    assert flat(steps(mix, 2, 8)) == flat(steps(mix, 1, 16))
 
 
 def test_weights():
@@ -195,3 +71,15 @@ def test_weights():
     for weights, message in (([1, 0], "must be positive"), ([1, 1e-6], "less than one sample in 1000")):
         with pytest.raises(ValueError, match=f"^dataset_weights: .*{message}"):
             mix_counts(weights)
+
+
+def test_layouts_in_checkpoints_keep_their_keys():
+    """Those of the first version: older checkpoints have them, and go on."""
+    kept = {"lanes": 4, "chunk": 8, "block": 40}
+    layout = ShuffleLayout.from_state(kept)
+    assert layout == ShuffleLayout(streams=4, turn=8, block=40)
+    order = EpochOrder([30] * 20, layout, seed=3)
+    assert order.state() == {"seed": 3, "rows": [600], "counts": None, "layouts": [kept]}
+    mix = MixedOrder([order, EpochOrder([5], ShuffleLayout(), 4)], [3, 1], seed=3)
+    other = {"lanes": 1, "chunk": 1, "block": 2**31}
+    assert mix.state() == {"seed": 3, "rows": [600, 5], "counts": [750, 250], "layouts": [kept, other]}

@@ -17,7 +17,7 @@ from modeling_a2mim.conversion import checkpoint as conversion
 from modeling_a2mim.conversion.checkpoint import Official, convert
 from modeling_a2mim.conversion.config import imagenet_labels
 from modeling_a2mim.conversion.published import PAPER, PUBLISHED, published_for
-from modeling_a2mim.encoders.tracing import NoValues
+from modeling_a2mim.encoders.meta import NoValues
 
 from . import official
 

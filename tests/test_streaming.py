@@ -20,7 +20,7 @@ from .test_trainer import CONFIG, Crash, losses, make_trainer, weights
 
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNT = 22  # three batches of 8 are a pass, the last of 6
+COUNT = 22  # three batches of 8 are an epoch, the last of 6
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def stream(folder, **kwargs):
 
 @pytest.fixture(scope="module")
 def uninterrupted(parquet, tmp_path_factory):
-    """Runs of so many passes, made once."""
+    """Runs of so many epochs, made once."""
 
     @functools.cache
     def run(epochs):
@@ -60,7 +60,7 @@ def uninterrupted(parquet, tmp_path_factory):
 LONG = pytest.param(11, 29, 4, marks=pytest.mark.slow)
 
 
-# Saved at 2 (inside the first pass), 6 (the end of the second), 28 (in the tenth).
+# Saved at 2 (inside the first epoch), 6 (the end of the second), 28 (in the tenth).
 @pytest.mark.parametrize(("epochs", "stop", "workers"), [(3, 3, 0), (3, 7, 1), LONG])
 def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, tmp_path, epochs, stop, workers):
     def make(**kwargs):
@@ -82,7 +82,7 @@ def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, t
 
 @pytest.mark.parametrize("limit", [{"num_train_epochs": 3}, {"max_steps": 9}])
 def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
-    """Every image still comes once in a pass; epochs end where they should, or the number of steps is kept."""
+    """Every image still comes once in an epoch; epochs end where they should, or the number of steps is kept."""
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, dataset=stream(parquet), callbacks=[Crash(5)], **limit).train()
     resumed = make_trainer(tmp_path, dataset=stream(parquet), per_device_train_batch_size=16, **limit)
@@ -101,12 +101,12 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
         return loader
 
     resumed.get_train_dataloader = get_train_dataloader
-    resumed.train(resume_from_checkpoint="last")  # from step 4: one batch of 8 of the second pass
-    passes = 3 if "num_train_epochs" in limit else 4
+    resumed.train(resume_from_checkpoint="last")  # from step 4: one batch of 8 of the second epoch
+    epochs = 3 if "num_train_epochs" in limit else 4
     sizes = [sum(counts.values()) for _, counts in seen]
-    assert sizes == ([14] + [11, 11] * 3)[: 3 if passes == 3 else 5]
+    assert sizes == ([14] + [11, 11] * 3)[: 3 if epochs == 3 else 5]
     assert seen[0][0] == (1, COUNT)
-    assert resumed.state.global_step == (7 if passes == 3 else 9)
+    assert resumed.state.global_step == (7 if epochs == 3 else 9)
     assert "made with 8 images in a step, this run has 16" in caplog.text
 
 

@@ -1,11 +1,23 @@
 """What makes up a sample of a WebDataset tar, and which of its files are the images."""
 
+import io
+import tarfile
+
 import numpy as np
 import pytest
 
+from modeling_a2mim.data.formats import tars as tars_module
 from modeling_a2mim.data.formats.tars import TarSource
+from modeling_a2mim.data.loading import load_images
 
-from .test_formats import encoded, numbers, write_tar
+from .image_files import (
+    check_rows,
+    encoded,
+    number_of,
+    numbers,
+    write_tar,
+    write_tars,
+)
 
 
 def several(endings, samples=3):
@@ -57,7 +69,7 @@ def test_files_of_a_sample_apart(tmp_path, monkeypatch, streaming):
     archive = write_tar(tmp_path / "a.tar", [*images, big, *((name[:-3] + "txt", data) for name, data in labels)])
     source = TarSource("a", [str(archive)]).select("png", "txt")
     assert [label.strip() for _, label in source.read(range(12))] == [str(n % 3) for n in range(12)]
-    data, _ = source._read_unit(0)
+    data, _ = source._read_chunk(0)
     assert sum(map(len, data.values())) < 2**16
 
 
@@ -88,3 +100,32 @@ def test_other_types_of_images_are_one_column(tmp_path):
         assert numbers(train_dir=[str(archive)], streaming=streaming) == [0, 1, 2, 4]
     with pytest.raises(Exception, match=r"two files of one sample are called 0\.png"):
         TarSource("a", [str(write_tar(tmp_path / "b.tar", [*files, files[0]]))])
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return write_tars(tmp_path / "tars")
+
+
+def test_tar(tars, tmp_path):
+    source = load_images(tars, streaming=True, every_file=True)
+    assert isinstance(source, TarSource)
+    check_rows(source, label="cls")
+    assert source.describe(41).endswith("train-1.tar")
+    assert source.describe(41).startswith("sample 1 of ")
+    with tarfile.open(tmp_path / "odd.tar", "w") as archive:  # other files, several image types, samples without image
+        for name in ("a/1.txt", "a/1.PNG", "b/1.jpg", "b/2.json", ".hidden", "c/3.left.png", "d/4.png"):
+            data = encoded(7) if name.lower().endswith(("png", "jpg")) else b"{}"
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    odd = TarSource("odd", [str(tmp_path / "odd.tar")])
+    assert len(odd) == 4
+    assert [number_of(image) for image, _ in odd.select("png").read(range(4))] == [7] * 4
+
+
+def test_runs_of_a_tar_are_bounded(monkeypatch, tars):
+    monkeypatch.setattr(tars_module, "TAR_RUN", (1000, 5000))
+    source = TarSource("tars", [str(tars / "train-0.tar")])
+    assert len(source.chunks) > 5
+    check_rows(source, 40)

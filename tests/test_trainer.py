@@ -1,6 +1,5 @@
 """Training: logs, parameter groups, pictures, checkpoints, and runs that are killed and go on."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -205,26 +204,6 @@ def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
     log = trainer.state.log_history[-1]
     assert {"eval_spatial_loss", "eval_frequency_loss"} <= log.keys()
     assert "eval_bool_masked_pos" not in log
-
-
-def test_steps_decode_only_what_the_losses_need(tmp_path, monkeypatch):
-    """Masks of our own data have a known number of cells; for other data, and for evaluation, all is decoded."""
-    forward, calls = A2MIMForPreTraining.forward, []
-
-    @functools.wraps(forward)
-    def watched(self, *args, **kwargs):
-        calls.append((self.training, kwargs.get("num_masked")))
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(A2MIMForPreTraining, "forward", watched)
-    trainer = make_trainer(tmp_path / "ours", max_steps=1)
-    trainer.train()
-    trainer.evaluate(trainer.train_dataset)
-    assert set(calls) == {(True, 10), (False, None)}
-    calls.clear()
-    given = [trainer.train_dataset[i] for i in range(8)]
-    make_trainer(tmp_path / "given", max_steps=1, dataset=given).train()
-    assert set(calls) == {(True, None), (False, None)}
 
 
 # Logs

@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from ..configuration_a2mim import A2MIMConfig
+from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import open_image, to_pixels, upright
 from ..data.formats.listing import list_images
-from ..data.loading import find_column, find_validation_split, load_images
+from ..data.loading import find_validation_split, load_images
 from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export.folder import timm_pretrained_cfg

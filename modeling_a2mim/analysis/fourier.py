@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..encoders.layout import MOST_PREFIX_TOKENS, Layout
+from ..encoders.layout import MOST_PREFIX_TOKENS, FeatureLayout
 from ..encoders.sites import block_layouts
 from ..export.record import versions
 from ..utils.files import write_json
@@ -172,7 +172,7 @@ class _Layers:
         if not self.timm and not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"model: {type(model).__name__} is neither of timm nor of transformers")
         self.size = tuple(pixels.shape[-2:])
-        self.layouts: dict[str, Layout] = {}
+        self.layouts: dict[str, FeatureLayout] = {}
         if self.timm:
             self.layouts = block_layouts(encoder, self.size, pixels.shape[1])
 

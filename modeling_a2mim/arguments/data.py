@@ -8,12 +8,13 @@ from typing import ClassVar
 import datasets
 from datasets import ClassLabel, Image
 
+from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import MAX_PIXELS
 from ..data.held_out import hold_out, sample_of
 from ..data.labels import MULTI, PROBLEM_TYPES, REGRESSION, encode_classes
-from ..data.loading import find_column, find_validation_split, load_images
-from ..data.samplers import mix_counts
+from ..data.loading import find_validation_split, load_images
+from ..data.order import mix_counts
 from ..data.sources import DatasetSource, MixedSource, RowSource
 from ..export.record import hub_id
 

@@ -23,12 +23,16 @@ MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 @dataclass
 class A2MIMTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more.
+    """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more. Each field is
+    a flag of `run_pretraining.py`, whose help describes it.
 
     Attributes:
         USUAL_RATE: a learning rate, and the batch that it is for.
         USUAL_STEPS: as many as it takes to learn.
-        USUAL_EPOCHS: the fewest and the most passes that are made for so many steps.
+        USUAL_EPOCHS: the fewest and the most epochs that are made for so many steps.
+
+    Raises:
+        ValueError: naming the field whose value is out of its range or has no effect.
     """
 
     # By measurement: benchmarks/results/rates.md, first_run.md and few_labels.md.
@@ -336,8 +340,12 @@ class A2MIMTrainingArguments(TrainingArguments):
 
 @dataclass
 class FineTuningArguments(A2MIMTrainingArguments):
-    """The same for fine-tuning: evaluates after every epoch; mixing, losses and averages of the
-    weights as in timm, by timm's names."""
+    """`A2MIMTrainingArguments` for fine-tuning: evaluates after every epoch; mixing, losses and averaged weights are
+    timm's, by timm's names. Each field is a flag of `run_finetune.py`, whose help describes it.
+
+    Raises:
+        ValueError: naming the field whose value is out of its range.
+    """
 
     USUAL_RATE: ClassVar[tuple[float, int]] = (5e-4, 64)
     USUAL_STEPS: ClassVar[int] = 400

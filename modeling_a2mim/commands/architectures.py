@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from ..configuration_a2mim import A2MIMConfig
+from ..encoders.meta import NoValues
 from ..encoders.plan import plan_encoder
-from ..encoders.tracing import NoValues
 from ..mask_site import choose_site
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.tables import markdown_table

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..encoders.meta import NoValues
 from ..encoders.plan import classifier_parameters
-from ..encoders.tracing import NoValues
 from ..export.eval_results import IMAGENET
 from ..export.methods import EITHER
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel

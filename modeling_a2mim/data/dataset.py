@@ -1,5 +1,5 @@
-"""Rows to samples to batches. What happens to a sample (crop, flip, mask) depends on the seed, the pass over the data
-and its row alone, never on global state, workers, processes or what came before; which sample comes when is `order`'s.
+"""Rows to samples to batches. What happens to a sample (crop, flip, mask) depends on the seed, the epoch and the row
+alone, never on global state, workers, processes or what came before; `order` says which sample comes when.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from torch.utils import data as torch_data
 
 from .decoding import BrokenImage
 from .held_out import spread_rows
-from .samplers import Layout, MixedOrder, PassOrder, RepeatedOrder
+from .order import EpochOrder, MixedOrder, RepeatedOrder, ShuffleLayout
 from .sources import DatasetSource, MixedSource, RowSource
 from .transforms import PreTrainTransform, generators_kept, seed_generators
 
@@ -27,25 +27,33 @@ ENOUGH = 10  # broken images to speak of a share
 
 
 class ImageSamples(torch_data.Dataset):
-    """Samples whose keys are (pass, row), as `order` gives them, or a row alone. With a pass, `__getitems__` leaves
-    normalising to `transform.normalize`, where there is one.
+    """Samples as dicts of tensors, by keys (epoch, row) in training, as `order` gives them, or by a row in evaluation.
+    What they hold is said by `transform`, and `labels` beside it. In training, `__getitems__` leaves normalising to
+    `transform.normalize`, where there is one, so that workers send bytes: uint8 (channels, height, width).
 
-    Broken images: of keys with a pass, they are left out of the list that `__getitems__` gives, and reported with it;
-    when fewer than two are good, the next good rows are taken instead, so that no batch is empty, or of a single image
-    where it was to have more. Of plain rows, as evaluation has them, there are as many samples as asked for: for each
-    broken one the next good row stands in. `samples[row]` raises.
+    Broken images: in training, `__getitems__` leaves them out of its list, and reports them with it (`REPORT`); when
+    fewer than two are good, it takes the next good rows instead, so that no batch is empty, or of a single image where
+    it was to have more. In evaluation there are as many samples as asked for: the next good row replaces each broken
+    one. `samples[row]` raises.
 
     Args:
         dataset: rows with images.
-        transform: a stored image to a dict of tensors; raises BrokenImage for what is to be skipped. Where it has
-            `takes_label`, it gets the stored label, too, and makes all of the sample (boxes and maps move with crops).
+        transform: turns a stored image into a dict of tensors; raises BrokenImage for what is to be skipped. Where it
+            has `takes_label`, it gets the stored label, too, and makes all of the sample (boxes and maps move with
+            crops).
         image_column, label_column: names of columns; labels are left out if `None`. For a `RowSource` whose columns
             are selected, neither.
         seed: of everything random in `transform`, and of the order.
         shuffle_size: rows to shuffle among, where not all can be.
-        max_skipped_ratio: the largest share of a source that may be broken while training.
-        repeats: how often each sample comes in a row in training, differently drawn (repeated augmentation); a pass
+        max_skipped_ratio: the largest share of a source that may be broken while training, in [0, 1].
+        repeats: how often each sample comes in a row in training, differently drawn (repeated augmentation); an epoch
             is as long as ever, and sees so many fewer images.
+
+    Raises:
+        BrokenImage: of `samples[key]`, naming the row, for an image that cannot be used or has no label.
+        ValueError: when read, naming the row, if the transform cannot take images of this kind, or naming
+            `max_skipped_ratio`, if nothing but broken images is found.
+        ReadError: when read, if a file cannot be.
     """
 
     def __init__(
@@ -68,7 +76,7 @@ class ImageSamples(torch_data.Dataset):
         return len(self.source)
 
     def name(self, row: int) -> str:
-        """What to call a row in a picture or a table: its file, relative to the user's folder, or its number."""
+        """What to call a row in a figure or a table: its file, relative to the user's folder, or its number."""
         return self.source.file_name(row) or f"row {row}"
 
     def first(self, count: int) -> list[dict[str, torch.Tensor]]:
@@ -78,29 +86,34 @@ class ImageSamples(torch_data.Dataset):
     def spread(self, count: int) -> tuple[list[dict[str, torch.Tensor]], list[str]]:
         """Samples from all over the data, broken images left out, and what to call each."""
         samples, names = [], []
-        for row in spread_rows(count, self.source.units).tolist():
+        for row in spread_rows(count, self.source.chunks).tolist():
             with contextlib.suppress(BrokenImage):
                 samples.append(self[row])
                 names.append(self.name(row))
         return samples, names
 
-    def order(self, total_batch: int, layouts: list[dict] | None = None) -> PassOrder | MixedOrder:
-        """In which order to train on the samples. `layouts` are those of a run that goes on; see `Layout`."""
+    def order(self, total_batch: int, layouts: list[dict] | None = None) -> EpochOrder | MixedOrder:
+        """In which order to train on the samples.
+
+        Args:
+            total_batch: images in a step, over all processes and accumulated batches.
+            layouts: `ShuffleLayout.state` of each source, of a run that goes on; chosen if not given.
+        """
         mixed = isinstance(self.source, MixedSource) and self.source.weights is not None
         sources = self.source.sources if mixed else [self.source]
-        cuts = [Layout(**layout) for layout in layouts or []] or [
-            Layout.choose(source.units, total_batch, self.shuffle_size, source.row_bytes) for source in sources
+        cuts = [ShuffleLayout.from_state(layout) for layout in layouts or []] or [
+            ShuffleLayout.choose(source.chunks, total_batch, self.shuffle_size, source.row_bytes) for source in sources
         ]
         if self.repeats > 1:
-            return RepeatedOrder(self.source.units, cuts[0], self.seed, self.repeats)
-        orders = [PassOrder(s.units, c, self.seed + i) for i, (s, c) in enumerate(zip(sources, cuts, strict=True))]
+            return RepeatedOrder(self.source.chunks, cuts[0], self.seed, self.repeats)
+        orders = [EpochOrder(s.chunks, c, self.seed + i) for i, (s, c) in enumerate(zip(sources, cuts, strict=True))]
         return MixedOrder(orders, self.source.weights, self.seed) if mixed else orders[0]
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        number, row = key if isinstance(key, tuple) else (0, int(key))
+        epoch, row = key if isinstance(key, tuple) else (0, int(key))
         value = self.source.read([row])[0]
         with generators_kept(self._torch_only):
-            return self._sample(self.transform, number, row, *value)
+            return self._sample(self.transform, epoch, row, *value)
 
     def __getitems__(self, keys: list[int] | list[tuple[int, int]]) -> list[dict]:
         with generators_kept(self._torch_only):
@@ -116,16 +129,16 @@ class ImageSamples(torch_data.Dataset):
         transform = getattr(self.transform, "draw", self.transform) if training else self.transform
         pairs = keys if training else [(0, int(key)) for key in keys]
         samples, skipped = [], []
-        for (number, row), value in zip(pairs, self.source.read([row for _, row in pairs]), strict=True):
+        for (epoch, row), value in zip(pairs, self.source.read([row for _, row in pairs]), strict=True):
             try:
-                samples.append(self._sample(transform, number, row, *value))
+                samples.append(self._sample(transform, epoch, row, *value))
             except BrokenImage as error:
                 skipped.append((row, error))
                 if not training:
-                    logger.warning("%s; the next image stands in", error)
-                    samples.append(self._next_good(transform, number, row))
-        for number, row in pairs[::-1][: max(0, min(2, len(pairs)) - len(samples))]:
-            samples.append(self._next_good(transform, number, row))
+                    logger.warning("%s; replaced by the next image", error)
+                    samples.append(self._next_good(transform, epoch, row))
+        for epoch, row in pairs[::-1][: max(0, min(2, len(pairs)) - len(samples))]:
+            samples.append(self._next_good(transform, epoch, row))
         if training:
             seen = Counter(self.source.source_of(row) for _, row in pairs)
             samples[0][REPORT] = {
@@ -134,11 +147,11 @@ class ImageSamples(torch_data.Dataset):
             }
         return samples
 
-    def _next_good(self, transform: Callable, number: int, row: int) -> dict[str, torch.Tensor]:
+    def _next_good(self, transform: Callable, epoch: int, row: int) -> dict[str, torch.Tensor]:
         tried = 0
         for other in rows_after(row, len(self)):
             try:
-                return self._sample(transform, number, other, *self.source.read([other])[0])
+                return self._sample(transform, epoch, other, *self.source.read([other])[0])
             except BrokenImage as error:
                 reason, tried = error, tried + 1
             if tried >= ENOUGH and tried > self.max_skipped_ratio * len(self):
@@ -147,7 +160,7 @@ class ImageSamples(torch_data.Dataset):
             f"max_skipped_ratio: of {len(self)} images {tried} were tried and all are broken, the last one: {reason}"
         )
 
-    def _sample(self, transform: Callable, number: int, row: int, image, label) -> dict[str, torch.Tensor]:
+    def _sample(self, transform: Callable, epoch: int, row: int, image, label) -> dict[str, torch.Tensor]:
         try:
             if isinstance(image, BrokenImage):
                 raise image
@@ -155,7 +168,7 @@ class ImageSamples(torch_data.Dataset):
             without = label is None or (type(label) is int and label == -1)
             if self.source.columns[1] is not None and without and not takes_label:
                 raise BrokenImage(f"has no {self.source.columns[1]}")
-            seed_generators(self.seed, number, row, torch_only=self._torch_only)
+            seed_generators(self.seed, epoch, row, torch_only=self._torch_only)
             if takes_label:
                 return transform(image, label)
             sample = transform(image)

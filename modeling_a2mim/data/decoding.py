@@ -59,8 +59,8 @@ _lock, _decoding, _pillow_limit = threading.Lock(), 0, None
 
 @contextlib.contextmanager
 def _codec(action: str) -> Iterator[None]:
-    """Code of Pillow that reads what somebody else wrote. Broken files end in exceptions of a dozen types, which are
-    documented nowhere: all of them say that the image is broken. Pillow's own limit is off meanwhile, for ours holds.
+    """Around code of Pillow that reads a file: its errors become BrokenImage. Broken files raise exceptions of a dozen
+    types, which are documented nowhere, so all are caught. Pillow's own limit of pixels is off meanwhile; ours holds.
     """
     global _decoding, _pillow_limit
     with _lock:

@@ -18,14 +18,14 @@ class EpochCut:
     """How so many rows are cut into batches, over all processes.
 
     Args:
-        window: images in a batch.
+        batch: images in a batch.
         accumulated: batches in an optimiser step.
         world: processes, each of which takes its share of every batch.
         drop_last: leave incomplete batches out; nothing is shared then.
         version: `CUT`, or `FIRST_CUT` for a run that began so.
     """
 
-    window: int
+    batch: int
     accumulated: int = 1
     world: int = 1
     drop_last: bool = False
@@ -40,7 +40,7 @@ class EpochCut:
 
     def count(self, rows: int) -> int:
         """The number of batches that so many rows are cut into."""
-        full, rest = divmod(rows, self.window)
+        full, rest = divmod(rows, self.batch)
         if self.drop_last:
             return full
         if self.version == FIRST_CUT:
@@ -49,26 +49,26 @@ class EpochCut:
         if not steps:
             return 0
         start, stop = self._step(rows, steps - 1)
-        return (steps - 1) * self.accumulated + _ceil(stop - start, self.window)
+        return (steps - 1) * self.accumulated + _ceil(stop - start, self.batch)
 
     def span(self, rows: int, index: int) -> tuple[int, int]:
         """First and last position (exclusive) of batch `index` of so many rows."""
         if self.drop_last:
-            return index * self.window, (index + 1) * self.window
+            return index * self.batch, (index + 1) * self.batch
         if self.version == FIRST_CUT:
             last = index == self.count(rows) - 1
-            return index * self.window, rows if last else (index + 1) * self.window
+            return index * self.batch, rows if last else (index + 1) * self.batch
         step, place = divmod(index, self.accumulated)
         start, stop = self._step(rows, step)
-        batches = self.accumulated if step < self._steps(rows) - 1 else _ceil(stop - start, self.window)
+        batches = self.accumulated if step < self._steps(rows) - 1 else _ceil(stop - start, self.batch)
         return _part(start, stop, place, batches), _part(start, stop, place + 1, batches)
 
     def _steps(self, rows: int) -> int:
-        return _ceil(rows, self.window * self.accumulated)
+        return _ceil(rows, self.batch * self.accumulated)
 
     def _step(self, rows: int, step: int) -> tuple[int, int]:
         """First and last position (exclusive) of a step."""
-        size, steps = self.window * self.accumulated, self._steps(rows)
+        size, steps = self.batch * self.accumulated, self._steps(rows)
         if step < steps - 2:
             return step * size, (step + 1) * size
         first = max(0, steps - 2) * size

@@ -1,5 +1,5 @@
-"""Which images have a label, and which class it names. Without a label are `None`, -1 (what test splits have where the
-class is not told), empty text and numbers that are none."""
+"""Which images have a label, and which class it names. No labels are `None`, -1 (in test splits whose classes are
+kept secret), empty text, NaN and infinity."""
 
 import logging
 import math
@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, Value
 
-from .held_out import RowsOf
-from .sources import RowSource
+from .sources import RowsOf, RowSource
 
 
 logger = logging.getLogger("a2mim")

@@ -1,25 +1,26 @@
-"""Where images come from: what the user names, found through `datasets`, as a prepared dataset or as a stream."""
+"""From what the user names (a folder, files, a URL, an id on the Hub) to rows: a prepared dataset, or a source that is
+read on the fly."""
 
+import contextlib
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, Image
+from datasets import Dataset
 from huggingface_hub import DatasetCard
 
 from .decoding import is_image_file
-from .formats.census import FORMATS, IMAGES, METADATA, Census, format_of
-from .formats.columns import USUAL, choose_images, image_candidates
-from .formats.data_files import split_files
-from .formats.hub_files import hub_census
+from .formats.census import FORMATS, IMAGES, METADATA, Census, format_of, hub_census
 from .formats.image_folders import LeftOut, for_use, walk
 from .formats.listing import list_images, list_split, load_folder, load_split, with_metadata
+from .formats.named_splits import split_files
 from .formats.opening import BUILDERS, open_files
+from .reading import is_remote
 from .shards import ParquetSource
-from .sources import DatasetSource, RowSource, is_remote
+from .sources import DatasetSource, RowSource
 
 
 logger = logging.getLogger("a2mim")
@@ -44,7 +45,7 @@ def load_images(
     """One split of a dataset with images.
 
     Args:
-        source: a folder of images (nested or not) or of files of one of `formats.FORMATS`, or saved by `save_to_disk`;
+        source: a folder of images (nested or not) or of files of one of `census.FORMATS`, or saved by `save_to_disk`;
             one such file, a pattern (`shards/*.tar`) or URL of such files; the id of a dataset on the Hub; `None` for
             the bundled sample. What is there as a file or folder is that, whatever signs are in its name.
         split: the name of the split.
@@ -55,12 +56,17 @@ def load_images(
         image_column: the column of the images, for formats in which rows depend on it; found if not given.
         train: with `every_file`, leave out the images that the names of their folders say are for evaluation; else
             those for training.
-        needs: what the images are read for: `images` alone, which no bad metadata file stands in the way of, with
-            `labels`, without which images are left out where others have some, or with whatever `columns`.
+        needs: what the images are read for: `images` alone (a bad metadata file is then ignored), `labels` (images
+            without one are left out where others have one), or whatever `columns` there are.
         hub_kwargs: `revision`, `token` of `datasets.load_dataset`.
 
+    Returns:
+        Rows with a column of images (see `find_column`), and others, such as `label`: a `datasets.Dataset`, or where
+        streaming a `RowSource`, of which any row can be read by its number.
+
     Raises:
-        ValueError: naming the source, if it does not exist or holds no images.
+        ValueError: naming the source, if it does not exist or holds no images, or what of it cannot be read.
+        ReadError: naming a file that could not be read, however often it was tried.
     """
     is_sample = source is None
     if is_sample:
@@ -68,51 +74,93 @@ def load_images(
         if not any(SAMPLE.glob("*.parquet")):
             raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
     text, path = str(source), local_path(source)
-    builder, options = text, {}
     opened = {"streaming": streaming, "retries": retries, "image_column": image_column, "first_folder": every_file}
     opened["token"] = hub_kwargs.get("token")
     if path.is_file():
         return open_files(one_format([text]), str(path), [str(path)], split, **opened)
     if path.is_dir():
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return load_saved(path, split, streaming)
-        kind, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=not is_sample)
-        if every_file and kind != IMAGES:
-            return open_files(kind, str(path), for_use(str(path), files, train), split, **opened)
-        if every_file:
-            dataset = load_folder(str(path), train, needs)
-            return DatasetSource(dataset, str(path), retries=retries) if streaming else dataset
-        if not has_card(path) and kind != IMAGES:
-            return open_files(kind, str(path), files_of_split(str(path), split, files), split, **opened)
-        if not has_card(path):
-            dataset = load_split(os.path.abspath(path), split, needs)
-            if streaming:
-                return DatasetSource(dataset, str(path), retries=retries)
-            # Its fingerprint becomes that of a prepared dataset, which checkpoints of such runs hold.
-            return dataset.select_columns(dataset.column_names)
-        builder = str(path)  # the card says which files, and what is in them
-        if signs := [sign for sign in SIGNS if sign in builder]:
-            raise ValueError(
-                f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
-            )
-    elif is_remote(text):
+        return open_folder(
+            text, path, split, config_name, every_file, train, needs, opened, log=not is_sample, **hub_kwargs
+        )
+    if not is_remote(text) and any(sign in text for sign in "*?["):
+        return open_pattern(text, split, opened)
+    builder, options = text, {}
+    if is_remote(text):
         builder, options = BUILDERS[one_format([text])], {"data_files": {split: text}}
-    elif any(sign in text for sign in "*?["):
-        files = sorted(file for file in glob.glob(os.path.expanduser(text), recursive=True) if os.path.isfile(file))
-        if not files:
-            raise ValueError(f"{source}: no such file")
-        if (kind := one_format(files)) != IMAGES:
-            return open_files(kind, text, files, split, **opened)
-        dataset = list_images(files, text)
-        return DatasetSource(dataset, text, retries=retries) if streaming else dataset
     else:
         check_may_be_id(text)
-    try:
-        if not path.is_dir():
-            return open_remote(text, builder, split, config_name, opened, needs=needs, **options, **hub_kwargs)
+    with _named(text):
+        return open_remote(text, builder, split, config_name, opened, needs=needs, **options, **hub_kwargs)
+
+
+def open_folder(
+    name: str,
+    path: Path,
+    split: str,
+    config_name: str | None,
+    every_file: bool,
+    train: bool,
+    needs: str,
+    opened: dict,
+    log: bool,
+    **hub_kwargs,
+) -> Dataset | RowSource:
+    """A folder on this machine: what `save_to_disk` saved, or files of the format that holds the most images, or what
+    its card says. Arguments and errors as `load_images`.
+
+    Args:
+        name: what the user called it.
+        opened: arguments of `open_files`.
+        log: whether to say what is left out.
+    """
+    root, streaming, retries = str(path), opened["streaming"], opened["retries"]
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        return load_saved(path, split, streaming)
+    kind, files = Census.of(walk(root, LeftOut(root))).choose(root, log=log)
+    if every_file and kind != IMAGES:
+        return open_files(kind, root, for_use(root, files, train), split, **opened)
+    if every_file:
+        dataset = load_folder(root, train, needs)
+        return DatasetSource(dataset, root, retries=retries) if streaming else dataset
+    if not has_card(path) and kind != IMAGES:
+        return open_files(kind, root, files_of_split(root, split, files), split, **opened)
+    if not has_card(path):
+        dataset = load_split(os.path.abspath(path), split, needs)
         if streaming:
-            return open_stream(text, builder, split, config_name, retries, needs=needs, **options, **hub_kwargs)
-        return datasets.load_dataset(builder, config_name, split=split, **options, **hub_kwargs)
+            return DatasetSource(dataset, root, retries=retries)
+        # Its fingerprint becomes that of a prepared dataset, which checkpoints of such runs hold.
+        return dataset.select_columns(dataset.column_names)
+    if signs := [sign for sign in SIGNS if sign in root]:
+        raise ValueError(
+            f"{path}: its README.md says where data is by patterns, which {signs[0]} is a sign of; rename it"
+        )
+    with _named(name):
+        if streaming:
+            return open_stream(name, root, split, config_name, retries, needs=needs, **hub_kwargs)
+        return datasets.load_dataset(root, config_name, split=split, **hub_kwargs)
+
+
+def open_pattern(pattern: str, split: str, opened: dict) -> Dataset | RowSource:
+    """The files on this machine that a pattern finds. Arguments as `open_folder`.
+
+    Raises:
+        ValueError: if there are none, or they are of several formats.
+    """
+    found = glob.glob(os.path.expanduser(pattern), recursive=True)
+    files = sorted(file for file in found if os.path.isfile(file))
+    if not files:
+        raise ValueError(f"{pattern}: no such file")
+    if (kind := one_format(files)) != IMAGES:
+        return open_files(kind, pattern, files, split, **opened)
+    dataset = list_images(files, pattern)
+    return DatasetSource(dataset, pattern, retries=opened["retries"]) if opened["streaming"] else dataset
+
+
+@contextlib.contextmanager
+def _named(source: str) -> Iterator[None]:
+    """What `datasets` raises of a source that is not there, as a ValueError that names it."""
+    try:
+        yield
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
     except FileNotFoundError as error:
@@ -302,33 +350,3 @@ def split_names(source: str, config_name: str | None) -> list[str]:
             if kind != IMAGES:
                 return list(split_files(root, files))
     return datasets.get_dataset_split_names(source, config_name)
-
-
-def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, field: str) -> str:
-    """The column that holds images (`kind=datasets.Image`) or labels (`ClassLabel`): the one called `name` if given,
-    else the first of that kind. `field` is what the user sets it with, for the message.
-
-    Raises:
-        ValueError: if there is no such column.
-    """
-    features = dataset.features
-    columns = list(features)
-    if name is not None:
-        if name not in columns:
-            raise ValueError(f"{field}: the dataset has no column {name!r}; it has {', '.join(columns)}")
-        return name
-    if kind is Image:
-        of_kind = [column for column in columns if isinstance(features[column], Image)]
-        found = choose_images(of_kind) if of_kind else next((c for c in USUAL if c in columns), None)
-        if found is None and of_kind:
-            raise ValueError(
-                f"{field}: the dataset has several columns of images ({', '.join(image_candidates(of_kind))}); choose "
-                f"one with --{field}"
-            )
-    else:
-        found = next((column for column in columns if isinstance(features[column], kind)), None)
-        found = found or next((column for column in ("label", "labels", "cls") if column in columns), None)
-    if found is None:
-        wanted = "images" if kind is Image else "class labels"
-        raise ValueError(f"{field}: the dataset has no column of {wanted}; its columns are {', '.join(columns)}")
-    return found

@@ -1,4 +1,4 @@
-"""Where a training run is in its data, what it skipped, and how both are kept in a checkpoint."""
+"""Where a training run is in its data, what it skipped, and what of both a checkpoint holds."""
 
 import logging
 import math
@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from .dataset import ENOUGH, ImageSamples
 from .epoch_cut import CUT, FIRST_CUT
-from .samplers import MixedOrder, StreamBatches, record
+from .order import MixedOrder
+from .samplers import EpochBatches
 
 
 logger = logging.getLogger("a2mim")
@@ -17,10 +18,10 @@ NAMED = 5  # skipped images that each process names
 
 class SkippedImages:
     """Counts broken images, names the first few, and stops a run when a source has too many: when so many were found
-    that no order of the rest can make up for them, or at the end of a pass.
+    that no order of the rest can make up for them, or at the end of an epoch.
 
     Args:
-        most: the largest share of a source that may be broken.
+        most: the largest share of a source that may be broken, in [0, 1].
         rows: how many rows each source has; `None` for a stream, of which that is not known before its end.
         world: processes, each of which counts what it was given.
 
@@ -46,8 +47,8 @@ class SkippedImages:
             if self.skipped.total() == NAMED:
                 logger.warning("further broken images are only counted, as skipped_images in the logs")
         for name, count in self.skipped.items() if self.rows else ():
-            passes = max(1, math.ceil(self.seen[name] * self.world / self.rows[name]))
-            if count > self.most * self.rows[name] * passes:
+            epochs = max(1, math.ceil(self.seen[name] * self.world / self.rows[name]))
+            if count > self.most * self.rows[name] * epochs:
                 self._stop(name, count, self.seen[name])
             if count >= ENOUGH and count > self.most * self.seen[name] and name not in self._warned:
                 self._warned.add(name)
@@ -61,8 +62,8 @@ class SkippedImages:
                     self.rows[name],
                 )
 
-    def judge(self, seen: Counter, skipped: Counter):
-        """At the end of a pass, by the counts of all processes. Raises as `add`."""
+    def check(self, seen: Counter, skipped: Counter):
+        """At the end of an epoch, by the counts of all processes. Raises as `add`."""
         for name, count in skipped.items():
             if count > self.most * seen[name]:
                 self._stop(name, count, seen[name])
@@ -80,12 +81,12 @@ class TrainingData:
 
     Args:
         samples: what to train on.
-        batch_size, rank, world, accumulated, drop_last: as in `StreamBatches`.
+        batch_size, rank, world, accumulated, drop_last: as in `EpochBatches`.
         workers: that load in each process.
-        record: `state()` of the run that goes on.
+        resumed: `state()` of the run that goes on, from the manifest of its checkpoint.
 
     Raises:
-        ValueError: if the data is not that of the record, or there is too little.
+        ValueError: if the data is not what that run was on, or there is too little.
     """
 
     def __init__(
@@ -97,55 +98,55 @@ class TrainingData:
         accumulated: int = 1,
         drop_last: bool = False,
         workers: int = 0,
-        record: dict | None = None,
+        resumed: dict | None = None,
     ):
         self.samples, self.total_batch = samples, batch_size * world * accumulated
-        if record is not None and record["fingerprint"] != samples.source.fingerprint:
+        if resumed is not None and (then := resumed["fingerprint"]) != (now := samples.source.fingerprint):
             raise ValueError(
-                f"resume_from_checkpoint: the training data has changed since the checkpoint: {record['fingerprint']} "
-                f"then, {samples.source.fingerprint} now (images, and a checksum of their files)"
+                f"resume_from_checkpoint: the training data has changed since the checkpoint: {then} then, {now} now "
+                "(images, and a checksum of their files)"
             )
-        self.order = samples.order(self.total_batch, record and record["order"]["layouts"])
-        cut = CUT if record is None else record.get("cut", FIRST_CUT)
-        self.batches = StreamBatches(self.order, batch_size, rank, world, accumulated, drop_last, cut)
+        self.order = samples.order(self.total_batch, resumed and resumed["order"]["layouts"])
+        cut = CUT if resumed is None else resumed.get("cut", FIRST_CUT)
+        self.batches = EpochBatches(self.order, batch_size, rank, world, accumulated, drop_last, cut)
         sources = getattr(samples.source, "sources", [samples.source])
         rows = sum((Counter({source.name: len(source)}) for source in sources), Counter())
         self.skipped = SkippedImages(samples.max_skipped_ratio, rows, world)
         self._position = (0, 0)
-        if record is not None:
-            self._check(record)
-            self.batches.resume(*record["position"])
+        if resumed is not None:
+            self._check(resumed)
+            self.batches.resume(*resumed["position"])
             self._position = self.batches.resumed
             if rank == 0:  # which carries on what all have counted
-                self.skipped.seen.update(record["seen"])
-                self.skipped.skipped.update(record["skipped"])
+                self.skipped.seen.update(resumed["seen"])
+                self.skipped.skipped.update(resumed["skipped"])
         mixed = isinstance(self.order, MixedOrder)
-        readers = (1, 1) if mixed else (world, workers)  # whose turn it is in a mix does not follow the lanes
-        samples.source.units_open = max(
-            order.layout.units_open(order.units, self.total_batch, *readers)
-            for order in (self.order.orders if mixed else [self.order])
+        readers = (1, 1) if mixed else (world, workers)  # whose turn it is in a mix does not follow the streams
+        samples.source.keep_chunks(
+            max(
+                order.layout.chunks_open(order.chunks, self.total_batch, *readers)
+                for order in (self.order.orders if mixed else [self.order])
+            )
         )
 
-    def _check(self, record: dict):
-        now = self.state()
-        for name in ("seed", "counts"):
-            if record["order"][name] != now["order"][name]:
-                field = {"seed": "data_seed", "counts": "dataset_weights"}[name]
-                raise ValueError(
-                    f"{field}: the checkpoint was made with {record['order'][name]}, this run has {now['order'][name]}"
-                )
-        if record["total_batch"] != self.total_batch:
+    def _check(self, resumed: dict):
+        order = self.order.state()
+        for name, field in (("seed", "data_seed"), ("counts", "dataset_weights")):
+            then, now = resumed["order"][name], order[name]
+            if then != now:
+                raise ValueError(f"{field}: the checkpoint was made with {then}, this run has {now}")
+        if resumed["total_batch"] != self.total_batch:
             logger.warning(
                 "the checkpoint was made with %d images in a step, this run has %d: every image still comes once in "
-                "a pass, but the schedule goes on by steps",
-                record["total_batch"],
+                "an epoch, but the schedule goes on by steps",
+                resumed["total_batch"],
                 self.total_batch,
             )
 
-    def begin(self, number: int):
-        """A pass begins."""
-        self.batches.set_epoch(number)
-        self._batch = self.batches.skipped if number == self.batches.resumed[0] else 0
+    def begin(self, epoch: int):
+        """An epoch begins."""
+        self.batches.set_epoch(epoch)
+        self._batch = self.batches.skipped if epoch == self.batches.resumed[0] else 0
 
     def trained(self, report: dict):
         """A batch was trained on. Raises as `SkippedImages.add`."""
@@ -154,7 +155,7 @@ class TrainingData:
         self.skipped.add(report)
 
     def end(self, gather: Callable[[list], list]):
-        """A pass ends, or training within it; called by all processes. Raises as `SkippedImages.add`.
+        """An epoch ends, or training within it; called by all processes. Raises as `SkippedImages.add`.
 
         Args:
             gather: a list of one object to those of all processes.
@@ -162,14 +163,14 @@ class TrainingData:
         if self._batch < len(self.batches):
             return
         counts = gather([(self.skipped.seen, self.skipped.skipped)])
-        self.skipped.judge(*(sum(parts, Counter()) for parts in zip(*counts, strict=True)))
+        self.skipped.check(*(sum(parts, Counter()) for parts in zip(*counts, strict=True)))
 
     def state(self) -> dict:
-        """Where the run is; JSON. The counts are those of this process."""
+        """Where the run is, for the manifest of a checkpoint; JSON. The counts are those of this process."""
         return {
             "position": list(self._position),
             "total_batch": self.total_batch,
-            "order": record(self.order),
+            "order": self.order.state(),
             "cut": self.batches.cut.version,
             "fingerprint": self.samples.source.fingerprint,
             "seen": dict(self.skipped.seen),

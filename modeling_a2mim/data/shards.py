@@ -1,4 +1,4 @@
-"""Sources of rows that lie in shards: files of many rows, of which neighbouring ones are read together."""
+"""Sources of rows that lie in shards: files of many rows, of which neighbouring ones are read together as a chunk."""
 
 import abc
 import collections
@@ -12,69 +12,76 @@ import pyarrow.parquet as pq
 from datasets import Features
 from transformers.utils.logging import tqdm
 
-from .sources import RowSource, is_remote, open_file, relative_name, with_retries
+from .reading import is_remote, open_file, relative_name, with_retries
+from .sources import RowSource
 
 
 class ShardedSource(RowSource):
-    """Rows in shards that are read a unit at a time; the units read last are kept."""
+    """Rows in shards that are read a chunk at a time; the chunks read last are kept (see `keep_chunks`)."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._units: collections.OrderedDict = collections.OrderedDict()
+        self._chunks: collections.OrderedDict = collections.OrderedDict()
+        self.chunks_open = 1
 
     def __getstate__(self):
-        return self.__dict__ | {"_units": collections.OrderedDict()}
+        return self.__dict__ | {"_chunks": collections.OrderedDict()}
 
     def select(self, image_column, label_column=None):
         source = super().select(image_column, label_column)
-        source._units = collections.OrderedDict()
+        source._chunks = collections.OrderedDict()
         return source
 
+    def keep_chunks(self, count):
+        self.chunks_open = count
+
     def read(self, rows):
-        return [self._row(self._unit(unit), place) for unit, place in self._find(rows)]
+        return [self._row(self._chunk(chunk), place) for chunk, place in self._find(rows)]
 
     def _find(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """The unit of each row, and its place there."""
-        ends = np.cumsum(self.units)
-        units = np.searchsorted(ends, rows, side="right")
-        return list(zip(units.tolist(), (rows - ends[units] + self.units[units]).tolist(), strict=True))
+        """The chunk of each row, and its place there."""
+        ends = np.cumsum(self.chunks)
+        chunks = np.searchsorted(ends, rows, side="right")
+        return list(zip(chunks.tolist(), (rows - ends[chunks] + self.chunks[chunks]).tolist(), strict=True))
 
     @property
     def fingerprint(self):
         names = "\n".join(os.path.basename(file) for file in self.files)
-        return f"{len(self)}-{zlib.crc32(names.encode(), zlib.crc32(self.units.tobytes())):08x}"
+        return f"{len(self)}-{zlib.crc32(names.encode(), zlib.crc32(self.chunks.tobytes())):08x}"
 
-    def _unit(self, unit: int):
-        if unit in self._units:
-            self._units.move_to_end(unit)
-            return self._units[unit]
-        while len(self._units) >= self.units_open:
-            self._units.popitem(last=False)
-        self._units[unit] = with_retries(lambda: self._read_unit(unit), self._describe_unit(unit), self.retries)
-        return self._units[unit]
+    def _chunk(self, chunk: int):
+        if chunk in self._chunks:
+            self._chunks.move_to_end(chunk)
+            return self._chunks[chunk]
+        while len(self._chunks) >= self.chunks_open:
+            self._chunks.popitem(last=False)
+        self._chunks[chunk] = with_retries(lambda: self._read_chunk(chunk), self._describe_chunk(chunk), self.retries)
+        return self._chunks[chunk]
 
     @abc.abstractmethod
-    def _read_unit(self, unit: int):
-        """A unit in memory, as `_row` takes it."""
+    def _read_chunk(self, chunk: int):
+        """A chunk in memory, as `_row` takes it."""
 
     @abc.abstractmethod
     def _row(self, opened, place: int) -> tuple:
-        """(image, label) of the row at a place of a unit."""
+        """(image, label) of the row at a place in a chunk, as `RowSource.read` gives them."""
 
     @abc.abstractmethod
-    def _describe_unit(self, unit: int) -> str:
-        """What to call a unit in a message."""
+    def _describe_chunk(self, chunk: int) -> str:
+        """What to call a chunk in a message."""
 
 
 class ParquetSource(ShardedSource):
-    """Parquet shards; a unit is a row group, of which only the columns asked for are read.
+    """Parquet shards; a chunk is a row group, of which only the columns asked for are read.
 
     Args:
+        name, storage_options, retries: as `RowSource`.
         files: paths or URLs.
         features: columns and their types; found in the first file if not given.
 
     Raises:
         ReadError: naming a shard whose footer cannot be read.
+        ValueError: if there are no files.
     """
 
     def __init__(
@@ -101,36 +108,43 @@ class ParquetSource(ShardedSource):
         with open_file(path, self.storage_options) as file:
             return pq.read_metadata(file)
 
-    def _read_unit(self, unit):
-        index, group = self.groups[unit]
+    def _read_chunk(self, chunk):
+        index, group = self.groups[chunk]
         with open_file(self.files[index], self.storage_options) as file:
             shard = pq.ParquetFile(file, metadata=self.footers[index], pre_buffer=True)
             return shard.read_row_group(group, columns=[c for c in self.columns if c], use_threads=False)
 
     def column(self, name):
-        own = self.select(name)
-        return [value for unit, rows in enumerate(self.units) for value in own._unit(unit)[name].to_pylist()[:rows]]
+        own, values = self.select(name), []
+        for chunk, rows in enumerate(self.chunks):
+            values += own._chunk(chunk)[name].to_pylist()[:rows]
+        return values
 
     def _row(self, opened, place):
         image, label = self.columns
         return self._image(opened[image][place].as_py()), opened[label][place].as_py() if label else None
 
-    def _describe_unit(self, unit):
-        file, group = self.groups[unit]
+    def _describe_chunk(self, chunk):
+        file, group = self.groups[chunk]
         return f"{self.files[file]}, row group {group}"
 
     def describe(self, row):
-        [(unit, place)] = self._find([row])
-        return f"row {place} of {self._describe_unit(unit)}"
+        [(chunk, place)] = self._find([row])
+        return f"row {place} of {self._describe_chunk(chunk)}"
 
     def file_name(self, row):
-        [(unit, place)] = self._find([row])
-        file, group = self.groups[unit]
+        [(chunk, place)] = self._find([row])
+        file, group = self.groups[chunk]
         return f"row {place} of {relative_name(self.files[file], [self.name])}, row group {group}"
 
 
 def map_shards(action: Callable, files: Sequence[str], retries: int) -> list:
-    """`action` of every file, several at a time, in order, with a progress bar when it takes long."""
+    """`action` of every file, several at a time, in order, with a progress bar when it takes long.
+
+    Raises:
+        ReadError: naming a file of which it failed `retries` further times, too.
+        ValueError: if there are no files.
+    """
     if not files:
         raise ValueError("there are no files to read")
     with ThreadPoolExecutor(min(16, len(files))) as pool:

@@ -1,113 +1,25 @@
-"""Random access to the encoded images of a source: prepared datasets, parquet shards, WebDataset tars, and mixes.
+"""Random access to the encoded images of a source: rows that are read by their numbers.
 
 `datasets` gives files, features and prepared rows; what it lacks is reading a streamed row by its number, without
-which there is no order that can be computed. Remote files are read through fsspec.
+which there is no order that can be computed.
 """
 
 import abc
-import asyncio
 import collections
 import copy
-import logging
-import os
-import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Sequence
 
-import aiohttp
 import datasets
-import fsspec
 import numpy as np
 from datasets import Features, Image
 
 from .decoding import BrokenImage
+from .reading import DEFINITE, describe, is_outage, is_refusal, is_remote, open_file, relative_name, with_retries
 
-
-logger = logging.getLogger("a2mim")
 
 LISTED = "files-"  # how the fingerprint of a list of image files begins
-MIXED_UNIT = 100  # rows that are read together of a source that could be read singly, beside others that cannot
-FIRST_WAIT = 1.0  # seconds before the first retry; each further wait is twice as long
-# A file system that answers so will not change its mind, and one file is not worth a run.
-DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-# Answers of a server that may be others when it is asked again; all others from 400 to 499 are about this one file.
-BUSY = (408, 425, 429)
-
-
-class ReadError(OSError):
-    """Data that could not be read, however often it was tried."""
-
-
-def with_retries(action: Callable, what: str, retries: int, final: tuple = ()):
-    """The result of `action()`, which is tried again after 1, 2, 4, ... seconds: whatever goes wrong with a remote
-    file, and what the operating system reports of a local one. Errors of the classes `final` are raised at once.
-
-    Raises:
-        ReadError: naming `what`, when `retries` further attempts failed as well.
-    """
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except final:
-            raise
-        # File systems have error classes of their own (aiohttp's, httpx's, botocore's); the last is raised.
-        except Exception as error:
-            if attempt == retries or not (is_remote(what) or isinstance(error, OSError)):
-                raise ReadError(f"{what}: cannot be read (attempt {attempt + 1}): {describe(error)}") from error
-            logger.warning("%s: %s; trying again (%d of %d)", what, describe(error), attempt + 1, retries)
-            time.sleep(FIRST_WAIT * 2**attempt)
-
-
-def describe(error: Exception) -> str:
-    """An error in one line, with its class where its message alone does not say much."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def status_of(error: BaseException) -> int | None:
-    """What a web server answered, if an error tells."""
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether a server said that it does not give this one file."""
-    status = status_of(error)
-    return status is not None and 400 <= status < 500 and status not in BUSY
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether a server could not be asked, or had no time to answer."""
-    if status_of(error) is not None:
-        return not is_refusal(error)
-    unreachable = OSError, asyncio.TimeoutError, aiohttp.ClientError  # of the last, some say that a URL is none
-    return isinstance(error, unreachable) and not isinstance(error, (*DEFINITE, ValueError))
-
-
-def is_remote(path: str) -> bool:
-    """Whether it is a URL, also one chained by "::" as fsspec's are; names of files may have such signs, too."""
-    return ("://" in path or "::" in path) and not os.path.isabs(path)
-
-
-def relative_name(path: str, folders: Sequence[str]) -> str:
-    """A path or URL without what only this machine knows of it: relative to the first of these folders that it is in,
-    else its last folder and name."""
-    if not is_remote(path):
-        for folder in folders:
-            root, place = (os.path.abspath(os.path.expanduser(p)) for p in (folder, path))
-            if place.startswith(root.rstrip(os.sep) + os.sep):
-                return os.path.relpath(place, root)
-        if not os.path.isabs(path):  # as a dataset stores it
-            return path
-    return "/".join(path.split("/")[-2:])
-
-
-def open_file(path: str, storage_options: dict):
-    """A binary file, local or remote. Opened by each process for itself: remote file systems do not survive a fork."""
-    if not is_remote(path):
-        return open(path, "rb")
-    filesystem, inside = fsspec.core.url_to_fs(path, **storage_options)
-    return filesystem.open(inside, "rb")
+MIXED_CHUNK = 100  # rows that are read together of a source that could be read singly, beside others that cannot
 
 
 class RowSource(abc.ABC):
@@ -116,15 +28,12 @@ class RowSource(abc.ABC):
     Attributes:
         name: what the user called it.
         features: columns and their types.
-        units: (number of units,) rows of each run of rows that is read together.
-        row_bytes: mean size of a row while its unit is open; 0 if units need not be held.
-        units_open: how many units are kept in memory.
+        chunks: (number of chunks,) rows of each; a chunk is a run of rows that are read together.
+        row_bytes: mean size in bytes of a row while its chunk is open; 0 if chunks need not be held.
         retries: further attempts to read what could not be read.
         storage_options: of fsspec, for remote files.
-        folders: beside `name`, what `file_name` may be relative to.
     """
 
-    folders: Sequence[str] = ()
     row_bytes = 0.0
     remote = False  # from another machine: rows may not name files of this one
     definite: tuple = DEFINITE  # errors of one image's file that no further attempt changes
@@ -133,40 +42,46 @@ class RowSource(abc.ABC):
         self,
         name: str,
         features: Features,
-        units: Sequence[int],
+        chunks: Sequence[int],
         storage_options: dict | None = None,
         retries: int = 5,
     ):
         self.name, self.features, self.retries = name, features, retries
         self.storage_options = storage_options or {}
-        self.units = np.asarray(units, dtype=np.int64)
-        self.units_open = 1
+        self.chunks = np.asarray(chunks, dtype=np.int64)
         self.columns: tuple[str, str | None] | None = None
 
     def __len__(self) -> int:
-        return int(self.units.sum())
+        return int(self.chunks.sum())
 
     def select(self, image_column: str, label_column: str | None = None) -> "RowSource":
-        """The same rows, of which `read` gives these columns."""
+        """The same rows, of which `read` gives these columns; this source stays as it is."""
         source = copy.copy(self)
         source.columns = (image_column, label_column)
         return source
 
     def take(self, count: int) -> "RowSource":
-        """The first rows."""
+        """The first rows, all if there are no more; this source stays as it is."""
         source = copy.copy(self)
-        ends = np.minimum(np.cumsum(self.units), count)
-        units = np.diff(ends, prepend=0)
-        source.units = units[units > 0]
+        ends = np.minimum(np.cumsum(self.chunks), count)
+        chunks = np.diff(ends, prepend=0)
+        source.chunks = chunks[chunks > 0]
         return source
+
+    def keep_chunks(self, count: int):  # noqa: B027 - most sources keep none
+        """Keep so many of the chunks read last in memory, where a row cannot be read without its chunk."""
 
     @abc.abstractmethod
     def read(self, rows: Sequence[int]) -> list[tuple]:
-        """(image, label) of rows: the image as stored, encoded where it was encoded, or the BrokenImage that says why
-        it cannot be had; the label is None without a label column.
+        """(image, label) of rows, for a source whose columns are selected.
+
+        Returns:
+            Images as they are stored: `{"bytes": ..., "path": ...}` of an encoded one, or an array, or the BrokenImage
+            that says why there is none. Labels as they are stored, None without a label column.
 
         Raises:
             ReadError: if they cannot be read.
+            IndexError: if there is no such row.
         """
 
     def column(self, name: str) -> list | None:
@@ -222,16 +137,29 @@ class RowSource(abc.ABC):
 
 
 class DatasetSource(RowSource):
-    """A prepared `datasets.Dataset`, or one whose images are files: one unit, as any row costs the same."""
+    """A prepared `datasets.Dataset`, or one whose images are files: one chunk, as any row costs the same.
 
-    def __init__(self, dataset: datasets.Dataset, name: str = "the dataset", *args, **kwargs):
-        super().__init__(name, dataset.features, [len(dataset)], *args, **kwargs)
-        self.dataset = dataset
+    Args:
+        dataset: its rows.
+        name, storage_options, retries: as `RowSource`.
+        folders: beside `name`, what `file_name` may be relative to.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        name: str = "the dataset",
+        storage_options: dict | None = None,
+        retries: int = 5,
+        folders: Sequence[str] = (),
+    ):
+        super().__init__(name, dataset.features, [len(dataset)], storage_options, retries)
+        self.dataset, self.folders = dataset, list(folders)
 
     @property
     def fingerprint(self):
-        listed = self.dataset._fingerprint.startswith(LISTED)
-        return f"{len(self)}-{self.dataset._fingerprint}" if listed else f"{len(self)}"
+        found = fingerprint_of(self.dataset)
+        return f"{len(self)}-{found}" if found.startswith(LISTED) else f"{len(self)}"
 
     def select(self, image_column, label_column=None):
         source = super().select(image_column, label_column)
@@ -243,8 +171,7 @@ class DatasetSource(RowSource):
 
     def take(self, count):
         rows = self.dataset.take(min(count, len(self)))
-        taken = DatasetSource(rows, self.name, self.storage_options, retries=self.retries)
-        taken.folders = self.folders
+        taken = DatasetSource(rows, self.name, self.storage_options, self.retries, self.folders)
         return taken.select(*self.columns) if self.columns else taken
 
     def read(self, rows):
@@ -274,29 +201,23 @@ class MixedSource(RowSource):
 
     Args:
         sources: whose columns are selected.
-        weights: how much of a batch each gives (see `order.MixedOrder`); None for every row once a pass.
+        weights: how much of a batch each gives (see `order.MixedOrder`); None for every row once an epoch.
     """
 
     def __init__(self, sources: Sequence[RowSource], weights: Sequence[float] | None = None):
         self.sources, self.weights = list(sources), weights
         super().__init__(" + ".join(s.name for s in sources), sources[0].features, [], retries=sources[0].retries)
-        # Rows that can be read singly are cut into units as well, to be dealt among the others, unless all can.
+        # Rows that can be read singly are cut into chunks as well, to be spread among the others, unless all can.
         random = [source.row_bytes == 0 for source in sources]
-        units = [cut(len(s), MIXED_UNIT) if single else s.units for s, single in zip(sources, random, strict=True)]
-        self.units = np.array([sum(map(len, sources))]) if all(random) else np.concatenate(units)
+        chunks = [cut(len(s), MIXED_CHUNK) if single else s.chunks for s, single in zip(sources, random, strict=True)]
+        self.chunks = np.array([sum(map(len, sources))]) if all(random) else np.concatenate(chunks)
         self.row_bytes = max(s.row_bytes for s in sources)
         self.columns = sources[0].columns
         self.firsts = np.cumsum([0] + [len(s) for s in sources])
 
-    @property
-    def units_open(self) -> int:
-        return self._units_open
-
-    @units_open.setter
-    def units_open(self, count: int):
-        self._units_open = count
+    def keep_chunks(self, count):
         for source in self.sources:
-            source.units_open = count
+            source.keep_chunks(count)
 
     def take(self, count):
         sources, left = [], count
@@ -338,6 +259,57 @@ class MixedSource(RowSource):
         return self.sources[self._find(row)[0]].name
 
 
+class RowsOf(RowSource):
+    """Some rows of a source, in its order.
+
+    Args:
+        source: whose rows.
+        rows: their numbers, ascending.
+    """
+
+    def __init__(self, source: RowSource, rows: Sequence[int]):
+        self.source, self.rows = source, np.asarray(rows, dtype=np.int64)
+        counts = np.histogram(self.rows, np.concatenate([[0], np.cumsum(source.chunks)]))[0]
+        super().__init__(source.name, source.features, counts[counts > 0], source.storage_options, source.retries)
+        self.row_bytes, self.remote, self.columns = source.row_bytes, source.remote, source.columns
+
+    def keep_chunks(self, count):
+        self.source.keep_chunks(count)
+
+    @property
+    def fingerprint(self):
+        return f"{self.source.fingerprint}-rows-{zlib.crc32(self.rows.tobytes()):08x}"
+
+    def select(self, image_column, label_column=None):
+        return RowsOf(self.source.select(image_column, label_column), self.rows)
+
+    def take(self, count):
+        return RowsOf(self.source, self.rows[:count])
+
+    def read(self, rows):
+        return self.source.read(self.rows[np.asarray(rows, dtype=np.int64)])
+
+    def column(self, name):
+        values = self.source.column(name)
+        return None if values is None else [values[row] for row in self.rows]
+
+    def describe(self, row):
+        return self.source.describe(int(self.rows[row]))
+
+    def file_name(self, row):
+        own = int(self.rows[row])
+        return self.source.file_name(own) or f"row {own}"  # of the data, not of the sample
+
+    def source_of(self, row):
+        return self.source.source_of(int(self.rows[row]))
+
+
+def fingerprint_of(dataset: datasets.Dataset) -> str:
+    """What `datasets` tells the contents of datasets apart by. It is private there, and there is no public way to it;
+    checkpoints hold that of listed files, which is ours (`list_images`), and must be found again by it."""
+    return dataset._fingerprint
+
+
 def cut(rows: int, size: int) -> np.ndarray:
-    """So many rows in units of this size, and what is left."""
+    """So many rows in chunks of this size, and what is left."""
     return np.array([size] * (rows // size) + [rows % size] * (rows % size > 0), dtype=np.int64)

@@ -51,7 +51,7 @@ def save_subset(
     fraction: float | None = None,
 ):
     """Write a subset of the images with these `labels` as JSON, with how it was drawn and what it was drawn from."""
-    record = {
+    content = {
         "seed": seed,
         "labels_per_class": per_class,
         "label_fraction": fraction,
@@ -59,7 +59,7 @@ def save_subset(
         "labels_sha256": _checksum(labels),
         "rows": [int(row) for row in rows],
     }
-    Path(path).write_text(json.dumps(record) + "\n")
+    Path(path).write_text(json.dumps(content) + "\n")
 
 
 def load_subset(path: str | os.PathLike, labels: Sequence[int]) -> list[int]:
@@ -71,8 +71,8 @@ def load_subset(path: str | os.PathLike, labels: Sequence[int]) -> list[int]:
     """
     name = Path(path).name
     try:
-        record = json.loads(Path(path).read_text())
-        images, checksum, rows = record["images"], record["labels_sha256"], record["rows"]
+        content = json.loads(Path(path).read_text())
+        images, checksum, rows = content["images"], content["labels_sha256"], content["rows"]
     except OSError as error:
         raise ValueError(f"label_subset: {path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,5 @@
-"""What becomes of an image: crop, augmentation, normalisation and mask for pre-training; timm's transforms for
-fine-tuning."""
+"""From a stored image to tensors: crop, augmentation, normalisation and mask for pre-training; timm's transforms for
+fine-tuning; and the seeds of what they draw."""
 
 import contextlib
 import math
@@ -22,8 +22,9 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
 def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop, distributed as by `RandomResizedCrop.get_params` of torchvision,
-    which takes 0.2 ms for its single draws. `scale`: smallest and largest share of the area."""
+    """Top, left, height and width in pixels of a random crop of an image of `height` x `width`, distributed as by
+    `RandomResizedCrop.get_params` of torchvision, which takes 0.2 ms for its single draws. `scale`: smallest and
+    largest share of the area, in (0, 1]."""
     draws = torch.rand(10, 4, dtype=torch.float64).tolist()
     low, high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
     for share, ratio, down, right in draws:
@@ -41,16 +42,16 @@ def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[in
 
 
 class PreTrainTransform:
-    """Random resized crop, flip, normalisation, and a mask (the paper's augmentation), and more if asked for; or for
-    evaluation only a resize of the whole image. What is drawn comes from torch's generator, and does not depend on how
-    an image is decoded; crop, flip and mask are the same whatever else is drawn.
+    """Random resized crop, flip, normalisation, and a mask (the augmentation of the A2MIM paper), and more if asked
+    for; in evaluation only a resize of the whole image, and a mask. Random values come from torch's CPU generator, and
+    do not depend on how an image is decoded; crop, flip and mask are the same whatever other augmentation is in use.
 
     Args:
         config: image size, channels, normalisation and mask.
-        crop_scale: smallest and largest share of the image's area that a crop covers.
+        crop_scale: smallest and largest share of the image's area that a crop covers, in (0, 1].
         train: whether to crop and augment.
-        max_pixels: larger images are refused.
-        hflip, vflip: shares of images that are mirrored left to right, and top to bottom.
+        max_pixels: images of more pixels are refused.
+        hflip, vflip: shares of images, in [0, 1], that are mirrored left to right, and top to bottom.
         rotate90: whether to turn images by 0, 90, 180 or 270 degrees.
         color_jitter: brightness, contrast and saturation are multiplied by up to 1 ± this; of images of other than 3
             channels, brightness and contrast of all channels alike.
@@ -90,7 +91,8 @@ class PreTrainTransform:
         return self.__dict__ | {"_constants": {}}  # tensors on a device do not go to other processes
 
     def __call__(self, image) -> dict[str, torch.Tensor]:
-        """As `draw`, with `pixel_values` normalised: float32 (channels, height, width)."""
+        """As `draw`, with `pixel_values` normalised by the mean and standard deviation of the config: float32
+        (channels, height, width)."""
         sample = self.draw(image)
         return {**sample, "pixel_values": self.normalize(sample["pixel_values"])}
 
@@ -101,8 +103,8 @@ class PreTrainTransform:
                 (see `to_pixels`).
 
         Returns:
-            `pixel_values`, uint8 (channels, height, width), or float32 in [0, 1] from arrays of that;
-            `bool_masked_pos` (rows, columns).
+            `pixel_values`, uint8 in [0, 255] (channels, height, width), or float32 in [0, 1] from arrays of that;
+            `bool_masked_pos`, bool (rows, columns) of the mask's grid, true where the image is masked.
 
         Raises:
             BrokenImage: if there is no image that can be used.
@@ -115,7 +117,7 @@ class PreTrainTransform:
             box = random_crop(height, width, self.crop_scale)
             flip = torch.rand(1).item() < self.hflip
         mask = random_mask(1, self.mask_grid, self.num_masked)[0]
-        # Drawn last, and all of it if any is needed, so that nothing depends on what else is in use.
+        # Drawn last, and all three if one is needed, so that no augmentation changes another.
         down, turn, grey = torch.rand(3).tolist() if self.train and self.augments else (1.0, 0.0, 1.0)
         turns = int(4 * turn) if self.rotate90 else 0
         # A crop that will be turned is resized to the size turned back, so that turning it stretches nothing. It need
@@ -137,8 +139,8 @@ class PreTrainTransform:
         return self.jitter(pixels.reshape(1, -1, pixels.shape[-1])).reshape(pixels.shape)
 
     def normalize(self, pixel_values: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised to float32. `out`: a
-        former result that is no longer needed, whose memory is used again if it fits."""
+        """Pixels as `draw` gives them, (..., channels, height, width) on any device, normalised: float32.
+        `out`: a former result that is no longer needed, whose memory is used again if its shape and device fit."""
         device = pixel_values.device
         if device not in self._constants:
             self._constants[device] = self.mean.to(device), self.std.to(device)
@@ -150,12 +152,13 @@ class PreTrainTransform:
 
 
 class FineTuneTransform:
-    """timm's augmentation, or timm's evaluation transform as `AutoImageProcessor` applies it to the exported model.
+    """timm's augmentation for training, or timm's evaluation transform, which `AutoImageProcessor` applies to the
+    exported model as well. Random values come from the generators of torch, Python and NumPy.
 
     Args:
-        pretrained_cfg: size, normalisation, crop and interpolation (`export.timm_pretrained_cfg`).
+        pretrained_cfg: timm's `input_size`, `interpolation`, `mean`, `std`, `crop_pct` and `crop_mode`.
         train: whether to augment.
-        max_pixels: larger images are refused.
+        max_pixels: images of more pixels are refused.
         options: keyword arguments of `timm.data.create_transform` for training.
     """
 
@@ -168,7 +171,8 @@ class FineTuneTransform:
         self.transform = create_transform(tuple(pretrained_cfg["input_size"]), is_training=train, **settings)
 
     def __call__(self, image) -> dict[str, torch.Tensor]:
-        """Argument and errors as for `PreTrainTransform`; `pixel_values`, float32 (channels, height, width)."""
+        """Argument and errors as `PreTrainTransform.draw`; returns `pixel_values`, float32 (channels, height, width),
+        normalised."""
         image = _opened(image, self.max_pixels, self.num_channels)
         if isinstance(image, Image.Image):
             image = to_pixels(upright(image), self.num_channels)
@@ -185,7 +189,7 @@ def _opened(image, max_pixels: int, num_channels: int) -> Image.Image | torch.Te
 
 @contextlib.contextmanager
 def seeded(*identity: int) -> Iterator[None]:
-    """Draw from torch's CPU generator, and from Python's and NumPy's, as the identity says; put them back after."""
+    """Seed the generators with these numbers (see `seed_generators`), and restore their states afterwards."""
     with generators_kept():
         seed_generators(*identity)
         yield
@@ -193,7 +197,8 @@ def seeded(*identity: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def generators_kept(torch_only: bool = False) -> Iterator[None]:
-    """Put the generators back after. `torch_only` leaves out Python's and NumPy's, which take 0.2 ms."""
+    """Restore the states of torch's CPU generator, Python's and NumPy's afterwards. `torch_only` leaves out the latter
+    two, which take 0.2 ms."""
     state = torch.get_rng_state()
     others = None if torch_only else (random.getstate(), np.random.get_state())
     try:
@@ -206,7 +211,7 @@ def generators_kept(torch_only: bool = False) -> Iterator[None]:
 
 
 def seed_generators(*identity: int, torch_only: bool = False):
-    """Seed torch's CPU generator, and Python's and NumPy's, as the identity says."""
+    """Seed torch's CPU generator, Python's and NumPy's with these numbers: seed, epoch and row of a sample, say."""
     first, second = np.random.SeedSequence(identity).generate_state(2).tolist()
     torch.default_generator.manual_seed(first << 32 | second)
     if not torch_only:

@@ -1,1 +1,1 @@
-"""How timm lays out an encoder: the maps it computes, where a token may enter, what is trained."""
+"""How timm lays out an encoder: its feature maps, where the mask token may enter, how it is built."""

@@ -1,4 +1,4 @@
-"""Where the positions of a feature map lie in a tensor: (batch, channels, rows, columns) or tokens."""
+"""How the output of a module holds a feature map: in which tensor, and where the map's cells are in it."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MOST_PREFIX_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """How the output of a module holds a feature map: `kind` is "NCHW", "NHWC", "NLC" or "NCL" (N: batch, C: channels,
     L: tokens, `prefix` of them before the map's). `path` leads to it in an output of nested tuples, lists or dicts."""
 
@@ -62,7 +62,7 @@ class Layout:
 
 
 def tensors_in(output: Any, path: tuple = ()) -> Iterator[tuple[tuple, torch.Tensor]]:
-    """All tensors in nested tuples, lists and dicts, each with the keys that lead to it (`Layout.path`)."""
+    """All tensors in nested tuples, lists and dicts, each with the keys that lead to it (`FeatureLayout.path`)."""
     if isinstance(output, torch.Tensor):
         yield path, output
     elif isinstance(output, (list, tuple, dict)):
@@ -74,10 +74,10 @@ class Site(NamedTuple):
     """A place where the mask token can enter: a module of the encoder, and the layout of its output."""
 
     module: str
-    layout: Layout
+    layout: FeatureLayout
 
 
-class _Output(NamedTuple):
+class OutputTensor(NamedTuple):
     """A tensor in the output of a module: where in it, its shape, and what computed it."""
 
     path: tuple
@@ -85,32 +85,35 @@ class _Output(NamedTuple):
     node: Any
 
 
-def _outputs(output: Any) -> list[_Output]:
-    return [_Output(path, tuple(tensor.shape), tensor.grad_fn) for path, tensor in tensors_in(output)]
+def output_tensors(output: Any) -> list[OutputTensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    return [OutputTensor(path, tuple(tensor.shape), tensor.grad_fn) for path, tensor in tensors_in(output)]
 
 
-def _copied(output: Any) -> Any:
+def copy_output(output: Any) -> Any:
     """The same nested output with copies of its tensors."""
     if isinstance(output, torch.Tensor):
         return output.clone()
     if isinstance(output, dict):
-        return {key: _copied(item) for key, item in output.items()}
+        return {key: copy_output(item) for key, item in output.items()}
     if isinstance(output, (list, tuple)):
-        items = [_copied(item) for item in output]
+        items = [copy_output(item) for item in output]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     return output
 
 
-def _layouts(output: _Output, size, strides, channels: tuple = (), nhwc: bool = False) -> list[Layout]:
+def possible_layouts(
+    output: OutputTensor, size: tuple[int, int], strides: list[int], channels: tuple = (), nhwc: bool = False
+) -> list[FeatureLayout]:
     """How a tensor may hold a feature map of one of the given strides, the likeliest layout first. Maps of unpadded
     convolutions, a little smaller than their stride says, are known by their `channels`."""
     path, shape, _ = output
     if len(shape) not in (3, 4) or shape[0] != BATCH:
         return []
-    grids = _grids(size, strides)
+    grids = possible_grids(size, strides)
     if len(shape) == 4:
         _, a, b, c = shape
-        found = [Layout("NCHW", a, (b, c), path=path), Layout("NHWC", c, (a, b), path=path)]
+        found = [FeatureLayout("NCHW", a, (b, c), path=path), FeatureLayout("NHWC", c, (a, b), path=path)]
         if nhwc:  # only to decide where rows = columns = channels
             found.reverse()
         exact = [layout for layout in found if layout.grid in grids]
@@ -125,12 +128,13 @@ def _layouts(output: _Output, size, strides, channels: tuple = (), nhwc: bool = 
         ]
     _, a, b = shape
     spare = sorted((a - rows * columns, (rows, columns)) for rows, columns in grids)
-    found = [Layout("NLC", b, grid, prefix, path) for prefix, grid in spare if 0 <= prefix <= MOST_PREFIX_TOKENS]
-    channels_first = [Layout("NCL", a, grid, path=path) for grid in grids if math.prod(grid) == b]
+    spare = [(prefix, grid) for prefix, grid in spare if 0 <= prefix <= MOST_PREFIX_TOKENS]
+    found = [FeatureLayout("NLC", b, grid, prefix, path) for prefix, grid in spare]
+    channels_first = [FeatureLayout("NCL", a, grid, path=path) for grid in grids if math.prod(grid) == b]
     # Few channels before the tokens look like tokens with a long prefix.
     return sorted(found + channels_first, key=lambda layout: layout.prefix)
 
 
-def _grids(size: tuple[int, int], strides: list[int]) -> set[tuple[int, int]]:
+def possible_grids(size: tuple[int, int], strides: list[int]) -> set[tuple[int, int]]:
     """The grids that maps of these strides may have: the image divided by the stride, rounded either way."""
     return {(f(size[0] / s), f(size[1] / s)) for s in strides for f in (math.floor, math.ceil)}

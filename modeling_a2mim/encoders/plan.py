@@ -1,12 +1,10 @@
-"""How timm lays out its encoders: how one is built for a size of images, which of its modules gives which feature map,
-and where the mask token goes. The only module that knows; it knows no model by name.
+"""The plan of an encoder: how timm builds it for a size of images, where the mask token goes, what the decoder reads.
 
-An encoder is built and run once on the meta device, where tensors have shapes but no values, and the outputs of all of
-its modules are looked at.
+The plan follows from one run on the meta device (`tracing`), in which the outputs of all modules are looked at; no
+model is known by name.
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +12,9 @@ import timm
 import torch
 from torch import nn
 
-from .layout import Layout, Site, _outputs
-from .sites import _find_sites
-from .tracing import _describe, _read, _Trace, _trace
+from .layout import FeatureLayout, Site, output_tensors
+from .sites import find_sites
+from .tracing import EncoderSpec, EncoderTrace, describe_shapes, trace_encoder
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class EncoderPlan:
 
     create_args: dict[str, Any]  # keyword arguments of timm.create_model, except num_classes
     sites: tuple[Site, ...]  # where the mask token may enter, the preferred one first
-    map_layout: Layout  # of the last feature map, in what `forward_features` (or `run_last_map`) gives
+    map_layout: FeatureLayout  # of the last feature map, in what `forward_features` (or `run_last_map`) gives
     stride: int  # pixels per cell of the last feature map
     head_norm: str | None  # name of the norm that the head applies after pooling
     from_intermediates: bool  # whether `forward_features` gives no map, so that it takes `run_last_map`
@@ -37,7 +35,7 @@ class EncoderPlan:
         return timm.create_model(**self.create_args, pretrained=False, num_classes=num_classes)
 
 
-def scale_grid(layout: Layout, size: tuple[int, int], planned: tuple[int, int]) -> tuple[int, int]:
+def scale_grid(layout: FeatureLayout, size: tuple[int, int], planned: tuple[int, int]) -> tuple[int, int]:
     """The grid of a token layout for an image of another size than the planned one."""
     return tuple(g * s // p for g, s, p in zip(layout.grid, size, planned, strict=True))
 
@@ -51,54 +49,51 @@ def plan_encoder(config, for_masking: bool = True) -> EncoderPlan:
     Raises:
         ValueError: naming the field (`architecture`, `model_args`, `image_size`, `mask_site`) that does not work.
     """
-    fields = ("architecture", "model_args", "input_size", "num_channels", "mask_site", "decoder_norm")
-    return _plan(json.dumps({name: getattr(config, name) for name in fields}), for_masking)
+    return _plan(EncoderSpec.from_config(config), config.mask_site, config.decoder_norm, for_masking)
 
 
 @functools.lru_cache(maxsize=4)
-def _plan(fields: str, for_masking: bool) -> EncoderPlan:
-    config = _read(fields)
-    kept = {name: value for name, value in vars(config).items() if name not in ("mask_site", "decoder_norm")}
-    trace = _trace(json.dumps(kept))
+def _plan(spec: EncoderSpec, mask_site: int | str | None, decoder_norm: bool, for_masking: bool) -> EncoderPlan:
+    trace, create_args = trace_encoder(spec)
     if trace.final is None:
         raise ValueError(
-            f"architecture: {config.architecture} ends in no feature map that a decoder could read "
-            f"(it gives {_describe([output.shape for output in _outputs(trace.output)])})"
+            f"architecture: {spec.architecture} ends in no feature map that a decoder could read "
+            f"(it gives {describe_shapes([output.shape for output in output_tensors(trace.output)])})"
         )
     sites = ()
     if for_masking:
-        _check_cover(config, trace)
-        sites = tuple(_find_sites(config, trace))
+        _check_cover(spec, trace)
+        sites = tuple(find_sites(spec.architecture, mask_site, trace))
     return EncoderPlan(
-        create_args=trace.args,
+        create_args=create_args,
         sites=sites,
         map_layout=trace.final,
         stride=trace.strides[-1],
-        head_norm=_head_norm(config, trace),
+        head_norm=_find_head_norm(trace) if decoder_norm else None,
         from_intermediates=trace.from_intermediates,
         isotropic=len(set(trace.strides)) == 1,
         names=frozenset(trace.encoder.state_dict()),
     )
 
 
-def _check_cover(config, trace: _Trace):
+def _check_cover(spec: EncoderSpec, trace: EncoderTrace):
     """Cells that leave a border of the image out lie elsewhere than the decoder's; only an encoder that does so at its
     own size is taken as it is."""
-    size, stride, grid = config.input_size, trace.strides[-1], trace.final.grid
+    size, stride, grid = spec.input_size, trace.strides[-1], trace.final.grid
     if all(g * stride >= s for g, s in zip(grid, size, strict=True)):
         return
     if trace.own_size != size:
         fits = [s // stride * stride + extra for s in size for extra in (0, stride)]
         raise ValueError(
-            f"image_size: {config.architecture} sees only {grid[0] * stride} x {grid[1] * stride} of "
+            f"image_size: {spec.architecture} sees only {grid[0] * stride} x {grid[1] * stride} of "
             f"{size[0]} x {size[1]} px; use a multiple of {stride}, such as {', '.join(map(str, sorted(set(fits))))}"
         )
 
 
-def _head_norm(config, trace: _Trace) -> str | None:
+def _find_head_norm(trace: EncoderTrace) -> str | None:
     """The norm that the head applies after pooling (ConvNeXt and its kin), if it works on the whole map as well."""
     norm = getattr(getattr(trace.encoder, "head", None), "norm", None)
-    if not config.decoder_norm or not isinstance(norm, nn.LayerNorm) or norm.weight is None:
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
         return None
     try:
         with torch.no_grad():

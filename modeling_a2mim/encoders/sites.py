@@ -1,18 +1,17 @@
-"""Sites of an encoder at which a mask token can enter."""
+"""Modules of an encoder that give a feature map: the sites where the mask token can enter, and the layers by depth."""
 
 import copy
 import difflib
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 from timm.models import group_parameters
 from torch import nn
 
-from .layout import Layout, Site, _grids
-from .tracing import _describe, _Trace
+from .layout import FeatureLayout, Site, possible_grids
+from .tracing import EncoderTrace, describe_shapes
 
 
-def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int = 3) -> dict[str, Layout]:
+def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int = 3) -> dict[str, FeatureLayout]:
     """The layers of a timm encoder by depth, as timm counts them for layer-wise decay (`group_matcher`): for each the
     last of its modules that gives a feature map of images of this size, and the layout of that. Where timm does not
     count, the stages that it declares.
@@ -20,14 +19,13 @@ def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int =
     Raises:
         ValueError: naming `image_size`, if the encoder cannot take such images.
     """
-    config = SimpleNamespace(input_size=tuple(size), num_channels=num_channels)
     # Hooks, which a model may hang on its encoder, look at values.
     twin = copy.deepcopy(encoder).to("meta").eval().requires_grad_()
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     try:
-        trace = _Trace(config, {}, twin, config.input_size)
+        trace = EncoderTrace(twin, tuple(size), num_channels)
     except Exception as error:  # timm refuses sizes with many kinds of errors
         raise ValueError(
             f"image_size: {type(encoder).__name__} cannot take images of {size[0]} x {size[1]} px with {num_channels} "
@@ -49,9 +47,18 @@ def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int =
     return dict(found[layer] for layer in sorted(found))
 
 
-def _find_sites(config, trace: _Trace) -> list[Site]:
-    """Where the mask token may enter, the preferred place first."""
-    strides, site, name = trace.strides, config.mask_site, config.architecture
+def find_sites(name: str, site: int | str | None, trace: EncoderTrace) -> list[Site]:
+    """Where the mask token may enter, the preferred site first.
+
+    Args:
+        name: of the architecture, for errors.
+        site: `A2MIMConfig.mask_site`.
+        trace: a run of the encoder.
+
+    Raises:
+        ValueError: naming `mask_site`, if there is no such module, or it gives no feature map.
+    """
+    strides = trace.strides
     isotropic = len(set(strides)) == 1
     if isinstance(site, int):
         if not -len(strides) <= site < len(strides):
@@ -71,19 +78,19 @@ def _find_sites(config, trace: _Trace) -> list[Site]:
         raise ValueError(f"mask_site: {name} has no module {site!r}; for example {', '.join(close)}")
     found = list(dict.fromkeys(filter(None, found)))
     if not found:
-        what = (
-            _describe([output.shape for output in trace.calls[site]]) if site in trace.calls else "it is never called"
-        )
+        what = "it is never called"
+        if site in trace.calls:
+            what = describe_shapes([output.shape for output in trace.calls[site]])
         usable = ", ".join(list(trace.usable())[:8]) or "nothing in this encoder"
         raise ValueError(f"mask_site: what {name}'s {site!r} gives is no feature map, {what}; try one of {usable}")
     return found
 
 
-def _has_stride(layout: Layout, trace: _Trace, index: int) -> bool:
-    return layout.grid in _grids(trace.size, trace.strides[index : index + 1])
+def _has_stride(layout: FeatureLayout, trace: EncoderTrace, index: int) -> bool:
+    return layout.grid in possible_grids(trace.size, trace.strides[index : index + 1])
 
 
-def _stage(trace: _Trace, index: int) -> Site | None:
+def _stage(trace: EncoderTrace, index: int) -> Site | None:
     """The site after a stage that timm declares. Where the declared name leads to no such map: the last module with
     parameters that gives one, outside of any module that already ends in the final resolution."""
     channels, stride = trace.features[index]["num_chs"], trace.strides[index]
@@ -100,7 +107,7 @@ def _stage(trace: _Trace, index: int) -> Site | None:
     return None
 
 
-def _stems(trace: _Trace) -> Iterator[Site | None]:
+def _stems(trace: EncoderTrace) -> Iterator[Site | None]:
     """The first maps of the encoder: what is called a patch embedding or a stem, else the first feature map that timm
     declares, or for an isotropic encoder the first module with parameters that gives a map like it."""
     strides = sorted(set(trace.strides))

@@ -1,22 +1,45 @@
-"""One run of an encoder on the meta device: which module computes which map."""
+"""One run of an encoder on the meta device: which of its modules gives which feature map, of what shape."""
 
 import functools
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
-import timm
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from .layout import BATCH, Layout, Site, _copied, _layouts, _Output, _outputs
+from .layout import BATCH, FeatureLayout, OutputTensor, Site, copy_output, output_tensors, possible_layouts
+from .meta import build_on_meta
 
 
 def run_last_map(encoder: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """The last feature map of an encoder whose `forward_features` gives none, (batch, channels, rows, columns)."""
     return encoder.forward_intermediates(pixel_values, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is built from: fields of `A2MIMConfig`. Its plan is kept by these values."""
+
+    architecture: str
+    model_args: dict[str, Any] = field(hash=False)
+    input_size: tuple[int, int]  # (height, width) of the images in pixels
+    num_channels: int
+
+    @classmethod
+    def from_config(cls, config) -> "EncoderSpec":
+        model_args = json.loads(json.dumps(config.model_args))  # a copy, with lists for tuples as in config.json
+        return cls(config.architecture, model_args, tuple(config.input_size), config.num_channels)
+
+    def create_args(self, sized: bool = False) -> dict[str, Any]:
+        """Keyword arguments of `timm.create_model`; if `sized`, with the size of the images."""
+        args = {"model_name": self.architecture, **self.model_args}
+        if self.num_channels != 3:
+            args["in_chans"] = self.num_channels
+        if sized:
+            args["img_size"] = list(self.input_size)
+        return args
 
 
 def encoder_shapes(config, size: tuple[int, int]) -> dict[str, torch.Size]:
@@ -25,25 +48,28 @@ def encoder_shapes(config, size: tuple[int, int]) -> dict[str, torch.Size]:
     Raises:
         ValueError: naming `model_args`, if timm builds none for this size.
     """
-    encoder = build_on_meta({**_create_args(config), "img_size": list(size)})
+    encoder = build_on_meta({**EncoderSpec.from_config(config).create_args(), "img_size": list(size)})
     return {name: value.shape for name, value in encoder.state_dict().items()}
 
 
-def _read(fields: str) -> SimpleNamespace:
-    config = SimpleNamespace(**json.loads(fields))
-    config.input_size = tuple(config.input_size)
-    return config
+class EncoderTrace:
+    """What a run of an encoder on the meta device showed.
 
+    Args:
+        encoder: on the meta device.
+        size: (height, width) of the images in pixels.
+        num_channels: of the images.
+        own_size: (height, width) that timm made the encoder for; `size` if not given.
+    """
 
-class _Trace:
-    """What a run of an encoder on the meta device showed."""
-
-    def __init__(self, config, args: dict[str, Any], encoder: nn.Module, own_size: tuple[int, int]):
-        self.size, self.own_size, self.args, self.encoder = config.input_size, own_size, args, encoder
+    def __init__(
+        self, encoder: nn.Module, size: tuple[int, int], num_channels: int, own_size: tuple[int, int] | None = None
+    ):
+        self.encoder, self.size, self.own_size = encoder, size, own_size or size
         self.features = list(encoder.feature_info)
         self.strides = [int(info["reduction"]) for info in self.features]
         self.modules = dict(encoder.named_modules())
-        self.calls: dict[str, list[_Output]] = {}  # of each module, in the order in which they end
+        self.calls: dict[str, list[OutputTensor]] = {}  # of each module, in the order in which they end
         self.repeated: set[str] = set()  # modules that are called several times
 
         def record(name):
@@ -52,8 +78,8 @@ class _Trace:
                     self.repeated.add(name)
                 # A copy, as the token would make one: what a module has used of its output before it returned does
                 # not count as used.
-                output = _copied(output)
-                self.calls[name] = _outputs(output)
+                output = copy_output(output)
+                self.calls[name] = output_tensors(output)
                 return output
 
             return hook
@@ -61,7 +87,7 @@ class _Trace:
         handles = [module.register_forward_hook(record(name)) for name, module in self.modules.items() if name]
         try:
             with torch.enable_grad(), torch.device("meta"):
-                images = torch.empty(BATCH, config.num_channels, *self.size)
+                images = torch.empty(BATCH, num_channels, *self.size)
                 self.output = encoder.forward_features(images)
                 self.final = self.find_final(self.output)
                 self.from_intermediates = self.final is None
@@ -73,22 +99,23 @@ class _Trace:
                 handle.remove()
         self.used = set() if self.final is None else _ancestors(self.final.pick(self.output).grad_fn)
 
-    def find_final(self, output: Any) -> Layout | None:
+    def find_final(self, output: Any) -> FeatureLayout | None:
         """The layout of the last feature map."""
         # Many encoders widen their last map after the last stage that they declare.
         channels = (self.features[-1]["num_chs"], getattr(self.encoder, "num_features", None))
-        found = [_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in _outputs(output)]
-        found = [layout for layouts in reversed(found) for layout in layouts]
+        tensors = reversed(output_tensors(output))
+        found = [possible_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in tensors]
+        found = [layout for layouts in found for layout in layouts]
         return min(found, key=lambda layout: layout.channels not in channels, default=None)
 
-    def layout(self, name: str, strides: list[int], channels: int | None = None) -> Layout | None:
+    def layout(self, name: str, strides: list[int], channels: int | None = None) -> FeatureLayout | None:
         """The layout of a module's output, if it holds a feature map of one of these strides (and so many channels)
         that takes part in the last one."""
         for output in self.calls.get(name, ()):
             if output.node not in self.used:
                 continue
             nhwc = getattr(self.encoder, "output_fmt", "") == "NHWC"
-            found = _layouts(output, self.size, strides, (channels,), nhwc)
+            found = possible_layouts(output, self.size, strides, (channels,), nhwc)
             for layout in found:
                 if channels in (None, layout.channels):
                     return layout
@@ -109,11 +136,18 @@ class _Trace:
 
 
 @functools.lru_cache(maxsize=2)
-def _trace(fields: str) -> _Trace:
-    """Build and run the encoder on the meta device, for images of the configured size."""
-    config, failures = _read(fields), []
+def trace_encoder(spec: EncoderSpec) -> tuple[EncoderTrace, dict[str, Any]]:
+    """Build and run an encoder on the meta device, for images of the configured size.
+
+    Returns:
+        What the run showed, and the keyword arguments of `timm.create_model`, except `num_classes`.
+
+    Raises:
+        ValueError: naming `model_args` or `image_size`, if timm builds no such encoder.
+    """
+    failures = []
     for sized in (False, True):
-        args = _create_args(config, sized)
+        args = spec.create_args(sized)
         try:
             encoder = build_on_meta(args)
         except ValueError as error:
@@ -122,66 +156,37 @@ def _trace(fields: str) -> _Trace:
             failures.append(error)
             continue
         cfg = getattr(encoder, "pretrained_cfg", None) or {}
-        own = tuple(cfg["input_size"][1:]) if "input_size" in cfg else config.input_size
-        fixed = cfg.get("fixed_input_size") and own != config.input_size
-        if not sized and fixed and _is_built_otherwise(config, args, encoder):
+        own = tuple(cfg["input_size"][1:]) if "input_size" in cfg else spec.input_size
+        fixed = cfg.get("fixed_input_size") and own != spec.input_size
+        if not sized and fixed and _is_built_otherwise(spec, args, encoder):
             continue
         try:
-            trace = _Trace(config, args, encoder, own)
+            trace = EncoderTrace(encoder, spec.input_size, spec.num_channels, own)
         except Exception as error:  # timm refuses sizes with many kinds of errors; the first is reported below
             failures.append(error)
             continue
-        if trace.final is not None or own == config.input_size:
-            return trace
+        if trace.final is not None or own == spec.input_size:
+            return trace, args
         failures.append(ValueError("its last feature map has no such size"))
-    height, width = config.input_size
+    height, width = spec.input_size
     raise ValueError(
-        f"image_size: {config.architecture} cannot take images of {height} x {width} px with {config.num_channels} "
+        f"image_size: {spec.architecture} cannot take images of {height} x {width} px with {spec.num_channels} "
         f"channel(s); it was made for {own[0]} x {own[1]} px: {failures[0]}"
     ) from failures[0]
 
 
-def _is_built_otherwise(config, args: dict[str, Any], encoder: nn.Module) -> bool:
+def _is_built_otherwise(spec: EncoderSpec, args: dict[str, Any], encoder: nn.Module) -> bool:
     """Whether timm, when it loads a checkpoint for the configured size, builds this encoder otherwise: its weights
     would not fit, or be resampled, which only an encoder that resamples them in each forward does not notice."""
     if getattr(encoder, "dynamic_img_size", False):
         return False
-    overlay = {"input_size": (config.num_channels, *config.input_size)}
+    overlay = {"input_size": (spec.num_channels, *spec.input_size)}
     try:
         other = build_on_meta({**args, "pretrained_cfg_overlay": overlay})
     except ValueError:
         return True
     one, two = ({name: value.shape for name, value in e.state_dict().items()} for e in (encoder, other))
     return one != two
-
-
-def _create_args(config, sized: bool = False) -> dict[str, Any]:
-    args = {"model_name": config.architecture, **config.model_args}
-    if config.num_channels != 3:
-        args["in_chans"] = config.num_channels
-    if sized:
-        args["img_size"] = list(config.input_size)
-    return args
-
-
-class NoValues(TorchFunctionMode):
-    """Passes over what fills tensors of the meta device with values, which takes most of the time to build there."""
-
-    fills = frozenset(["uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "zero_", "fill_", "copy_"])
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        skip = getattr(func, "__name__", None) in self.fills and args and args[0].is_meta
-        return args[0] if skip else func(*args, **(kwargs or {}))
-
-
-def build_on_meta(args: dict[str, Any]) -> nn.Module:
-    """A timm encoder without a classifier and without values, by the arguments of `timm.create_model`."""
-    try:
-        with torch.device("meta"), NoValues():
-            return timm.create_model(**args, pretrained=False, num_classes=0).eval()
-    except Exception as error:
-        given = {k: v for k, v in args.items() if k != "model_name"}
-        raise ValueError(f"model_args: timm cannot build {args['model_name']} with {given}: {error}") from error
 
 
 def _ancestors(node) -> set:
@@ -195,7 +200,7 @@ def _ancestors(node) -> set:
     return seen
 
 
-def _describe(shapes: list[tuple[int, ...]]) -> str:
+def describe_shapes(shapes: list[tuple[int, ...]]) -> str:
     """Tensors in an output, for people."""
     shown = [f"({', '.join(['batch' if s and s[0] == BATCH else str(s[0]), *map(str, s[1:])])})" for s in shapes if s]
     return f"a tensor {shown[0]}" if len(shown) == 1 else f"tensors {', '.join(shown) or 'of no dimensions'}"

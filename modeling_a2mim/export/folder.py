@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..configuration_a2mim import A2MIMConfig
-from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, without_sharing
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import PRETRAINING_CONFIG, PRETRAINING_FOLDER
 from ..utils.files import atomic_files, files_in, write_json
 from ..utils.plotting import loss_curve
+from ..utils.weights import without_sharing
 from .eval_results import eval_results
 from .filenames import CONFUSION, CURVE, EVAL_RESULTS_FOLDER, EXAMPLE, PICTURE, PREDICTIONS, RECORD_FILE
 from .model_card import DenseTask, dense_card, model_card

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_a2mim import A2MIMConfig, is_timm
-from ..encoders.tracing import NoValues
+from ..encoders.meta import NoValues
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
 from ..models.classifier import A2MIMForImageClassification
 from ..models.linear_probe import LinearProbe

@@ -9,14 +9,18 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration_a2mim import A2MIMConfig
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from .freezing import PartlyFrozen
 
 
-class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
+class A2MIMBackbone(PartlyFrozen, BackboneMixin, A2MIMPreTrainedModel):
     """The encoder as a backbone for the detectors and segmenters of transformers (UperNet, Mask2Former, DETR, ...).
 
     Its stages are timm's `feature_info`, by the names of its modules; `config.out_indices` or `config.out_features`
     choose some of them, the last one by default. `channels` are those of the chosen ones. With
     `config.feature_pyramid`, four maps of one resolution become maps of four (see `FeaturePyramid`).
+
+    Args:
+        config: the encoder and `out_indices` or `out_features`.
 
     Raises:
         ValueError: naming the field of the configuration that the encoder cannot be built with.
@@ -31,7 +35,6 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
         config.set_stages([stage["module"] for stage in stages])
         super().__init__(config)
         self.a2mim = encoder
-        self.encoder_is_frozen = False
         self.num_features = [stage["num_chs"] for stage in stages]
         self.pyramid = FeaturePyramid(self.channels) if getattr(config, "feature_pyramid", False) else None
         self.supports_gradient_checkpointing = encoder.supports_gradient_checkpointing
@@ -50,15 +53,8 @@ class A2MIMBackbone(BackboneMixin, A2MIMPreTrainedModel):
 
     def freeze_encoder(self):
         """Only what follows trains (pyramid, heads); the encoder keeps its weights and its running statistics."""
-        self.encoder_is_frozen = True
         self.a2mim.requires_grad_(False)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.encoder_is_frozen:
-            self.a2mim.eval()
-        return self
+        return self.keep_frozen()
 
     def forward(
         self,
@@ -133,9 +129,17 @@ def _twice(channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
 
 
-def four_stages(core: A2MIMModel) -> list[int]:
-    """Four stages for a head: the last ones, or, if all have one resolution, evenly spread ones."""
-    count = len(core.encoder.feature_info)
-    if count <= 4 or not core.plan.isotropic:
-        return list(range(max(0, count - 4), count))
-    return [count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+def four_stages(core: A2MIMModel, distinct: bool = False) -> list[int]:
+    """Indices of the four feature maps that a head reads: evenly spread ones of an isotropic encoder, else the last
+    ones. All, if there are fewer.
+
+    Args:
+        core: the encoder.
+        distinct: of a hierarchical encoder, leave out all but the last map of each resolution (a Sequencer has three
+            of one): a detector's pyramid needs four strides, while the heads of segmenters enlarge all maps to one.
+    """
+    stages, isotropic = core.encoder.feature_info, core.plan.isotropic
+    if isotropic and len(stages) > 4:
+        return [len(stages) * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    last = {stage["reduction"] if distinct and not isotropic else i: i for i, stage in enumerate(stages)}
+    return sorted(last.values())[-4:]

@@ -6,17 +6,25 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.plan import classifier_parameters
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from .freezing import PartlyFrozen
 
 
-class A2MIMForImageClassification(A2MIMPreTrainedModel):
-    """The encoder with timm's own classifier of `config.num_labels` classes."""
+class A2MIMForImageClassification(PartlyFrozen, A2MIMPreTrainedModel):
+    """The encoder with timm's own classifier.
+
+    Args:
+        config: the encoder; `num_labels` is the number of classes (or targets), `problem_type` chooses the loss as in
+            transformers.
+
+    Raises:
+        ValueError: naming `num_labels` if it is 0, or `architecture` if timm's encoder has no classifier.
+    """
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
         if not config.num_labels:
             raise ValueError("num_labels: a classifier needs at least one label")
         self.num_labels = config.num_labels
-        self.encoder_is_frozen = False
         self.a2mim = A2MIMModel(config, num_classes=config.num_labels)
         if not hasattr(self.a2mim.encoder, "get_classifier"):
             raise ValueError(f"architecture: timm's {config.architecture} is an encoder without a classifier")
@@ -33,8 +41,15 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
         r"""
         Args:
             pixel_values: (batch, channels, height, width), normalised images.
-            labels: (batch,) class indices, or (batch, classes) for `problem_type="multi_label_classification"`.
+            labels: (batch,) class indices, or (batch, classes) of 0 and 1 for
+                `problem_type="multi_label_classification"`, or (batch,) numbers for `"regression"`.
             output_hidden_states: return the encoder's intermediate feature maps, too.
+
+        Returns:
+            `loss`: scalar, if there are labels; `logits`: (batch, num_labels), before softmax; `hidden_states`.
+
+        Raises:
+            ValueError: if the images have another number of channels than the model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -46,14 +61,7 @@ class A2MIMForImageClassification(A2MIMPreTrainedModel):
 
     def freeze_encoder(self):
         """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
-        self.encoder_is_frozen = True
         classifier = classifier_parameters(self.a2mim.encoder)
         for name, parameter in self.a2mim.encoder.named_parameters():
             parameter.requires_grad_(name in classifier or name not in self.a2mim.plan.names)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.encoder_is_frozen:
-            self.a2mim.eval()
-        return self
+        return self.keep_frozen()

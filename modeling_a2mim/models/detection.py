@@ -24,12 +24,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from transformers.utils import ModelOutput
 
 from ..configuration_a2mim import A2MIMConfig
-from ..encoders.tracing import NoValues
+from ..encoders.meta import NoValues, fill_holes
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
-from .backbone import A2MIMBackbone
+from .backbone import A2MIMBackbone, four_stages
+from .freezing import PartlyFrozen
 
 
-LEVELS = 4  # of the pyramid, before a further one that only proposals come from
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height / width
 
 
@@ -160,8 +160,12 @@ class DetectorHeads(nn.Module):
         return detections, {**losses, **proposal_losses}
 
 
-class A2MIMForObjectDetection(A2MIMPreTrainedModel):
-    """Faster R-CNN or, with `config.predict_masks`, Mask R-CNN on a timm encoder.
+class A2MIMForObjectDetection(PartlyFrozen, A2MIMPreTrainedModel):
+    """Faster R-CNN (https://arxiv.org/abs/1506.01497) or, with `config.predict_masks`, Mask R-CNN
+    (https://arxiv.org/abs/1703.06870) on a timm encoder; the heads and losses are torchvision's.
+
+    Args:
+        config: the encoder and the detector; `num_labels` without the background.
 
     Raises:
         ValueError: naming the field of the configuration that it cannot be built with.
@@ -188,38 +192,22 @@ class A2MIMForObjectDetection(A2MIMPreTrainedModel):
             raise ValueError(f"out_indices: {config.out_indices} are maps of the same resolution: {self.strides} px")
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.heads = DetectorHeads(config, self.channels, self.strides)
-        self.batch_norm_is_frozen = False
         self._heads_are_made = not next(self.heads.parameters()).is_meta
         self.post_init()
 
     def initialize_weights(self):
         super().initialize_weights()
-        # Heads that from_pretrained found no weights for, such as those of another number of classes.
-        holes = {n: p for n, p in self.heads.state_dict(keep_vars=True).items() if not _is_loaded(p)}
-        if self._heads_are_made or not holes or next(iter(holes.values())).is_meta:
-            return
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            fresh = DetectorHeads(self.config, self.channels, self.strides).state_dict()
-        for name, tensor in holes.items():
-            tensor.data.copy_(fresh[name])
-            tensor._is_hf_initialized = True
+        if not self._heads_are_made:  # from_pretrained has no weights for heads of another number of classes
+            fill_holes(self.heads, lambda: DetectorHeads(self.config, self.channels, self.strides))
 
     def freeze_batch_norm(self):
         """Let the encoder's BatchNorm keep its statistics, scales and shifts while everything else trains."""
-        self.batch_norm_is_frozen = True
-        for module in self._encoder_batch_norms():
+        for module in self.frozen_parts():
             module.requires_grad_(False)
-        return self.train(self.training)
+        return self.keep_frozen()
 
-    def _encoder_batch_norms(self):
+    def frozen_parts(self) -> list[nn.Module]:
         return [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.batch_norm_is_frozen:
-            for module in self._encoder_batch_norms():
-                module.eval()
-        return self
 
     def forward(
         self,
@@ -325,16 +313,8 @@ class A2MIMForObjectDetection(A2MIMPreTrainedModel):
 def choose_stages(config: A2MIMConfig) -> tuple[list[int], bool]:
     """Which feature maps of an encoder a pyramid is made of, and whether they all have one resolution."""
     with torch.device("meta"), NoValues():
-        encoder = A2MIMModel(config)
-    stages, count = encoder.encoder.feature_info, len(encoder.encoder.feature_info)
-    if encoder.plan.isotropic:
-        return [max(0, count * part // LEVELS - 1) for part in range(1, LEVELS + 1)], True
-    last = {stage["reduction"]: index for index, stage in enumerate(stages)}
-    return sorted(last.values())[-LEVELS:], False
-
-
-def _is_loaded(tensor: torch.Tensor) -> bool:
-    return getattr(tensor, "_is_hf_initialized", False)
+        core = A2MIMModel(config)
+    return four_stages(core, distinct=True), core.plan.isotropic
 
 
 __all__ = ["A2MIMDetectorConfig", "A2MIMForObjectDetection", "A2MIMObjectDetectionOutput"]

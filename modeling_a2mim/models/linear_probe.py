@@ -13,6 +13,7 @@ from ..configuration_a2mim import A2MIMConfig
 from ..encoders.plan import classifier_parameters
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from .classifier import A2MIMForImageClassification
+from .freezing import PartlyFrozen
 
 
 def layer_index(core: A2MIMModel, layer: int | None, field: str = "layer") -> int | None:
@@ -30,7 +31,7 @@ def layer_index(core: A2MIMModel, layer: int | None, field: str = "layer") -> in
 def layer_features(
     core: A2MIMModel, pixel_values: torch.Tensor, layers: Sequence[int | None], field: str = "layer"
 ) -> list[torch.Tensor]:
-    """Pooled features of several layers in one forward pass, which stops after the last one that is needed.
+    """Pooled features of several layers in one forward, which stops after the last one that is needed.
 
     Args:
         core: the encoder, in whatever mode.
@@ -70,7 +71,7 @@ def layer_features(
     return [pooled[layer] for layer in layers]
 
 
-class LinearProbe(A2MIMPreTrainedModel):
+class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
     """A frozen encoder and one linear classifier of `config.num_labels` classes on its pooled features.
 
     The encoder stays in evaluation mode, running statistics included, and builds no graph for gradients. Two fields of
@@ -81,6 +82,8 @@ class LinearProbe(A2MIMPreTrainedModel):
     Raises:
         ValueError: if there are no labels, or the encoder has no such layer.
     """
+
+    is_frozen = True
 
     def __init__(self, config: A2MIMConfig):
         super().__init__(config)
@@ -127,9 +130,8 @@ class LinearProbe(A2MIMPreTrainedModel):
         return probe.to(core.device)
 
     def train(self, mode: bool = True):
-        super().train(mode)
-        self.a2mim.eval().requires_grad_(False)  # from_pretrained, which ends with eval(), makes new parameters
-        return self
+        self.a2mim.requires_grad_(False)  # from_pretrained, which ends with eval(), makes new parameters
+        return super().train(mode)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -171,7 +173,7 @@ class LinearProbe(A2MIMPreTrainedModel):
     def _normalised(self, features: torch.Tensor) -> torch.Tensor:
         if self.norm is None:
             return features
-        if self.training and len(features) == 1:  # the last batch of a pass: no variance, so as in evaluation
+        if self.training and len(features) == 1:  # the last batch of an epoch: no variance, so as in evaluation
             return F.batch_norm(features, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
         return self.norm(features)
 

@@ -21,8 +21,10 @@ from transformers.utils.logging import tqdm
 
 from ..data.decoding import BrokenImage, is_image_file, open_image, upright_size
 from ..data.formats.census import IMAGES, METADATA, TABLES, format_of
-from ..data.formats.image_folders import SPLIT_WORDS, LeftOut, walk
-from ..data.sources import LISTED, relative_name
+from ..data.formats.image_folders import LeftOut, walk
+from ..data.formats.named_splits import SPLIT_WORDS
+from ..data.reading import relative_name
+from ..data.sources import LISTED
 
 
 logger = logging.getLogger("a2mim")

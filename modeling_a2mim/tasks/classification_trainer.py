@@ -22,11 +22,14 @@ AVERAGES = "ema.safetensors"  # in a checkpoint
 
 
 class FineTuningTrainer(A2MIMTrainer):
-    """Train a classifier with images that are mixed and labels that are smoothed, as `FineTuningArguments` say. Where
-    weights are averaged, the averages are what is evaluated and exported; checkpoints hold both.
+    """`A2MIMTrainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights
+    are averaged, the averages are evaluated and exported; checkpoints hold both.
 
     Args:
-        class_weights: how much an image of each class counts in the loss of training (`make_class_weights`).
+        class_weights: the weight of each class in the training loss (`make_class_weights`).
+
+    Raises:
+        ValueError: naming `model_ema_decay`, if the weights are sharded over processes.
     """
 
     args: FineTuningArguments

@@ -14,7 +14,7 @@ from ..arguments.model import ClassifierArguments, EncoderArguments
 from ..arguments.training import A2MIMTrainingArguments
 from ..configuration_a2mim import A2MIMConfig
 from ..data.loading import find_validation_split
-from ..encoders.tracing import NoValues
+from ..encoders.meta import NoValues
 from ..export.filenames import PREDICTIONS
 from ..export.folder import export_dense_model, write_dense_card
 from ..export.loading import folder_or_id, load_into_encoder

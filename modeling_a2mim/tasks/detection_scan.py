@@ -10,8 +10,7 @@ import datasets
 from transformers.utils.logging import tqdm
 
 from ..data.decoding import BrokenImage
-from ..data.held_out import RowsOf
-from ..data.sources import RowSource
+from ..data.sources import RowsOf, RowSource
 from .detection_annotations import (
     BOX_FORMATS,
     CLASS_FIELDS,

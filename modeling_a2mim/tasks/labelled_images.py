@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset
 
 from ..arguments.data import ClassificationArguments
 from ..configuration_a2mim import A2MIMConfig
+from ..data.columns import find_column
 from ..data.formats.census import METADATA
 from ..data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
 from ..data.labels import (
@@ -21,7 +22,6 @@ from ..data.labels import (
     same_classes,
     stored_labels,
 )
-from ..data.loading import find_column
 from ..data.sources import DatasetSource, RowSource
 from ..evaluation.metrics import TOP
 from .problem_types import encode_lists, encode_numbers, find_targets

@@ -27,9 +27,8 @@ from transformers import (
 )
 
 from ..arguments.data import helped
+from ..data.columns import choose_images, find_column
 from ..data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
-from ..data.formats.columns import choose_images
-from ..data.loading import find_column
 from ..data.sources import RowSource
 from ..export.record import hub_id
 from ..models.heads import kept_as_it_is, load_head, say_start

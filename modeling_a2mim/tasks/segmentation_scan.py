@@ -10,8 +10,8 @@ import torch.distributed as dist
 from transformers.utils.logging import tqdm
 
 from ..data.decoding import JPEGS, BrokenImage, open_image
-from ..data.held_out import RowsOf
-from ..data.sources import RowSource, is_remote
+from ..data.reading import is_remote
+from ..data.sources import RowsOf, RowSource
 from .segmentation_labels import LabelValues, read_pixels, show_value, some
 
 

@@ -10,9 +10,9 @@ from datasets import ClassLabel, Image, Value
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import default_data_collator
 
+from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import BrokenImage
-from ..data.loading import find_column
 from ..data.progress import SkippedImages
 from ..data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 from ..export.folder import timm_pretrained_cfg
@@ -113,7 +113,7 @@ class StreamedSamples(IterableDataset):
             if report["skipped"]:
                 continue
             yield sample if label is None else {**sample, "labels": torch.tensor(row[label])}
-        skipped.judge(skipped.seen, skipped.skipped)
+        skipped.check(skipped.seen, skipped.skipped)
 
 
 def collate_samples(samples: list) -> dict:

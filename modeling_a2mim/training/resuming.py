@@ -114,10 +114,10 @@ def _fingerprint(dataset) -> str | None:
 def _checksum(dataset) -> str | None:
     """Of a few rows, where the fingerprint of a source is little more than its length and any row costs the same."""
     source = dataset.source if isinstance(dataset, ImageSamples) else None
-    if source is None or source.remote or len(source.units) != 1:
+    if source is None or source.remote or len(source.chunks) != 1:
         return None
     value = 0
-    for row in source.read(spread_rows(ROWS_CHECKED, source.units).tolist()):
+    for row in source.read(spread_rows(ROWS_CHECKED, source.chunks).tolist()):
         for part in row:
             content = part.get("bytes") if isinstance(part, dict) else None
             value = zlib.crc32(content if isinstance(content, bytes) else _text(part).encode(), value)

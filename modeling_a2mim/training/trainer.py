@@ -77,7 +77,8 @@ def _count(dataset) -> str:
 
 
 class A2MIMTrainer(Trainer):
-    """Pre-train an `A2MIMForPreTraining` or fine-tune an `A2MIMForImageClassification`; arguments as `Trainer`'s, and
+    """transformers' `Trainer` for `A2MIMForPreTraining` and `A2MIMForImageClassification`: both loss terms in the log,
+    exact resume, and a plain timm / transformers folder at the end. Arguments are those of `Trainer`, and
 
     Args:
         picture_samples: samples (dicts with pixel_values and bool_masked_pos) whose reconstructions are shown in
@@ -350,11 +351,8 @@ class A2MIMTrainer(Trainer):
         return loss.mean().detach(), errors, errors  # Trainer computes metrics only where there are labels
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        transform = getattr(self.train_dataset, "transform", None)
         if self.reconstructs:
             inputs = {name: value for name, value in inputs.items() if name not in LABELS}
-        if model.training and isinstance(transform, PreTrainTransform):  # whose masks all have as many cells
-            inputs = {**inputs, "num_masked": transform.config.num_masked}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
         for name in LOSS_TERMS:

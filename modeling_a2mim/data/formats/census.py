@@ -10,12 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import datasets
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import HfApi
 
+from ..columns import USUAL
 from ..decoding import PLUGINS, image_suffixes, is_image_file
-from ..sources import is_remote, open_file
-from .columns import USUAL
+from ..reading import is_remote, open_file
 
 
 logger = logging.getLogger("a2mim")
@@ -73,6 +75,7 @@ class Census:
 
     @classmethod
     def of(cls, files: Iterable[str]) -> "Census":
+        """Count files by their paths or URLs."""
         found = cls()
         for file in files:
             base = os.path.basename(file)
@@ -158,6 +161,22 @@ class Census:
     def instead(self, name: str = "") -> str:
         """What there is, to end a message that says what there is not."""
         return f"; there are {', '.join(self._group(list(self.counts), name))}" if self.counts else ""
+
+
+def hub_census(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, Census] | None:
+    """The root of a repository and what it holds; `None` if its card says which files are the data, or if the Hub
+    cannot be asked (then `datasets` says what it has of it)."""
+    try:
+        info = HfApi(token=token).dataset_info(name, revision=revision)
+    except (OSError, ValueError, httpx.HTTPError):
+        return None
+    card = info.card_data.to_dict() if info.card_data else {}
+    if card.get("configs") or card.get("dataset_info"):
+        return None
+    root = f"hf://datasets/{name}@{info.sha}"
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    shown = [n for n in names if not any(part.startswith((".", "__")) for part in n.split("/"))]
+    return root, Census.of(f"{root}/{name}" for name in shown)
 
 
 def _is_metadata(file: str) -> bool:

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ..decoding import is_image_file
-from ..sources import is_remote
+from ..reading import is_remote
 from .census import METADATA
-from .data_files import split_files
+from .named_splits import other_split, paired_splits, split_files, split_kinds
 
 
 logger = logging.getLogger("a2mim")
@@ -18,13 +17,6 @@ SYSTEM_FOLDERS = {
     *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
     *("lost+found", "system volume information"),
 }
-# What `datasets` takes for the name of a split.
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-FILLERS = {"set", "sets", "split", "data", "dataset", "image", "images", "img", "imgs"}  # train_set, val2017
 FIRST_FOLDER = "the first folder below the root, as torchvision's ImageFolder"
 LAST_FOLDER = "the folder of each image, as `datasets`' imagefolder"
 
@@ -36,6 +28,7 @@ class LeftOut:
         self.root, self.found = root, {}
 
     def add(self, reason: str, path: str, count: int = 1):
+        """Count so many files (or folders, or links), of which `path` is the first."""
         if count:
             self.found.setdefault(reason, [0, path])[0] += count
 
@@ -43,6 +36,7 @@ class LeftOut:
         return path if is_remote(path) else os.path.relpath(path, self.root)
 
     def say(self):
+        """Log a line for each reason."""
         for reason, (count, path) in self.found.items():
             logger.warning("%s: %s %s, such as %s", self.root, f"{count:,}", reason, self._name(path))
 
@@ -52,26 +46,8 @@ def is_system(name: str) -> bool:
     return name.startswith((".", "__")) or name.lower() in SYSTEM_FOLDERS
 
 
-def split_kinds(names: Iterable[str]) -> dict[str, str]:
-    """Which of the folders that lie side by side are splits: `train`, `validation` or `test`.
-
-    Names such as `train2017` and `val2017` or `Training Set` and `Test Set` are those of splits where there is one of
-    each kind, the plain words in any case.
-    """
-    names = list(names)
-    found = {}
-    for name in names:
-        words = [word for word in re.findall("[^\\W\\d_]+", name.lower()) if word not in FILLERS]
-        if len(words) == 1 and words[0] in SPLIT_WORDS:
-            found[name] = SPLIT_WORDS[words[0]]
-    if "train" not in found.values() or set(found.values()) == {"train"}:
-        found = {name: kind for name, kind in found.items() if name.lower() in SPLIT_WORDS}
-    if any(name.lower() == "invalid" for name in names):  # valid and invalid are classes
-        found = {name: kind for name, kind in found.items() if name.lower() != "valid"}
-    return found
-
-
 def count_files(folder: str, wanted: Callable[[str], bool]) -> int:
+    """How many files below a folder are wanted by their names."""
     return sum(wanted(name) for _, _, files in os.walk(folder) for name in files)
 
 
@@ -125,18 +101,6 @@ def walk(
                 left_out.add("hidden files are left out", path, wanted(name))
             else:
                 yield path
-
-
-def paired_splits(names: Iterable[str]) -> dict[str, str]:
-    """The splits among folders, if there are some for training and some for evaluation."""
-    kinds = split_kinds(names)
-    return kinds if "train" in kinds.values() and set(kinds.values()) != {"train"} else {}
-
-
-def other_split(kind: str) -> str:
-    if kind == "train":
-        return "files are for training, as the name of their folder says, and left out of the evaluation"
-    return f"files are for {kind}, as the name of their folder says, and left out"
 
 
 class ImageFolder:

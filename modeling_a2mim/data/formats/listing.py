@@ -12,12 +12,11 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers.utils.logging import tqdm
 
 from ..decoding import is_image_file
-from ..sources import LISTED
+from ..sources import LISTED, fingerprint_of
 from .census import METADATA, expected
-from .data_files import split_files
 from .image_folders import FIRST_FOLDER, LAST_FOLDER, ImageFolder, LeftOut, walk
 from .metadata_files import MetadataError, rows_of
-from .named_splits import check_splits
+from .named_splits import SPLIT_WORDS, split_files, split_kinds
 
 
 logger = logging.getLogger("a2mim")
@@ -33,7 +32,7 @@ def load_folder(root: str, train: bool, needs: str) -> Dataset:
         ValueError: naming what is wrong with the folder or its metadata.
     """
     folder = ImageFolder(root, train)
-    dataset = list_images(folder.files(), root, folder.label)
+    dataset = list_images(folder.files(), root, folder.label, description=FIRST_FOLDER)
     if folder.metadata:
         listed = [image["path"] for image in dataset.data["image"].to_pylist()]
         rows = with_metadata(folder.metadata, listed, folder.left_out, needs, folder.excluded)
@@ -44,7 +43,7 @@ def load_folder(root: str, train: bool, needs: str) -> Dataset:
             first = dataset.data["image"][int(np.argmin(dataset.data["label"].is_valid()))].as_py()["path"]
             reason = "images are left out, as they lie in no class folder"
             folder.left_out.add(reason, first, len(dataset) - len(labelled))
-            dataset = dataset.select(labelled, new_fingerprint=dataset._fingerprint)
+            dataset = dataset.select(labelled, new_fingerprint=fingerprint_of(dataset))
         if folder.empty:
             logger.warning("%s: folders without images, which are no classes: %s", root, ", ".join(folder.empty))
     folder.left_out.say()
@@ -74,6 +73,55 @@ def load_split(root: str, split: str, needs: str) -> Dataset:
     return list_split(splits, split, root) if rows is None else rows
 
 
+def check_splits(root: str, split: str, found: dict[str, list[str]], images: Sequence[str], left_out: LeftOut):
+    """Say which splits there are, and refuse those that only chance can have made: `datasets` takes `train` or `test`
+    in the name of any file or folder for one, and then nothing else.
+
+    Args:
+        root: the folder.
+        split: the one that is asked for.
+        found: the images of each split, as `datasets` finds them.
+        images: all that there are.
+        left_out: counts those that are in none.
+
+    Raises:
+        ValueError: naming the folder, the images and what to do.
+    """
+
+    def name(file: str) -> str:
+        return os.path.relpath(file, root)
+
+    words = "; ".join(f"{key} ({len(own):,} images, such as {name(own[0])})" for key, own in found.items() if own)
+    if split not in found:
+        raise ValueError(
+            f"{root}: no split {split!r}; there are {words or 'none'}, as `datasets` reads their names; --train_dir "
+            "and --validation_dir take all images of a folder"
+        )
+    tops = {file: name(file).split(os.sep)[:-1] for file in images}
+    kinds = split_kinds({folders[0] for folders in tops.values() if folders})
+    inside = {kinds[tops[f][0]] for f in found[split] if tops[f] and tops[f][0] in kinds}
+    own = SPLIT_WORDS.get(split)
+    if own and any((kind == "train") != (own == "train") for kind in inside):
+        raise ValueError(
+            f"{root}: `datasets` takes {', '.join(sorted(kinds))} for folders of the split {split}, as it knows "
+            "splits by names in lower case only; name each folder with --train_dir and --validation_dir"
+        )
+    covered = {file for own in found.values() for file in own}
+    rest = [file for file in images if file not in covered]
+    by_folder = len(set(kinds.values())) > 1 and all(tops[f] and tops[f][0] in kinds for f in covered)
+    if rest and not by_folder:
+        raise ValueError(
+            f"{root}: `datasets` reads the names of files and folders as splits: {words}; {len(rest):,} are in none, "
+            f"such as {name(rest[0])}; use --train_dir (and --validation_dir), which take all images of a folder, or "
+            "rename them"
+        )
+    if rest:
+        left_out.add("images are in none of its splits and left out", rest[0], len(rest))
+    if len(found) > 1 or split != "train":
+        level = logging.INFO if by_folder else logging.WARNING
+        logger.log(level, "%s: splits, as `datasets` reads the names of files and folders: %s", root, words)
+
+
 def with_metadata(
     files: Sequence[str], images: Sequence[str], left_out: LeftOut, needs: str, excluded=(), token: str | None = None
 ) -> Dataset | None:
@@ -100,9 +148,9 @@ def list_split(images: dict[str, list[str]], split: str, name: str) -> Dataset:
     classes = sorted({os.path.basename(folder) for folder in folders})
     if len(classes) < 2 or len({folder.count("/") for folder in folders}) > 1:
         return list_images(images[split], name)
-    listed = list_images(images[split], name, lambda file: os.path.basename(os.path.dirname(file)), classes)
-    listed.info.description = LAST_FOLDER
-    return listed
+    return list_images(
+        images[split], name, lambda file: os.path.basename(os.path.dirname(file)), classes, description=LAST_FOLDER
+    )
 
 
 def list_images(
@@ -110,24 +158,31 @@ def list_images(
     name: str,
     label: Callable[[str], str | None] | None = None,
     classes: Sequence[str] | None = None,
+    description: str = "",
 ) -> Dataset:
     """A dataset of image files, made without a second copy of the list, for millions of files.
 
     Args:
+        files: paths or URLs; those that are no images by their names are left out.
+        name: what the user called them.
         label: gives the class of a file by its path; `None` for none.
         classes: all of them; those that occur if not given.
+        description: of the dataset: what gave the labels.
+
+    Returns:
+        Rows with `image`, which is not decoded before it is needed, and with `label`, if any file has one.
 
     Raises:
-        ValueError: if there are none, or a name is no text.
+        ValueError: if there are no images, or a name is no text.
     """
-    chunks, labels, part = [], {}, []
+    arrays, labels, part = [], {}, []
     codes: list[np.ndarray] = []
     root, checksum = len(name) if os.path.isdir(name) else 0, 0
 
     def keep():
         nonlocal checksum
         checksum = zlib.crc32("\n".join(file[root:] for file in part).encode(), checksum)
-        chunks.append(pa.array(part, pa.string()))
+        arrays.append(pa.array(part, pa.string()))
         names = [label(file) if label else None for file in part]
         codes.append(np.array([-1 if n is None else labels.setdefault(n, len(labels)) for n in names], dtype=np.int64))
         part.clear()
@@ -143,7 +198,7 @@ def list_images(
         if len(part) == 2**16:
             keep()
     keep()
-    paths = pa.chunked_array(chunks, pa.string())
+    paths = pa.chunked_array(arrays, pa.string())
     if not len(paths):
         raise ValueError(f"{name}: no images found; expected {expected()}")
     empty = pa.nulls(len(paths), pa.binary())
@@ -157,5 +212,5 @@ def list_images(
         columns["label"] = pa.array(ranks, mask=ranks < 0)
         types["label"] = ClassLabel(names=list(classes))
     table = pa.table(columns, schema=Features(types).arrow_schema)
-    info = datasets.DatasetInfo(features=Features(types), description=FIRST_FOLDER if label else "")
+    info = datasets.DatasetInfo(features=Features(types), description=description)
     return Dataset(datasets.table.InMemoryTable(table), info, fingerprint=f"{LISTED}{checksum:08x}")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 import datasets
 from datasets import Dataset, Image
 
-from ..sources import describe, is_remote
+from ..reading import describe, is_remote
 from .image_folders import LeftOut
 
 
@@ -33,9 +33,8 @@ def read_metadata(files: Collection[str], token: str | None = None) -> Dataset:
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:
             raise MetadataError(f"{file} has other columns or types of them than {files[0]}")
-    rows = datasets.concatenate_datasets(parts)
-    rows.info.description = files[0].rsplit("/", 1)[-1]
-    return rows
+    # The description says what gave the labels, as for `list_images`.
+    return datasets.concatenate_datasets(parts, datasets.DatasetInfo(description=files[0].rsplit("/", 1)[-1]))
 
 
 def _read_one(file: str, token: str | None) -> Dataset:

@@ -1,59 +1,62 @@
-"""What `datasets` takes for splits of a local folder of images, checked against what lies there."""
+"""Which split files are of, by their names and those of their folders."""
 
-import logging
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
-from .image_folders import SPLIT_WORDS, LeftOut, split_kinds
-
-
-logger = logging.getLogger("a2mim")
+from datasets.data_files import _get_data_files_patterns
+from fsspec.utils import glob_translate
 
 
-def check_splits(root: str, split: str, found: dict[str, list[str]], images: Sequence[str], left_out: LeftOut):
-    """Say which splits there are, and refuse those that only chance can have made: `datasets` takes `train` or `test`
-    in the name of any file or folder for one, and then nothing else.
+# What `datasets` takes for the name of a split.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+FILLERS = {"set", "sets", "split", "data", "dataset", "image", "images", "img", "imgs"}  # train_set, val2017
 
-    Args:
-        root: the folder.
-        split: the one that is asked for.
-        found: the images of each split, as `datasets` finds them.
-        images: all that there are.
-        left_out: counts those that are in none.
 
-    Raises:
-        ValueError: naming the folder, the images and what to do.
+def split_files(root: str, files: Sequence[str]) -> dict[str, list[str]]:
+    """Files by the split that their names, or those of their folders below `root`, say, as `datasets` documents it
+    (and finds it by a function that is private); all of them are `train` where none says so."""
+    names = {file[len(root) :].lstrip("/"): file for file in files}
+
+    def resolve(pattern: str) -> list[str]:
+        matches = re.compile(glob_translate(pattern)).match
+        return [name for name in names if matches(name)]
+
+    patterns = _get_data_files_patterns(resolve)
+    found = {str(split): dict.fromkeys(n for p in own for n in resolve(p)) for split, own in patterns.items()}
+    return {split: sorted(names[name] for name in own) for split, own in found.items()}
+
+
+def split_kinds(names: Iterable[str]) -> dict[str, str]:
+    """Which of the folders that lie side by side are splits: `train`, `validation` or `test`.
+
+    Names such as `train2017` and `val2017` or `Training Set` and `Test Set` are those of splits where there is one of
+    each kind, the plain words in any case.
     """
+    names = list(names)
+    found = {}
+    for name in names:
+        words = [word for word in re.findall("[^\\W\\d_]+", name.lower()) if word not in FILLERS]
+        if len(words) == 1 and words[0] in SPLIT_WORDS:
+            found[name] = SPLIT_WORDS[words[0]]
+    if "train" not in found.values() or set(found.values()) == {"train"}:
+        found = {name: kind for name, kind in found.items() if name.lower() in SPLIT_WORDS}
+    if any(name.lower() == "invalid" for name in names):  # valid and invalid are classes
+        found = {name: kind for name, kind in found.items() if name.lower() != "valid"}
+    return found
 
-    def name(file: str) -> str:
-        return os.path.relpath(file, root)
 
-    words = "; ".join(f"{key} ({len(own):,} images, such as {name(own[0])})" for key, own in found.items() if own)
-    if split not in found:
-        raise ValueError(
-            f"{root}: no split {split!r}; there are {words or 'none'}, as `datasets` reads their names; --train_dir "
-            "and --validation_dir take all images of a folder"
-        )
-    tops = {file: name(file).split(os.sep)[:-1] for file in images}
-    kinds = split_kinds({folders[0] for folders in tops.values() if folders})
-    inside = {kinds[tops[f][0]] for f in found[split] if tops[f] and tops[f][0] in kinds}
-    own = SPLIT_WORDS.get(split)
-    if own and any((kind == "train") != (own == "train") for kind in inside):
-        raise ValueError(
-            f"{root}: `datasets` takes {', '.join(sorted(kinds))} for folders of the split {split}, as it knows "
-            "splits by names in lower case only; name each folder with --train_dir and --validation_dir"
-        )
-    covered = {file for own in found.values() for file in own}
-    rest = [file for file in images if file not in covered]
-    by_folder = len(set(kinds.values())) > 1 and all(tops[f] and tops[f][0] in kinds for f in covered)
-    if rest and not by_folder:
-        raise ValueError(
-            f"{root}: `datasets` reads the names of files and folders as splits: {words}; {len(rest):,} are in none, "
-            f"such as {name(rest[0])}; use --train_dir (and --validation_dir), which take all images of a folder, or "
-            "rename them"
-        )
-    if rest:
-        left_out.add("images are in none of its splits and left out", rest[0], len(rest))
-    if len(found) > 1 or split != "train":
-        level = logging.INFO if by_folder else logging.WARNING
-        logger.log(level, "%s: splits, as `datasets` reads the names of files and folders: %s", root, words)
+def paired_splits(names: Iterable[str]) -> dict[str, str]:
+    """The splits among folders, if there are some for training and some for evaluation."""
+    kinds = split_kinds(names)
+    return kinds if "train" in kinds.values() and set(kinds.values()) != {"train"} else {}
+
+
+def other_split(kind: str) -> str:
+    """Why files of a split are left out, for `LeftOut`."""
+    if kind == "train":
+        return "files are for training, as the name of their folder says, and left out of the evaluation"
+    return f"files are for {kind}, as the name of their folder says, and left out"

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import datasets
-from datasets import Dataset, DownloadConfig, DownloadManager
+from datasets import Dataset
 
+from ..reading import is_remote
 from ..shards import ParquetSource
-from ..sources import DatasetSource, RowSource, is_remote
-from .archives import ZipSource, decompressed, is_compressed, prepare
+from ..sources import DatasetSource, RowSource
+from .cache import as_data_files, decompressed, download, is_compressed, prepare
 from .census import TABLES
-from .data_files import as_data_files
 from .tables import load_table
 from .tars import TarSource
+from .zips import ZipSource
 
 
 # Of `datasets`, by our names of formats.
@@ -37,7 +38,7 @@ def open_files(
     first_folder: bool = False,
     token: str | None = None,
 ) -> Dataset | RowSource:
-    """Files of a format of `formats.FORMATS`, which is not `images`.
+    """Files of a format of `census.FORMATS`, which is not `images`.
 
     Args:
         name: what the user called them.
@@ -74,10 +75,3 @@ def open_files(
         if streaming or not source.as_webdataset:
             return source if streaming else prepare(source, split)
     return datasets.load_dataset(BUILDERS[kind], data_files=as_data_files({split: files}), split=split, token=token)
-
-
-def download(files: Sequence[str], token: str | None = None) -> list[str]:
-    """Files on this machine, remote ones in the cache of `datasets`."""
-    if not any(map(is_remote, files)):
-        return list(files)
-    return DownloadManager(download_config=DownloadConfig(token=token)).download(list(files))

@@ -9,8 +9,9 @@ import pyarrow as pa
 from datasets import Dataset, Image, Value
 
 from ..decoding import is_image_file
-from ..sources import is_remote
-from .data_files import as_data_files
+from ..reading import is_remote
+from ..sources import fingerprint_of
+from .cache import as_data_files
 
 
 PATHS = ("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path")
@@ -80,7 +81,7 @@ def _with_images(rows: Dataset, column: str, file: str) -> Dataset:
     at = rows.column_names.index(column)
     table = rows.data.table.set_column(at, column, images)
     features = datasets.Features({c: Image() if c == column else kind for c, kind in rows.features.items()})
-    return Dataset(table.cast(features.arrow_schema), fingerprint=rows._fingerprint)
+    return Dataset(table.cast(features.arrow_schema), fingerprint=fingerprint_of(rows))
 
 
 def _place(value, folder: str, file: str) -> str | None:

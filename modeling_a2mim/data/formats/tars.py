@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from datasets import ClassLabel, Features, Image, Value
 
+from ..columns import choose_images, image_candidates, same_view
 from ..decoding import is_image_file
+from ..reading import open_file, relative_name, with_retries
 from ..shards import ShardedSource, map_shards
-from ..sources import open_file, relative_name, with_retries
-from .columns import choose_images, image_candidates, same_view
 
 
 logger = logging.getLogger("a2mim")
@@ -81,7 +81,7 @@ class Listing:
 
 class TarSource(ShardedSource):
     """WebDataset tars: the files whose names are equal up to the first dot of the last part make up a sample, wherever
-    in the tar they lie. The tars are listed once, which for local ones reads only headers and labels. A unit is a run
+    in the tar they lie. The tars are listed once, which for local ones reads only headers and labels. A chunk is a run
     of consecutive samples.
 
     The images of a sample are one column whatever their files end in (`jpg` of one sample, `png` of the next), named
@@ -171,14 +171,14 @@ class TarSource(ShardedSource):
             shard["cls"] = [numbers.get(listing.labels[sample]) for sample in samples[good]]
         return shard
 
-    def _read_unit(self, unit):
-        index, first, last = self.runs[unit]
+    def _read_chunk(self, chunk):
+        index, first, last = self.runs[chunk]
         shard = self.shards[index]
         columns = [(c, shard[c][first:last]) for c in self.columns if c]
         places = [tuple(p) for c, found in columns if c != "cls" for p in found.tolist() if p[0] >= 0]
         data = {}
         with open_file(self.files[index], self.storage_options) as file:
-            for start, stop, members in _stretches(sorted(set(places))):
+            for start, stop, members in _byte_ranges(sorted(set(places))):
                 file.seek(start)
                 read = file.read(stop - start)
                 if len(read) != stop - start:
@@ -198,24 +198,24 @@ class TarSource(ShardedSource):
         """All rows with all their columns."""
         whole = copy.copy(self)
         whole.columns = tuple(self.features)
-        for unit, (_, first, last) in enumerate(self.runs):
-            what = self._describe_unit(unit)
-            data, columns = with_retries(lambda unit=unit: whole._read_unit(unit), what, self.retries)
+        for chunk, (_, first, last) in enumerate(self.runs):
+            what = self._describe_chunk(chunk)
+            data, columns = with_retries(lambda chunk=chunk: whole._read_chunk(chunk), what, self.retries)
             for place in range(last - first):
                 yield {c: _cell(c, found[place], data) for c, found in columns}
 
-    def _describe_unit(self, unit):
-        index, first, last = self.runs[unit]
+    def _describe_chunk(self, chunk):
+        index, first, last = self.runs[chunk]
         return f"{self.files[index]}, samples {first} to {last - 1}"
 
     def describe(self, row):
-        [(unit, place)] = self._find([row])
-        index, first, _ = self.runs[unit]
+        [(chunk, place)] = self._find([row])
+        index, first, _ = self.runs[chunk]
         return f"sample {first + place} of {self.files[index]}"
 
     def file_name(self, row):
-        [(unit, place)] = self._find([row])
-        index, first, _ = self.runs[unit]
+        [(chunk, place)] = self._find([row])
+        index, first, _ = self.runs[chunk]
         return f"sample {first + place} of {relative_name(self.files[index], [self.name])}"
 
 
@@ -248,7 +248,7 @@ def _disjoint(columns: list[str], listings: list[Listing]) -> list[list[str]]:
     return [columns]
 
 
-def _stretches(places: list[tuple[int, int]]) -> list[tuple[int, int, list[tuple[int, int]]]]:
+def _byte_ranges(places: list[tuple[int, int]]) -> list[tuple[int, int, list[tuple[int, int]]]]:
     """Files, (offset, size) in order, that are read at once: where to begin, where to stop, and which they are."""
     found: list = []
     for offset, size in places:
