@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from modeling_a2mim.conversion.checkpoint import Official  # noqa: E402
 from modeling_a2mim.conversion.config import official_config  # noqa: E402
 from modeling_a2mim.encoders.meta import NoValues  # noqa: E402
-from modeling_a2mim.export.model_card import TEMPLATE, model_card  # noqa: E402
+from modeling_a2mim.export.model_card import TEMPLATES, model_card  # noqa: E402
 from modeling_a2mim.modeling_a2mim import A2MIMForPreTraining  # noqa: E402
 from modeling_a2mim.models.classifier import A2MIMForImageClassification  # noqa: E402
 from tests import official  # noqa: E402
@@ -60,11 +60,11 @@ def main():
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="the output folder of `make demo`")
     args = parser.parse_args()
     for name in RELEASES:
-        card(name, False).save(TEMPLATE.with_name(f"{name}.md"))
+        card(name, False).save(TEMPLATES / f"{name}.md")
     for name in FINE_TUNED:
-        card(name, True).save(TEMPLATE.with_name(f"{name}-ft.md"))
+        card(name, True).save(TEMPLATES / f"{name}-ft.md")
     for kind in ("encoder", "classifier"):
-        shutil.copy(args.demo / kind / "README.md", TEMPLATE.with_name(f"demo-{kind}.md"))
+        shutil.copy(args.demo / kind / "README.md", TEMPLATES / f"demo-{kind}.md")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from modeling_a2mim.data.loading import load_images  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.data.transforms import FineTuneTransform  # noqa: E402
 from modeling_a2mim.evaluation.frozen import extract_features, knn_accuracy, linear_probe_accuracy  # noqa: E402
-from modeling_a2mim.export.folder import describe_folder, timm_pretrained_cfg  # noqa: E402
+from modeling_a2mim.export.folder import timm_pretrained_cfg, write_card  # noqa: E402
 from modeling_a2mim.export.loading import load_pretraining_model  # noqa: E402
 from modeling_a2mim.export.record import read_record  # noqa: E402
 
@@ -162,7 +162,7 @@ def main():
         rows[-1] |= {n: f"{np.mean(v):{sign[n]}.3f} ± {np.std(v, ddof=1):.3f}" for n, v in cells.items()}
     place = f"on 2,000 test images, {args.seeds} draws of labels ({args.fine_tuning_seeds} for fine-tuning), accuracy"
     known = read_record(out / "encoder") | {"measured": rows, "measured_on": place}
-    describe_folder(pretrained, out / "encoder", known)
+    write_card(pretrained, out / "encoder", known)
 
     print("\n5. Loading the encoder in a process without this package", flush=True)
     environment = {**os.environ, "PYTHONPATH": ""}

@@ -32,6 +32,7 @@ from benchmarks.in_memory import Schedule, fine_tune, load, predict, pretrain  #
 from benchmarks.judging import scores  # noqa: E402
 from benchmarks.rates import SETS, SIZE, config_of  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 
 # Encoder, decoder, steps and rate of its pre-training.
@@ -79,11 +80,11 @@ def table(record: dict) -> str:
         "pre-trained",
         "random",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row, found in sorted(rows.items()):
         cells = [f"{found[start]:.3f}" if start in found else "" for start in ("pre-trained", "random")]
-        lines.append("| " + " | ".join([*map(str, row), *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([*row, *cells])
+    return markdown_table(head, lines)
 
 
 def main():

@@ -23,6 +23,11 @@ import psutil
 
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
+
+
 DATA = ROOT / "benchmarks" / "data"
 ENCODERS = {
     "convnext_atto": [],
@@ -90,7 +95,7 @@ def run(command: list[str], folder: Path, until_learned: bool) -> dict:
 
 def table(record: dict) -> str:
     head = ["images", "encoder", "batch", "2 dB above the mean colour", "after", "last evaluation"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name, found in record["runs"].items():
         last = found["evaluations"][-1]
         gain = f"{last['masked_psnr'] - last['mean_fill_psnr']:+.1f} dB at step {last['step']:,}"
@@ -98,8 +103,8 @@ def table(record: dict) -> str:
         step, core = found["learned_at_step"], found.get("learned_after_core_seconds")
         spent = "not measured" if core is None else f"{core / 60:.0f} min of one core"
         at = ("not reached", "") if step is None else (f"step {step:,}", spent)
-        lines.append("| " + " | ".join([*name.split(", "), *at, gain]) + " |")
-    return "\n".join(lines)
+        rows.append([*name.split(", "), *at, gain])
+    return markdown_table(head, rows)
 
 
 def main():

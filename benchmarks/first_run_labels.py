@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.first_run import DATA, ENCODERS  # noqa: E402
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference  # noqa: E402
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -62,7 +63,7 @@ def run(name: str, encoder: str, start: str, mode: str, folder: Path) -> dict:
 def table(record: dict) -> str:
     """Means with half a 95% interval, and the paired difference."""
     head = ["images", "encoder", "method", "metric", RANDOM, PRETRAINED, "difference"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for what, found in record["runs"].items():
         name, encoder, mode, start = what.split(", ")
         other = record["runs"].get(f"{name}, {encoder}, {mode}, {RANDOM}")
@@ -77,8 +78,8 @@ def table(record: dict) -> str:
                 cells = [str(mean_and_interval(values)) for values in pair]
                 difference = paired_difference(*pair)
                 cells.append(f"{difference.mean:+.3f} ± {difference.half_width:.3f}")
-                lines.append("| " + " | ".join([name, encoder, method, metric, *cells]) + " |")
-    return "\n".join(lines)
+                rows.append([name, encoder, method, metric, *cells])
+    return markdown_table(head, rows)
 
 
 def main():

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.images import FOLDER  # noqa: E402
 from benchmarks.in_memory import Schedule, load, pretrain  # noqa: E402
 from modeling_a2mim import A2MIMConfig  # noqa: E402
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 
 ENCODERS = {
@@ -127,7 +128,7 @@ def table(record: dict) -> str:
     """What was found, a row for each set, encoder, decoder and batch: the gain over the mean fill at each rate."""
     rates = sorted({run["learning_rate"] for run in record["runs"].values()} & set(RATES))
     head = ["images", "encoder", "decoder", "batch", "steps", "published rule", *(f"{rate:g}" for rate in rates)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     groups: dict[tuple, dict] = {}
     for run in record["runs"].values():
         row = tuple(run[name] for name in ("set", "encoder", "decoder", "batch_size", "steps"))
@@ -138,8 +139,8 @@ def table(record: dict) -> str:
         cells = map(gains.get, rates)
         best = max(gains.values())
         text = ["" if v is None else f"**{v:+.2f}**" if v == best else f"{v:+.2f}" for v in (published, *cells)]
-        lines.append("| " + " | ".join([*map(str, row), *text]) + " |")
-    return "\n".join(lines)
+        lines.append([*row, *text])
+    return markdown_table(head, lines)
 
 
 def write(path: Path, name: str, result: dict):

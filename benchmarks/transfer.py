@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.demo import SMALL  # noqa: E402
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference  # noqa: E402
 from modeling_a2mim.export.record import versions  # noqa: E402
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 
 ENCODERS = {"CNN": "convnext_atto", "ViT": "vit_tiny_patch16_224"}
@@ -132,17 +133,15 @@ def accuracies(folder: Path) -> dict:
 
 
 def as_markdown(table: dict) -> str:
-    lines = [
-        "| | labels of each class | scratch | SimMIM | A2MIM | A2MIM - scratch | A2MIM - SimMIM |",
-        "|---" * 7 + "|",
-    ]
+    columns = ["", "labels of each class", "scratch", "SimMIM", "A2MIM", "A2MIM - scratch", "A2MIM - SimMIM"]
+    rows = []
     for kind, methods in table.items():
         for method in METHODS:
             for labels, cells in methods[method].items():
                 line = [f"{kind}, {method}", labels, *(str(mean_and_interval(cells[start])) for start in STARTS)]
                 line += [difference(cells[start], cells["A2MIM"]) for start in STARTS[:2]]
-                lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
+                rows.append(line)
+    return markdown_table(columns, rows)
 
 
 def difference(one: list[float], other: list[float]) -> str:

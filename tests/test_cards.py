@@ -1,16 +1,15 @@
 """Model cards: what a reader and the Hub find in them, and nothing that nobody knows."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export import model_card as cards
+from modeling_a2mim.export.eval_results import eval_results
 from modeling_a2mim.export.filenames import PLACEHOLDER
-from modeling_a2mim.export.model_card import eval_results, model_card
+from modeling_a2mim.export.model_card import TEMPLATES, model_card
 from modeling_a2mim.export.record import earlier_runs
 
 from .families import family_config
@@ -291,8 +290,7 @@ def test_the_hub_accepts_it(hub, classifier):
 
 def test_committed_cards():
     """Those in `model_cards/` have the same shape."""
-    folder = Path(cards.TEMPLATE).parent
-    committed = [path for path in folder.glob("*.md") if not path.name.endswith("template.md")]
+    committed = [path for path in TEMPLATES.glob("*.md") if not path.name.endswith("template.md")]
     assert committed
     for path in committed:
         card = ModelCard.load(path)

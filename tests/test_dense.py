@@ -9,7 +9,7 @@ from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments.dense import DenseArguments, DenseModelArguments, DenseTrainingArguments
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import uploaded_files
-from modeling_a2mim.tasks.dense import DenseTask, dense_card
+from modeling_a2mim.export.model_card import DenseTask, dense_card
 from modeling_a2mim.tasks.encoder import build_backbone, open_start
 
 from .families import family_config

@@ -13,9 +13,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_command
+from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_comparison
 from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.utils.files import atomic_write, safe_name
 
 from .families import family_config
 
@@ -171,33 +170,15 @@ def test_classes_of_labels(dataset):
         images.classes(subject, "names")
 
 
-def test_files_are_complete_or_as_they_were(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("before")
-    with pytest.raises(TypeError), atomic_write(path) as aside:
-        aside.write_bytes(b"half") and aside.write_text(None)
-    assert path.read_text() == "before"
-    with atomic_write(path) as aside:
-        aside.write_text("after")
-    assert path.read_text() == "after"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
-
-
-def test_names_of_files():
-    assert safe_name("ViT, A2MIM (6 passes)") == "ViT_A2MIM_6_passes_"
-    assert safe_name("../../etc") == "_.._etc"
-    assert safe_name("..") == "model"
-
-
 def test_what_can_be_mended_is_one_line(tmp_path, capsys):
     def fails(args):
         raise ValueError("grid: too small")
 
     with pytest.raises(SystemExit) as stopped:
-        run_command(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: grid: too small\n"
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
-        run_command(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
     assert "is a file; expected a folder" in capsys.readouterr().err

@@ -25,12 +25,13 @@ from ..data.dataset import ImageSamples
 from ..data.decoding import open_image, to_pixels, upright
 from ..data.formats.listing import list_images
 from ..data.loading import find_validation_split, load_images
-from ..data.reading import ReadError
 from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..utils.command import run_command
+from ..utils.labels import label_names
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
@@ -103,7 +104,7 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
             transform = ProcessorTransform(AutoImageProcessor.from_pretrained(source, **hub_kwargs))
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
-    classes = [model.config.id2label[i] for i in range(model.config.num_labels)] if classifier else None
+    classes = label_names(model.config) if classifier else None
     return Subject(name, model.eval(), transform, classes)
 
 
@@ -225,13 +226,14 @@ def command(module: str, description: str, models: str, images: int, seed: str) 
     return parser
 
 
-def run_command(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: list[str] | None):
-    """Parse and run; what the user can mend ends in one line and exit status 2."""
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+def run_comparison(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: list[str] | None):
+    """Run a command of this folder: `run` with its arguments (see `command`). What the user can mend ends in one line
+    and exit status 2."""
+
+    def checked(args: argparse.Namespace):
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         if args.out.exists() and not args.out.is_dir():
             raise ValueError(f"out: {args.out} is a file; expected a folder")
         run(args)
-    except (ValueError, ReadError) as error:
-        parser.exit(2, f"error: {error}\n")
+
+    run_command(parser, checked, argv)

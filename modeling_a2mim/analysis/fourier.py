@@ -24,7 +24,7 @@ from ..encoders.sites import block_layouts
 from ..export.record import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .comparison import DTYPES, Images, command, load_subjects, run_command
+from .comparison import DTYPES, Images, command, load_subjects, run_comparison
 
 
 COLUMNS = 4  # panels in a row, where each model has its own
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None):
         seed="the images",
     )
     parser.set_defaults(batch_size=64)
-    run_command(parser, compare, argv)
+    run_comparison(parser, compare, argv)
 
 
 def compare(args: argparse.Namespace):

@@ -13,7 +13,8 @@ from dataclasses import asdict, fields
 from ..export.record import versions
 from ..utils.files import safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_command
+from ..utils.tables import markdown_table
+from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_comparison
 from .contexts import SAMPLINGS
 from .measurement import interaction_strength
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--fill", choices=FILLS, default="zero", help="of hidden cells (default: %(default)s)")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="shared", help="default: %(default)s")
     parser.add_argument("--interval_width", type=float, help="stop when the intervals of J(m) are at most so wide")
-    run_command(parser, compare, argv)
+    run_comparison(parser, compare, argv)
 
 
 def compare(args: argparse.Namespace):
@@ -95,11 +96,11 @@ def compare(args: argparse.Namespace):
 
 def interaction_table(results: Mapping[str, InteractionStrength]) -> str:
     """J(m) of several models with its 95% interval, as a table in Markdown."""
-    lines = [["order m", *results], ["---"] * (len(results) + 1)]
+    rows = []
     for place, order in enumerate(next(iter(results.values())).orders):
         values = [(result.strength[place], *result.strength_interval()[place]) for result in results.values()]
-        lines.append([str(order), *(f"{mean:.3f} ({low:.3f}, {high:.3f})" for mean, low, high in values)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([order, *(f"{mean:.3f} ({low:.3f}, {high:.3f})" for mean, low, high in values)])
+    return markdown_table(["order m", *results], rows, spaced=True)
 
 
 def interaction_figure(results: Mapping[str, InteractionStrength], path: str | os.PathLike):

@@ -20,7 +20,7 @@ from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_picture
-from .comparison import DTYPES, Images, command, load_subjects, run_command
+from .comparison import DTYPES, Images, command, load_subjects, run_comparison
 
 
 logger = logging.getLogger("a2mim")
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None):
     )
     parser.add_argument("--files", nargs="+", help="images to reconstruct, in place of a dataset")
     parser.add_argument("--mask_ratio", type=float, help="share of masked cells, in (0, 1) (default: the model's own)")
-    run_command(parser, compare, argv)
+    run_comparison(parser, compare, argv)
 
 
 def compare(args: argparse.Namespace):

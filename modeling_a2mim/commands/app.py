@@ -14,6 +14,7 @@ from PIL import Image
 from ..analysis.comparison import Subject, load_subject
 from ..analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
 from ..data.transforms import PreTrainTransform, seeded
+from ..utils.command import run_command
 from ..utils.plotting import to_picture
 
 
@@ -110,16 +111,17 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines, too (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="make a public link through gradio's servers")
-    args = parser.parse_args(argv)
+    run_command(parser, serve, argv)
+
+
+def serve(args: argparse.Namespace):
+    """What the command does with its arguments. Raises ValueError naming what is missing."""
     try:
         import gradio  # noqa: F401
-    except ImportError:
-        parser.exit(2, "error: the page needs gradio: pip install 'a2mim[app]'\n")
-    try:
-        subjects = [load_subject(source, kind="pretraining") for source in args.models]
-        for subject in subjects:
-            subject.model.to(args.device)
-        page = build_app(subjects)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+    except ImportError as error:
+        raise ValueError("the page needs gradio: pip install 'a2mim[app]'") from error
+    subjects = [load_subject(source, kind="pretraining") for source in args.models]
+    for subject in subjects:
+        subject.model.to(args.device)
+    page = build_app(subjects)
     page.launch(server_name=args.host, server_port=args.port, share=args.share)

@@ -31,6 +31,7 @@ from ..encoders.meta import NoValues
 from ..encoders.plan import plan_encoder
 from ..mask_site import choose_site
 from ..modeling_a2mim import A2MIMForPreTraining
+from ..utils.tables import markdown_table
 
 
 @dataclass
@@ -132,14 +133,14 @@ def summary(rows: list[Row]) -> str:
     families = {}
     for row in rows:
         families.setdefault(row.family, []).append(row)
-    lines = ["| family | encoders | pre-train | mask token enters | decoded |", "|---|---|---|---|---|"]
+    lines = []
     for family, members in sorted(families.items()):
         good = [row for row in members if row.status == "pre-trains"]
         sites = Counter(f"{row.site_kind} {row.site_grid[0]}x{row.site_grid[1]}" for row in good)
         maps = Counter(f"{row.map_kind} {row.map_grid[0]}x{row.map_grid[1]}" for row in good)
         shown = [", ".join(key for key, _ in counter.most_common(3)) for counter in (sites, maps)]
-        lines.append(f"| {family} | {len(members)} | {len(good)} | {shown[0]} | {shown[1]} |")
-    return "\n".join(lines)
+        lines.append([family, len(members), len(good), *shown])
+    return markdown_table(("family", "encoders", "pre-train", "mask token enters", "decoded"), lines)
 
 
 def counts(rows: list[Row]) -> str:
@@ -164,18 +165,18 @@ def write(rows: list[Row], folder: Path, seconds: float):
         "versions": {module.__name__: module.__version__ for module in (torch, timm, transformers)},
         "seconds": round(seconds),
     }
-    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
+    encoders = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
     head = json.dumps({"summary": counts(rows), "runs": [*runs, run]}, indent=1).removesuffix("\n}")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    path.write_text(f'{head},\n "rows": [\n{encoders}\n ]\n}}\n')
     columns = ["name", "parameters", "image_size", "site", "site_kind", "site_grid", "channels", "stride", "alignment"]
-    table = [f"# timm {timm.__version__}: {counts(rows)}", "", summary(rows), ""]
-    table += ["| " + " | ".join([*columns, "status"]) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for row in rows:
         cells = [getattr(row, column) for column in columns]
         cells = ["" if c is None else "x".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells]
-        table.append("| " + " | ".join([*cells, row.status.replace("|", "/").replace("\n", " ")]) + " |")
-    (folder / "architectures.md").write_text("\n".join(table) + "\n")
+        lines.append([*cells, row.status.replace("|", "/")])
+    parts = [f"# timm {timm.__version__}: {counts(rows)}", summary(rows), markdown_table([*columns, "status"], lines)]
+    (folder / "architectures.md").write_text("\n\n".join(parts) + "\n")
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

@@ -4,6 +4,7 @@ import argparse
 
 from ..export.folder import export_model
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
+from ..utils.command import run_command
 from .checkpoint import Official, read_official
 
 
@@ -13,12 +14,18 @@ def main(argv: list[str] | None = None):
     parser.add_argument("output_folder", help="where the plain encoder or classifier, and pretraining/, are written")
     parser.add_argument("--mask_site", help="module of the timm encoder whose output the mask token enters")
     parser.add_argument("--encoder_only", action="store_true", help="leave out the decoder or classifier")
-    args = parser.parse_args(argv)
-    try:
-        official = read_official(args.checkpoint, args.mask_site, args.encoder_only)
-        folder = export_model(official.model, args.output_folder, record=official.record)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+    run_command(parser, convert, argv)
+
+
+def convert(args: argparse.Namespace):
+    """What the command does with its arguments.
+
+    Raises:
+        ValueError: if the file holds no official checkpoint.
+        OSError: if it cannot be read, or the folder cannot be written.
+    """
+    official = read_official(args.checkpoint, args.mask_site, args.encoder_only)
+    folder = export_model(official.model, args.output_folder, record=official.record)
     print(_summary(official), f"to {folder}", sep=", ")
     print((folder / "README.md").read_text())
 

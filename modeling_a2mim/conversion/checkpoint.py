@@ -25,8 +25,8 @@ import torch
 
 from ..encoders.meta import NoValues
 from ..encoders.plan import classifier_parameters
+from ..export.eval_results import IMAGENET
 from ..export.methods import EITHER
-from ..export.model_card import IMAGENET
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
 from ..models.classifier import A2MIMForImageClassification
 from .config import official_config, official_family

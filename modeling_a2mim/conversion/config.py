@@ -18,6 +18,7 @@ import torch
 from timm.data import ImageNetInfo
 
 from ..configuration_a2mim import A2MIMConfig
+from ..utils.labels import label_fields
 
 
 # (blocks per stage, bottleneck) -> timm name
@@ -91,9 +92,9 @@ def official_config(
     elif mask_site is not None:
         raise ValueError(f"mask_site: {mask_site!r} given, but there is no mask token")
     if num_labels == IMAGENET_CLASSES:
-        settings |= _labels(imagenet_labels())
+        settings |= label_fields(imagenet_labels())
     elif num_labels:
-        settings |= _labels([f"LABEL_{i}" for i in range(num_labels)])
+        settings |= label_fields([f"LABEL_{i}" for i in range(num_labels)])
     return A2MIMConfig.simmim(**settings) if simmim else getattr(A2MIMConfig, family)(**settings)
 
 
@@ -104,10 +105,6 @@ def imagenet_labels() -> list[str]:
     names = info.label_descriptions()
     count = Counter(names)
     return [f"{n} ({s})" if count[n] > 1 else n for n, s in zip(names, info.label_names(), strict=True)]
-
-
-def _labels(names: list[str]) -> dict:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def _shape(encoder: Mapping, key: str, dimensions: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from transformers.utils.logging import tqdm
 from ..data.dataset import ImageSamples
 from ..data.decoding import MAX_PIXELS
 from ..data.transforms import FineTuneTransform
+from ..utils.tables import markdown_table
 from .corruptions import BENCHMARKS, CORRUPTIONS, SEVERITIES, check_corruptions, corrupt, published_size, to_bytes
 
 
@@ -164,21 +165,16 @@ def corruption_table(result: dict) -> str:
     and a line that sums up."""
     severities, rows = result["severities"], result["corruptions"]
     means = np.mean([row["accuracy"] for row in rows.values()], axis=0)
-    lines = [
-        "| corruption | " + " | ".join(f"severity {severity}" for severity in severities) + " | mean |",
-        "|---" * (2 + len(severities)) + "|",
-    ]
-    for name, values, mean in (
-        *((name.replace("_", " "), row["accuracy"], row["mean"]) for name, row in rows.items()),
-        ("**mean**", means, result["mean_corruption_accuracy"]),
-    ):
-        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in (*values, mean)) + " |")
+    named = [(name.replace("_", " "), *row["accuracy"], row["mean"]) for name, row in rows.items()]
+    named.append(("**mean**", *means, result["mean_corruption_accuracy"]))
+    table = markdown_table(
+        ("corruption", *(f"severity {severity}" for severity in severities), "mean"),
+        ((name, *(f"{value:.3f}" for value in values)) for name, *values in named),
+    )
     relative = result["relative_robustness"]
     kept = "" if relative is None else f", {relative:.3f} of that on clean images"
-    lines += [
-        "",
-        f"Accuracy on {result['images']} images: {result['clean_accuracy']:.3f} clean, "
+    return (
+        f"{table}\n\nAccuracy on {result['images']} images: {result['clean_accuracy']:.3f} clean, "
         f"{result['mean_corruption_accuracy']:.3f} corrupted{kept}. Severities of {result['constants']}. "
-        "This is not mCE, which divides errors by those of AlexNet on ImageNet.",
-    ]
-    return "\n".join(lines)
+        "This is not mCE, which divides errors by those of AlexNet on ImageNet."
+    )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from ..utils.tables import markdown_table
 from .class_figures import BY_CLASS
 
 
@@ -139,5 +140,4 @@ def results_table(rows: Sequence[dict], confidence: float = 0.95) -> str:
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
     """Rows with the same keys as a table in Markdown."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown_table(list(rows[0]), (row.values() for row in rows), spaced=True)

@@ -1,4 +1,7 @@
-"""Upload an exported folder, or a checkpoint, to the Hub."""
+"""Upload an exported folder, or a checkpoint of a run, which is exported first, to the Hub.
+
+python -m modeling_a2mim.export FOLDER org/name [--private] [--revision BRANCH] [--dry_run]
+"""
 
 import argparse
 import json
@@ -11,9 +14,13 @@ from ..configuration_a2mim import A2MIMConfig
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import find_file
+from ..utils.command import run_command
 from .filenames import SHOWING_DATA
-from .folder import SHOWS, export_model
+from .folder import export_model
 from .hub import push_folder
+
+
+SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
 
 
 def main(argv: list[str] | None = None):
@@ -32,38 +39,45 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--base_model", help="what a classifier was fine-tuned from on the Hub, for the model card")
     parser.add_argument("--no_pictures", action="store_true", help="leave out pictures that show images of the data")
     parser.add_argument("--dry_run", action="store_true", help="list the files and stop")
-    args = vars(parser.parse_args(argv))
-    folder, dry_run = args.pop("folder"), args["dry_run"]
-    metadata = {name: value for name in ("license", "base_model") if (value := args.pop(name)) is not None}
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            exported = _exported(folder, Path(scratch) / "export")
-            done = push_folder(exported, metadata=metadata, pictures_of_data=not args.pop("no_pictures"), **args)
-            if dry_run:
-                sizes = [(name, (exported / name).stat().st_size) for name in done]
-                lines = [f"{size:>15,} {name}{SHOWS if name in SHOWING_DATA else ''}" for name, size in sizes]
-                lines.append(f"{sum(size for _, size in sizes):>15,} bytes would go to {args['repo_id']}")
-                if any(name in SHOWING_DATA for name in done):
-                    lines.append("* shows images of the data: --no_pictures leaves it out")
-                print("\n".join(lines))
-            else:
-                print(done.pr_url or done.commit_url)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    except Exception as error:  # of the network: the kinds differ between releases of huggingface_hub
-        hint = "" if get_token() else " (there is no token: log in with `hf auth login`)"
-        parser.exit(2, f"error: {args['repo_id']}: {type(error).__name__}: {error}{hint}\n")
+    run_command(parser, push, argv)
 
 
-def _exported(folder: str, scratch: Path) -> Path:
-    """`folder` itself if it is an export; a checkpoint of ours is exported to `scratch`."""
+def push(args: argparse.Namespace):
+    """What the command does with its arguments. Raises ValueError, also of what the Hub or the network refuses."""
+    metadata = {name: getattr(args, name) for name in ("license", "base_model") if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in ("private", "revision", "commit_message", "create_pr", "dry_run")}
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder = _exported(args.folder, Path(temporary) / "export")
+            pictures = not args.no_pictures
+            done = push_folder(folder, args.repo_id, metadata=metadata, pictures_of_data=pictures, **options)
+        except ValueError:
+            raise
+        except Exception as error:  # of the network: the kinds differ between releases of huggingface_hub
+            hint = "" if get_token() else " (there is no token: log in with `hf auth login`)"
+            raise ValueError(f"{args.repo_id}: {type(error).__name__}: {error}{hint}") from error
+        print(_listing(folder, done, args.repo_id) if args.dry_run else done.pr_url or done.commit_url)
+
+
+def _listing(folder: Path, files: list[str], repo_id: str) -> str:
+    """What would be uploaded: sizes and names, and which files show images of the data."""
+    sizes = [(name, (folder / name).stat().st_size) for name in files]
+    lines = [f"{size:>15,} {name}{SHOWS if name in SHOWING_DATA else ''}" for name, size in sizes]
+    lines.append(f"{sum(size for _, size in sizes):>15,} bytes would go to {repo_id}")
+    if any(name in SHOWING_DATA for name in files):
+        lines.append("* shows images of the data: --no_pictures leaves it out")
+    return "\n".join(lines)
+
+
+def _exported(folder: str, target: Path) -> Path:
+    """`folder` itself if it is an export; a checkpoint of ours is exported to `target`."""
     config = find_file(folder, "config.json") if Path(folder).is_dir() else None
     data = {} if config is None else json.loads(config.read_text())
     if data.get("model_type") != A2MIMConfig.model_type:
         return Path(folder)
     known = {c.__name__: c for c in (A2MIMForPreTraining, A2MIMForImageClassification, A2MIMModel)}
     model_class = next((known[name] for name in data.get("architectures") or () if name in known), A2MIMModel)
-    return export_model(model_class.from_pretrained(folder).eval(), scratch)
+    return export_model(model_class.from_pretrained(folder).eval(), target)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from ..pretrained import (
     find_file,
     open_pretrained,
 )
+from ..utils.labels import label_fields
 from .filenames import RECORD_FILE
 from .methods import method_of
 from .record import earlier_runs
@@ -110,8 +111,7 @@ def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassific
         kind = LinearProbe if found.kind == "linear probe" else A2MIMForImageClassification
         return kind.from_pretrained(folder_or_repo, subfolder=found.subfolder, **hub_kwargs).eval()
     config = A2MIMConfig.from_dict(found.data)
-    config.id2label = dict(enumerate(found.names))
-    config.label2id = {name: i for i, name in config.id2label.items()}
+    config.update(label_fields(found.names))
     config.problem_type = found.data.get("problem_type")
     model = A2MIMForImageClassification(config)
     try:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..pretrained import MASKED
 from ..utils.files import finite
+from ..utils.seeds import data_seed
 from .filenames import RECORD_FILE
 from .methods import method_of
 
@@ -131,7 +132,7 @@ def describe_run(trainer, provenance: dict) -> dict:
         "regularisation": regularisation(args),
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
         "seed": args.seed,
-        "data_seed": args.seed if args.data_seed is None else args.data_seed,
+        "data_seed": data_seed(args),
         "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
         **({"best": best_of(state, args)} if args.load_best_model_at_end and state.best_global_step else {}),

@@ -9,7 +9,7 @@ from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
 from ..arguments.training import FineTuningArguments, with_values
 from ..evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
-from ..export.folder import describe_folder
+from ..export.folder import write_card
 from ..export.hub import push_folder
 from ..export.loading import load_classifier, load_pretraining_model
 from ..export.provenance import classification_provenance, few_labels
@@ -157,4 +157,4 @@ def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
     new = [key(row) for row in rows]
     record["measured"] = [row for row in record.get("measured", []) if key(row) not in new] + rows
     places = dict.fromkeys([*filter(None, record.get("measured_on", "").split("; ")), measured_on])
-    describe_folder(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))
+    write_card(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
-from ..export.folder import describe_folder, export_model
+from ..export.folder import export_model, write_card
 from ..export.hub import push_folder
 from ..export.record import describe_run
 from .endings import writing
@@ -115,7 +115,7 @@ class PublishingTrainer(ResumableTrainer):
 
     def write_card(self, folder: str):
         """Write the card and the record of an exported folder anew; called by the process that saves."""
-        describe_folder(self.model_to_export(), folder, self.record(), self.hub_model_id)
+        write_card(self.model_to_export(), folder, self.record(), self.hub_model_id)
 
     def record(self) -> dict:
         """How the model was made, so far (`export.record.describe_run`)."""

@@ -1,0 +1,138 @@
+"""The tables of a model card: how the model was made, and what its evaluation gave (see `record`)."""
+
+import itertools
+
+from ..evaluation.class_figures import class_figure, class_rows
+from ..utils.tables import markdown_table
+
+
+SPELLED = {  # the names of `evaluation.baselines` in words
+    "masked_psnr": "PSNR of masked pixels (dB)",
+    "masked_l1": "L1 error of masked pixels (of pixels in [0, 1])",
+    "mean_fill_psnr": "PSNR of the mean colour of each image in their place (dB)",
+    "mean_fill_l1": "L1 error of the mean colour",
+    "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
+    "blur_l1": "L1 error of that blur",
+}
+
+
+def run_facts(record: dict) -> list[tuple[str, object]]:
+    """How the model was made, a row for each fact: (name, value), `None` for what is not recorded."""
+    if "steps" not in record:
+        return [("training", record.get("origin"))]
+    optimizer = f"{record['optimizer']}, betas {record['adam_betas']}, weight decay {record['weight_decay']:g}"
+    schedule = f"{record['learning_rate']:g}, {record['lr_scheduler_type']}, {record['warmup_steps']} steps of warm-up"
+    seeds = f"{record['seed']}, of the data {record['data_seed']}"
+    facts = [
+        ("task", record.get("task")),
+        ("started from", record.get("start") or ""),
+        *_earlier_facts(record),
+        ("changed since", "; ".join(record.get("changed") or ())),
+        ("data", record.get("data")),
+        ("labels", record.get("labels") or ""),
+        ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
+        ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
+        ("batch", f"{record['total_batch_size']:,} images over {record['processes']} process(es)"),
+        ("recipe", record.get("recipe") or ""),
+        ("augmentation", record.get("augmentation") or ""),
+        ("regularisation", ", ".join(f"{k} {v}" for k, v in (record.get("regularisation") or {}).items())),
+        ("class weights", ", ".join(f"{name} {w:.4g}" for name, w in (record.get("class_weights") or {}).items())),
+        ("exported weights", _best(record.get("best"))),
+        ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
+        ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
+        ("learning rate", schedule),
+        ("resumed with other settings", _resumed(record.get("resumed") or [])),
+        ("precision", record["precision"]),
+        ("seeds", seeds),
+        ("hardware", record["hardware"]),
+        ("versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())),
+    ]
+    if record["log"]:
+        facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
+    return [(name, value) for name, value in facts if value != ""]
+
+
+def _resumed(history: list[dict]) -> str:
+    """`step 12: learning_rate 1e-05 instead of 0.001; ...`."""
+    return "; ".join(
+        f"step {entry['step']:,}: "
+        + ", ".join(f"{name} {now} instead of {then}" for name, (then, now) in entry["changed"].items())
+        for entry in history
+    )
+
+
+def _best(best: dict | None) -> str:
+    return (
+        "" if best is None else f"those of step {best['step']:,}, the best in {best['metric']} ({best['value']:.4g})"
+    )
+
+
+def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
+    """A row for each run before this one, and the sums of the tasks that were trained for more than once."""
+    earlier = record.get("earlier") or []
+    rows = [(f"earlier run {i}" if len(earlier) > 1 else "earlier run", _run(run)) for i, run in enumerate(earlier, 1)]
+    runs = [*earlier, record]
+    least = "" if all("steps" in run for run in runs) else "at least "
+    for task in dict.fromkeys(run.get("task") for run in runs if "steps" in run):
+        same = [run for run in runs if run.get("task") == task and "steps" in run]
+        if len(same) > 1:
+            steps, passes = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
+            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(passes, 2):,} passes"))
+    return rows
+
+
+def _run(run: dict) -> str | None:
+    if "steps" not in run:
+        return run.get("origin")
+    form = {
+        "task": "{}",
+        "method": "method {}",
+        "steps": "{:,} steps",
+        "epochs": "{:,} passes",
+        "images": "{:,} images in a pass",
+        "data": "data: {}",
+        "total_batch_size": "batch {:,}",
+        "learning_rate": "learning rate {:g}",
+        "recipe": "recipe {}",
+    }
+    return ", ".join(text.format(run[name]) for name, text in form.items() if name in run)
+
+
+def evaluation_section(record: dict, encoder: bool = False) -> str:
+    """What was measured of a model, here or by the paper, as Markdown; what was not measured is said.
+
+    Args:
+        record: how the model was made.
+        encoder: whether it is an encoder, whose features only a task can evaluate.
+    """
+    parts, evaluation = [], record.get("evaluation")
+    if evaluation:
+        metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        metrics = {name: value for name, value in metrics.items() if value is not None}
+        by_class = class_rows(metrics, record.get("evaluation_counts") or {})
+        metrics = {name: value for name, value in metrics.items() if not (by_class and class_figure(name))}
+        where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
+        where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
+        rows = [(SPELLED.get(name, name), _figure(value)) for name, value in metrics.items()]
+        parts += [f"Measured on {where}, at step {evaluation['step']:,}:", markdown_table(("", ""), rows)]
+        if by_class:
+            parts.append(markdown_table(list(by_class[0]), (row.values() for row in by_class)))
+        if record.get("evaluation_note"):
+            parts.append(record["evaluation_note"])
+    if record.get("measured"):
+        parts.append(f"Measured {record['measured_on']}:")
+        for columns, rows in itertools.groupby(record["measured"], key=tuple):
+            parts.append(markdown_table(columns, (row.values() for row in rows)))
+    if record.get("published"):
+        columns = ("method", "architecture", "dataset", "metric", "value", "protocol")
+        rows = ([row[name] for name in columns] for row in record["published"])
+        parts += [] if parts else ["Not evaluated here."]
+        parts += ["These numbers are the paper's, not measured here:", markdown_table(columns, rows)]
+    parts = parts or ["Not evaluated."]
+    if encoder and not record.get("measured"):
+        parts.append("How well the features serve a task after fine-tuning or probing was not evaluated here.")
+    return "\n\n".join(parts)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"

@@ -1,0 +1,27 @@
+"""How commands end."""
+
+import argparse
+
+import pytest
+
+from modeling_a2mim.data.reading import ReadError
+from modeling_a2mim.utils.command import run_command
+
+
+@pytest.mark.parametrize("error", [ValueError("grid: too small"), ReadError("not read"), OSError("disk is full")])
+def test_what_can_be_mended_is_one_line(error, capsys):
+    def fails(args):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(argparse.ArgumentParser(), fails, [])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_faults_keep_their_traceback():
+    def fails(args):
+        raise KeyError("a fault of ours")
+
+    with pytest.raises(KeyError):
+        run_command(argparse.ArgumentParser(), fails, [])
