@@ -12,6 +12,8 @@
 TrainingArguments work; `--help` lists everything, with `--task` that task's.
 """
 
+from transformers import set_seed
+
 from modeling_a2mim.commands.parser import parse, peek, run_as_command
 from modeling_a2mim.tasks.task import find_task, load_task
 
@@ -24,7 +26,20 @@ def main(argv: list[str] | None = None) -> dict:
     """
     name = find_task(peek(argv), "run_finetune.py")
     task = load_task(name)
-    return task.run(*parse(*task.arguments, argv, "run_finetune.py", name))
+    model_args, data_args, args = parse(*task.arguments, argv, "run_finetune.py", name)
+    if model_args.eval_only:
+        return task.evaluate(model_args, data_args, args)
+    images = task.load(model_args, data_args, args)
+    if getattr(model_args, "knn", False) or getattr(data_args, "seeds", None):
+        return task.compare(model_args, data_args, args, images)
+
+    args = task.adapt(args, images)
+    set_seed(args.seed)
+    model = task.build(model_args, images, args.hub_token)
+    trainer = task.make_trainer(model, images, model_args, data_args, args)
+    metrics = trainer.run()
+    task.log_result(trainer, metrics)
+    return metrics
 
 
 if __name__ == "__main__":

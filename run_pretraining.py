@@ -14,15 +14,19 @@ from transformers import set_seed
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.data import PreTrainingDataArguments
 from modeling_a2mim.arguments.model import PreTrainingModelArguments
-from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.arguments.settings import new_config, settings_for
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, data_seed
 from modeling_a2mim.commands.parser import parse, run_as_command
+from modeling_a2mim.data.augmentation import pretraining_augmentation
+from modeling_a2mim.data.splits import image_samples, load_pretraining_splits
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.export.loading import earlier_of, folder_or_id, load_pretraining_model
+from modeling_a2mim.export.provenance import pretraining_provenance
 from modeling_a2mim.export.record import pretraining_runs
 from modeling_a2mim.models.continuing import with_settings
 from modeling_a2mim.pretrained import MASKED
 from modeling_a2mim.training.advice import before_training
-from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, check_best_model
+from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, with_best_model
 from modeling_a2mim.training.resuming import flags
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -38,17 +42,17 @@ def main(argv: list[str] | None = None) -> dict:
     """
     arguments = (PreTrainingModelArguments, PreTrainingDataArguments, A2MIMTrainingArguments)
     model_args, data_args, args = parse(*arguments, argv, "run_pretraining.py")
-    config = None if model_args.model_name_or_path else model_args.config()
-    train, evaluation, evaluated = data_args.load_both(args.hub_token)
+    config = None if model_args.model_name_or_path else new_config(model_args)
+    train, evaluation, evaluated = load_pretraining_splits(data_args, args.hub_token)
 
     set_seed(args.seed)
-    provenance = {"task": MASKED, **data_args.provenance()}
+    provenance = {"task": MASKED, **pretraining_provenance(data_args)}
     if evaluated is not None:
         provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
     if config is None:
         source = folder_or_id(model_args.model_name_or_path)
         model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
-        model, changed = with_settings(model, model_args.settings_for(model.config))
+        model, changed = with_settings(model, settings_for(model_args, model.config))
         provenance |= {"changed": changed} if changed else {}
         config = model.config
         # The root beside pretraining/ may be a classifier, whose own runs have not changed the pre-training model.
@@ -57,14 +61,15 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         model = A2MIMForPreTraining(config)
     left_out = () if config.frequency_loss_weight else ("frequency_loss",)
-    check_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
+    args = with_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
+    augmentation = pretraining_augmentation(data_args)
     crop = PreTrainTransform(
-        config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **data_args.augmentation()
+        config, tuple(data_args.crop_scale), max_pixels=data_args.max_image_pixels, **augmentation
     )
     whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    train_samples = data_args.samples(train, crop, seed)
-    eval_samples = data_args.samples(evaluation, whole, seed)
+    seed = data_seed(args)
+    train_samples = image_samples(data_args, train, crop, seed)
+    eval_samples = image_samples(data_args, evaluation, whole, seed)
     shown, names = eval_samples.spread(8)
     site = model.a2mim.site
     logger.info(
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict:
         provenance=provenance,
         flags=flags(model_args, data_args),
     )
-    for warning in before_training(model, len(train_samples), args) if args.should_log else ():
+    for warning in before_training(model, len(train_samples), trainer.args) if args.should_log else ():
         logger.warning("%s", warning)
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

@@ -28,11 +28,10 @@ import datasets
 import torch
 from matplotlib.figure import Figure
 
+import run_finetune
 import run_pretraining
-from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference
 from modeling_a2mim.export.record import versions
-from modeling_a2mim.tasks.task import load_task
 
 from . import shapes
 
@@ -107,14 +106,14 @@ def fine_tune(task: str, source: list[str], data: Path, out: Path, args, seed: i
     logging.disable(logging.INFO)
     torch.set_num_threads(1)
     shutil.rmtree(out, ignore_errors=True)
-    setting, (arguments, run) = setting_of(task, args), load_task(task)
+    setting = setting_of(task, args)
     flags = ["--dataset_name", str(data), *setting.flags.split()]
     flags += ["--max_train_samples", str(setting.annotated), "--max_eval_samples", str(args.evaluated)]
     flags += ["--max_steps", str(setting.steps), "--per_device_train_batch_size", str(setting.batch_size)]
     flags += ["--learning_rate", str(setting.learning_rate), "--logging_steps", "25", "--seed", str(seed)]
     argv = [*source, *flags, *QUIET, "--output_dir", str(out)]
     with contextlib.redirect_stdout(io.StringIO()):  # the logs of training
-        metrics = run(*parse(*arguments, argv, "run_finetune.py", task))
+        metrics = run_finetune.main(["--task", task, *argv])
     return {name: round(metrics[f"eval_{name}"], 4) for name in setting.figures}
 
 

@@ -19,6 +19,13 @@ from PIL import Image
 from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource
+from modeling_a2mim.data.splits import (
+    class_names,
+    find_evaluation_split,
+    image_samples,
+    load_labelled_split,
+    load_training_split,
+)
 from modeling_a2mim.tasks.labelled_images import LabelledImages
 
 
@@ -72,9 +79,9 @@ def write_zip(path, members):
 def numbers(labels=False, **arguments):
     """The images that a script would train on; with labels, (names of the classes, (image, label) of each)."""
     args = (ClassificationArguments if labels else PreTrainingDataArguments)(read_retries=0, **arguments)
-    dataset = args.load(train=True)
-    column, names = args.labels(dataset) if labels else (None, None)
-    source = args.samples(dataset, None, 0, column).source
+    dataset = load_labelled_split(args, True) if labels else load_training_split(args, needs="images")
+    column, names = class_names(dataset) if labels else (None, None)
+    source = image_samples(args, dataset, None, 0, column).source
     rows = source.read(list(range(len(source))))
     return (names, [(number_of(image), label) for image, label in rows]) if labels else [number_of(i) for i, _ in rows]
 
@@ -196,10 +203,16 @@ def both(root: Path, **options) -> Dataset:
 def classes(root: Path, streaming: bool = False, **options) -> dict[str, int]:
     """The classes that are trained on, and how many images each has."""
     arguments = ClassificationArguments(streaming=streaming, **options)
-    dataset = arguments.load(train=True)
-    column, found = arguments.labels(dataset)
+    dataset = load_labelled_split(arguments, True)
+    column, found = class_names(dataset)
     return dict(zip(found, LabelledImages(dataset, None, column, found).counts(dataset), strict=True))
 
 
 def metadata(folder: Path, *rows: str, name: str = "metadata.csv"):
     (folder / name).write_text("\n".join(rows) + "\n")
+
+
+def evaluated(**arguments):
+    """The images that a classifier would be evaluated on."""
+    args = ClassificationArguments(**arguments)
+    return load_labelled_split(args, False, split=find_evaluation_split(args))

@@ -13,6 +13,7 @@ import run_pretraining
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.training.advice import before_training, what_to_change
+from modeling_a2mim.training.length import with_length
 
 
 USUAL_STEPS, USUAL_EPOCHS = A2MIMTrainingArguments.USUAL_STEPS, A2MIMTrainingArguments.USUAL_EPOCHS
@@ -30,8 +31,7 @@ def stub(site=(14, 14), isotropic=False, **kwargs):
 
 
 def said(tmp_path, images=10_000, model=None, **kwargs):
-    args = arguments(tmp_path, **kwargs)
-    args.choose_length(images)
+    args = with_length(arguments(tmp_path, **kwargs), images)
     return before_training(model or stub(), images, args)
 
 
@@ -93,8 +93,8 @@ def test_a_token_that_is_nearly_everywhere(tmp_path):
 def test_length(tmp_path, images, batch, passes, caplog):
     caplog.set_level(logging.INFO, "a2mim")
     args = arguments(tmp_path, per_device_train_batch_size=batch)
-    args.choose_length(images)
-    assert args.num_train_epochs == passes
+    assert with_length(args, images).num_train_epochs == passes
+    assert args.num_train_epochs == "auto"
     assert f"num_train_epochs auto: {passes} passes over {images:,} images in steps of {batch}" in caplog.text
 
 
@@ -102,7 +102,7 @@ def test_a_given_length_stays(tmp_path):
     for options in ({"num_train_epochs": 3}, {"num_train_epochs": "2.5"}, {"max_steps": 7}):
         args = arguments(tmp_path, **options)
         before = args.num_train_epochs, args.max_steps
-        args.choose_length(100)
+        args = with_length(args, 100)
         assert (args.num_train_epochs, args.max_steps) == before
     for wrong in ("many", 0, -2, "nan", None):
         with pytest.raises(ValueError, match="^num_train_epochs: expected a number above 0 or auto, got"):
@@ -110,8 +110,7 @@ def test_a_given_length_stays(tmp_path):
 
 
 def test_auto_survives_a_copy(tmp_path):
-    args = replace(arguments(tmp_path), seed=3)
-    args.choose_length(1968)
+    args = with_length(replace(arguments(tmp_path), seed=3), 1968)
     assert (args.num_train_epochs, args.seed) == (65, 3)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
-from modeling_a2mim.training.best_model import check_best_model
+from modeling_a2mim.training.best_model import with_best_model, without_evaluation
 
 from .test_finetuning import make_trainer
 from .test_scripts import SMALL, finetune, pretrain
@@ -21,8 +21,7 @@ METRICS = {"loss": False, "accuracy": True, "mae": False, "recall_hair loss": Tr
 
 def checked(name, greater=None):
     args = SimpleNamespace(metric_for_best_model=name, greater_is_better_given=greater, greater_is_better=None)
-    check_best_model(args, METRICS)
-    return args.greater_is_better
+    return with_best_model(args, METRICS).greater_is_better
 
 
 def test_which_way_is_better():
@@ -93,8 +92,10 @@ def test_mistakes(tmp_path, flags, message):
 def test_nothing_to_evaluate_on(tmp_path):
     args = FineTuningArguments(str(tmp_path), use_cpu=True, load_best_model_at_end=True, save_strategy="epoch")
     with pytest.raises(ValueError, match="^load_best_model_at_end: there are no images to evaluate on"):
-        args.without_evaluation()
-    A2MIMTrainingArguments(str(tmp_path), use_cpu=True).without_evaluation()
+        without_evaluation(args)
+    given = A2MIMTrainingArguments(str(tmp_path), use_cpu=True, eval_strategy="epoch")
+    assert without_evaluation(given).eval_strategy == "no"
+    assert given.eval_strategy == "epoch"
 
 
 def stopping(folder, callbacks=None, patience=2, **options):

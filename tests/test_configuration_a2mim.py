@@ -5,9 +5,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import AutoConfig
 
 from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.arguments.dense import DenseModelArguments
 from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.models.detection import A2MIMDetectorConfig
-from modeling_a2mim.tasks.dense import DenseModelArguments
+from modeling_a2mim.tasks.encoder import build_backbone, build_classifier
 
 
 # Another value than the default for every field
@@ -288,9 +289,10 @@ def test_names_of_weights_are_no_architectures(name):
             make(architecture=name)
         assert message in str(error.value)
         assert (known in str(error.value)) == (name == "resnet10t.c3_in1k")
-    for arguments in (ClassifierArguments(architecture=name).build, DenseModelArguments(architecture=name).backbone):
-        with pytest.raises(ValueError, match=f"^architecture: '{name}' "):
-            arguments(*([["a", "b"]] if arguments.__name__ == "build" else []))
+    with pytest.raises(ValueError, match=f"^architecture: '{name}' "):
+        build_classifier(ClassifierArguments(architecture=name), ["a", "b"])
+    with pytest.raises(ValueError, match=f"^architecture: '{name}' "):
+        build_backbone(DenseModelArguments(architecture=name))
 
 
 def test_files_that_name_weights_are_read(tmp_path):

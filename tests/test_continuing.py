@@ -6,6 +6,7 @@ from timm.layers import resample_abs_pos_embed
 
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments.model import PreTrainingModelArguments
+from modeling_a2mim.arguments.settings import settings_for
 from modeling_a2mim.models.continuing import with_settings
 
 from .families import family_config
@@ -121,12 +122,12 @@ def test_arguments_of_timm_that_change_no_weight():
 
 def test_what_a_preset_stands_for():
     config = vit().config
-    found = PreTrainingModelArguments(preset="simmim", spatial_loss="focal_l1").settings_for(config)
+    found = settings_for(PreTrainingModelArguments(preset="simmim", spatial_loss="focal_l1"), config)
     simmim = A2MIMConfig.simmim()
     assert found.pop("spatial_loss") == "focal_l1"  # a flag counts more
     assert found == {name: getattr(simmim, name) for name in found}
     assert {"mask_fill", "mask_site", "mask_token_mode", "mask_gamma_init", "frequency_loss_weight"} <= set(found)
     assert "image_size" not in found
-    assert PreTrainingModelArguments(preset="swin").settings_for(config)["image_size"] == 192
-    assert PreTrainingModelArguments(preset="swin", image_size=[64]).settings_for(config)["image_size"] == 64
-    assert PreTrainingModelArguments().settings_for(config) == {}
+    assert settings_for(PreTrainingModelArguments(preset="swin"), config)["image_size"] == 192
+    assert settings_for(PreTrainingModelArguments(preset="swin", image_size=[64]), config)["image_size"] == 64
+    assert settings_for(PreTrainingModelArguments(), config) == {}

@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.dense import DenseArguments, DenseModelArguments, DenseTrainingArguments
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import uploaded_files
 from modeling_a2mim.export.model_card import DenseTask, dense_card
-from modeling_a2mim.tasks.dense import (
-    DenseArguments,
-    DenseModelArguments,
-    DenseTrainingArguments,
-)
+from modeling_a2mim.tasks.encoder import build_backbone, open_start
 
 from .families import family_config
 
@@ -31,17 +28,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 )
 def test_four_maps_of_four_sizes(architecture, indices, channels, pyramid):
     args = DenseModelArguments(architecture=architecture, image_size=[64, 96], num_channels=1, drop_path=0.25)
-    backbone = args.backbone()
+    backbone = build_backbone(args)
     assert (backbone.out_indices, backbone.channels) == (indices, channels)
     assert (backbone.pyramid is not None) == pyramid
     maps = backbone(torch.randn(1, 1, 64, 96)).feature_maps
     assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert backbone.config.model_args == {"drop_path_rate": 0.25}
-    chosen = DenseModelArguments(architecture="test_resnet", out_indices=[2, 4]).backbone()
+    chosen = build_backbone(DenseModelArguments(architecture="test_resnet", out_indices=[2, 4]))
     assert chosen.out_indices == [2, 4]
 
 
 SMALL_VIT = {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 4, "num_heads": 2}}
+
+
+def pretrained_backbone(folder, **kwargs):
+    args = DenseModelArguments(model_name_or_path=str(folder), **kwargs)
+    return build_backbone(args, open_start(args))
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
@@ -53,9 +55,9 @@ def test_weights_at_another_size(family, tmp_path):
         model.a2mim.encoder.pos_embed.data[:, 1:] = ramp.reshape(1, 16, 32)
     export_model(model, tmp_path)
     kept = model.a2mim.encoder.state_dict()
-    same = DenseModelArguments(model_name_or_path=str(tmp_path)).backbone().a2mim.encoder.state_dict()
+    same = pretrained_backbone(tmp_path).a2mim.encoder.state_dict()
     assert all(torch.equal(same[name], kept[name]) for name in kept)
-    large = DenseModelArguments(model_name_or_path=str(tmp_path), image_size=[128]).backbone()
+    large = pretrained_backbone(tmp_path, image_size=[128])
     assert large.config.input_size == (128, 128)
     found = large.a2mim.encoder.state_dict()
     other = [name for name in found if found[name].shape != kept[name].shape]
@@ -87,8 +89,8 @@ def test_pyramid_from_pretrained_has_values(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DenseModelArguments().backbone(), "^model_name_or_path: give either it or"),
-        (lambda: DenseModelArguments(architecture="test_vit", drop_path=1.0).backbone(), "^drop_path: "),
+        (lambda: open_start(DenseModelArguments()), "^model_name_or_path: give either it or"),
+        (lambda: DenseModelArguments(architecture="test_vit", drop_path=1.0), "^drop_path: "),
         (lambda: DenseArguments(), "^dataset_name: annotated images are needed"),
         (lambda: DenseArguments(dataset_name=["a", "b"]), "^dataset_name: annotated images come from one"),
         (lambda: DenseArguments(train_dir=["a"], crop_scale=[0.5, 1.0]), "^crop_scale: "),
@@ -123,7 +125,7 @@ def record(**kwargs):
 
 
 def test_cards():
-    backbone = DenseModelArguments(architecture="test_resnet").backbone()
+    backbone = build_backbone(DenseModelArguments(architecture="test_resnet"))
     backbone.config.id2label = {0: "cat | dog", 1: "two\nlines"}
     text = str(dense_card(backbone, TASK, record(task="training from scratch"), "org/name"))
     assert "trained from scratch, with 2 classes: cat | dog, two lines." in text

@@ -12,20 +12,16 @@ from safetensors.torch import load_file
 from torchvision.ops import masks_to_boxes
 from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
+import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from modeling_a2mim.tasks.detection import (
-    DetectionArguments,
-    DetectionModelArguments,
-    DetectionTrainingArguments,
-    check_other_sizes,
-    run,
-)
 from modeling_a2mim.tasks.detection_annotations import Annotations
 from modeling_a2mim.tasks.detection_data import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
+from modeling_a2mim.tasks.detection_model import build_detector, check_other_sizes
 
 from .families import family_config
 from .processes import in_two_processes
@@ -145,7 +141,9 @@ def parsed(*flags):
 def start(source, folder, out, masks, *flags):
     common = ["--dataset_name", folder, "--output_dir", out, "--use_cpu", "--disable_tqdm", "True", "--max_steps", 2]
     common += ["--per_device_train_batch_size", 3, "--logging_steps", 1, "--save_strategy", "no"]
-    return run(*parsed(*source, *common, "--eval_strategy", "no", *flags), masks)
+    task = "instance-segmentation" if masks else "object-detection"
+    flags = [*SMALL, *source, *common, "--eval_strategy", "no", *flags]
+    return run_finetune.main(["--task", task, *map(str, flags)])
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +211,7 @@ def test_the_pipeline_of_transformers(folder, tmp_path):
 def test_the_pretrained_encoder_is_the_one_that_is_tuned(export):
     out, pretrained = export
     (model_args, _, _) = parsed("--model_name_or_path", out, "--dataset_name", "x", "--output_dir", "y")
-    model = model_args.build(["a", "b"], masks=False)
+    model = build_detector(model_args, ["a", "b"], masks=False)
     known = pretrained.a2mim.encoder.state_dict()
     assert all(torch.equal(v, known[n]) for n, v in model.backbone.a2mim.encoder.state_dict().items() if n in known)
     assert model.config.num_labels == 2

@@ -17,6 +17,7 @@ from modeling_a2mim.analysis.comparison import load_subject
 from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.models.heads import load_head, places_of
 from modeling_a2mim.pretrained import open_pretrained
+from modeling_a2mim.tasks.encoder import build_classifier
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,11 +147,11 @@ def test_a_classifier_from_a_segmenter(segmenter, tmp_path):
     arguments = ClassifierArguments(model_name_or_path=str(out))
     if start.config.architecture == "test_efficientnet":
         with pytest.raises(ValueError, match="^model_name_or_path: weights missing or left over: .*conv_head"):
-            arguments.build(["a", "b"])
+            build_classifier(arguments, ["a", "b"])
         with pytest.raises(ValueError, match="its encoder lacks weights: .*conv_head"):
             load_subject(str(out))
         return
-    model, _ = arguments.build(["a", "b"])
+    model, _ = build_classifier(arguments, ["a", "b"])
     own = model.a2mim.encoder.state_dict()
     stored = start.encoder_weights()
     assert len(stored) > 50

@@ -9,6 +9,7 @@ import pytest
 
 from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.splits import load_labelled_split
 from modeling_a2mim.training.outputs import check_apart
 
 from .image_files import (
@@ -118,7 +119,7 @@ def test_the_first_folder_names_the_class(make, caplog):
     with pytest.raises(
         ValueError, match="the images have no labels; `datasets` takes .* equally deep; --train_dir takes"
     ):
-        ClassificationArguments(dataset_name=[str(root)]).load(train=True)
+        load_labelled_split(ClassificationArguments(dataset_name=[str(root)]), True)
 
 
 def test_splits_are_no_classes(make):
@@ -137,7 +138,7 @@ def test_training_and_evaluation_agree_on_classes(make):
     train = make("cat/p/0.png", "dog/p/1.png", root="train")
     evaluation = make("dog/2.png", "cat/q/q/3.png", root="evaluation")
     folders = {"train_dir": [str(train)], "validation_dir": str(evaluation)}
-    found = ClassificationArguments(**folders).load(train=False)
+    found = load_labelled_split(ClassificationArguments(**folders), False)
     assert (found.features["label"].names, found["label"]) == (["cat", "dog"], [0, 1])
 
 

@@ -12,6 +12,7 @@ from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.labels import encode_classes, has_label, labelled, with_column
+from modeling_a2mim.data.splits import load_labelled_split
 from modeling_a2mim.tasks.labelled_images import LabelledImages
 
 from .test_scripts import SMALL, finetune
@@ -116,7 +117,7 @@ def test_streams_without_labels(tmp_path):
     samples = ImageSamples(images.train, lambda image: {}, "image", "label")
     assert [int(sample["labels"]) for sample in samples.first(3)] == [0, 1, 1]
     # What cannot be known before it is read counts as broken.
-    source = args.load(train=True)
+    source = load_labelled_split(args, True)
     samples = ImageSamples(source, lambda image: {}, "image", "label")
     for row in (1, 3):
         with pytest.raises(BrokenImage, match="has no label$"):
@@ -126,8 +127,8 @@ def test_streams_without_labels(tmp_path):
 def test_the_first_rows_of_a_stream_have_their_labels(tmp_path):
     images_of([0, -1, 1, 0], PETS).to_parquet(tmp_path / "train-0.parquet", batch_size=2)
     args = ClassificationArguments(dataset_name=[str(tmp_path)], streaming=True, max_train_samples=3)
-    assert args.load(train=True).column("label") == [0, -1, 1]
-    left = labelled(args.load(train=True), "label", "dataset_name", "train on")
+    assert load_labelled_split(args, True).column("label") == [0, -1, 1]
+    left = labelled(load_labelled_split(args, True), "label", "dataset_name", "train on")
     assert left.column("label") == [0, 1]
 
 

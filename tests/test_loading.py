@@ -8,6 +8,7 @@ from modeling_a2mim.arguments.data import PreTrainingDataArguments
 from modeling_a2mim.data.columns import find_column
 from modeling_a2mim.data.loading import find_validation_split, load_images
 from modeling_a2mim.data.sources import DatasetSource
+from modeling_a2mim.data.splits import load_evaluation_split
 
 from .image_files import numbers, write_images, write_parquet
 
@@ -94,7 +95,8 @@ def test_an_existing_path_is_a_path(tmp_path, monkeypatch, name):
             assert numbers(**{flag: [f"{name}/parquet"]}, **given) == [0, 1, 2]
         assert numbers(dataset_name=[f"{name}/parquet/a.parquet"], **given) == [0, 1, 2]
         assert numbers(labels=True, dataset_name=[str(table)], **given) == (["a", "b"], [(0, 0), (1, 1)])
-    evaluation = PreTrainingDataArguments(train_dir=[str(folder)], validation_dir=f"{name}/images").load(train=False)
+    args = PreTrainingDataArguments(train_dir=[str(folder)], validation_dir=f"{name}/images")
+    evaluation = load_evaluation_split(args, None, needs="images")
     assert len(evaluation) == 2
     assert numbers(dataset_name=[str(tmp_path / "*" / "images" / "*.png")]) == [0, 1]  # and a pattern is one
     with pytest.raises(ValueError, match="no such file"):

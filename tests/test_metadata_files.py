@@ -8,6 +8,7 @@ import pytest
 
 from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.splits import load_labelled_split, load_pretraining_splits
 from modeling_a2mim.tasks.labelled_images import LabelledImages
 
 from .image_files import (
@@ -35,7 +36,7 @@ def test_metadata_says_which_images_there_are(make, caplog, by):
     metadata(root, "file_name,label", "ward b/0.png,sick", "ward a/1.png,well", "./ward b/2.png,well", "gone.png,well")
     for streaming in (False, True):
         assert classes(root, streaming, **{by: [str(root)]}) == {"sick": 1, "well": 2}
-        train, *_ = PreTrainingDataArguments(**{by: [str(root)]}, streaming=streaming).load_both()
+        train, *_ = load_pretraining_splits(PreTrainingDataArguments(**{by: [str(root)]}, streaming=streaming))
         assert len(train) == 3
     options = {"every_file": by == "train_dir"}
     assert names(root, both(root, **options)) == ["ward a/1.png", "ward b/0.png", "ward b/2.png"]
@@ -99,9 +100,9 @@ def test_metadata_that_is_not_of_imagefolder(make, caplog, rows, what):
         with pytest.raises(
             ValueError, match=rf"/images/metadata\.csv ({what}).*; correct it, or move it out of the folder"
         ):
-            ClassificationArguments(**arguments).load(train=True)
+            load_labelled_split(ClassificationArguments(**arguments), True)
         for streaming in (False, True):
-            train, *_ = PreTrainingDataArguments(**arguments, streaming=streaming).load_both()
+            train, *_ = load_pretraining_splits(PreTrainingDataArguments(**arguments, streaming=streaming))
             assert len(train) == 2
     assert "it is not needed here, and ignored: all images are used" in caplog.text
 

@@ -4,6 +4,7 @@ import pytest
 
 from modeling_a2mim.arguments.data import PreTrainingDataArguments
 from modeling_a2mim.data.formats.named_splits import split_kinds
+from modeling_a2mim.data.splits import load_evaluation_split
 
 from .image_files import lines, numbers, write_parquet
 
@@ -36,4 +37,4 @@ def test_splits_of_shards(tmp_path, caplog):
     ]
     args = PreTrainingDataArguments(dataset_name=[str(tmp_path)], validation_split="valid")
     with pytest.raises(ValueError, match="no split 'valid'; there are train, test"):
-        args.load(train=False)
+        load_evaluation_split(args, "valid", needs="images")

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 import run_finetune
 import run_pretraining
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, export
-from modeling_a2mim.probing import LinearProbe
+from modeling_a2mim.models.linear_probe import LinearProbe
 
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")

@@ -2,10 +2,9 @@
 
 import pytest
 
-from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data import reading
 
-from .image_files import encoded, numbers, write_parquet, write_tar, write_zip
+from .image_files import encoded, evaluated, numbers, write_parquet, write_tar, write_zip
 
 
 PETS = [(f"data/{'cat' if n % 2 else 'dog'}/{n}.png", encoded(n)) for n in range(6)]
@@ -38,7 +37,7 @@ def test_on_the_hub(hub, tmp_path, caplog, streaming):
     given = {"streaming": streaming}
     for name in ("org/zip", "org/splits"):
         assert numbers(labels=True, dataset_name=[name], **given) == PETS_LABELLED
-    assert len(ClassificationArguments(dataset_name=["org/splits"]).load(train=False)) == 2
+    assert len(evaluated(dataset_name=["org/splits"])) == 2
     assert numbers(dataset_name=["org/stray"], **given) == [0, 1, 2, 3]
     assert "4 images in 1 parquet file; left out: 2 image files (test.png, docs/b.png)" in caplog.text
     assert numbers(labels=True, dataset_name=["org/tar"], **given) == (["0", "1"], [(0, 0), (1, 1)])

@@ -22,6 +22,7 @@ from modeling_a2mim import (
     A2MIMForPreTraining,
     A2MIMModel,
 )
+from modeling_a2mim.arguments.dense import DenseModelArguments
 from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.configuration_a2mim import fields_of_timm
 from modeling_a2mim.export.folder import export_model
@@ -35,7 +36,7 @@ from modeling_a2mim.export.loading import (
 from modeling_a2mim.models.detection import A2MIMDetectorConfig
 from modeling_a2mim.models.linear_probe import LinearProbe
 from modeling_a2mim.pretrained import find_file, open_pretrained
-from modeling_a2mim.tasks.dense import DenseModelArguments
+from modeling_a2mim.tasks.encoder import build_backbone, build_classifier, encoder_provenance, open_start
 
 from .families import family_config
 
@@ -116,8 +117,8 @@ def test_the_root_is_fine_tuned(models, classifier, folder, tmp_path, caplog, no
 
 def test_frozen_features_are_those_of_the_root(models, classifier, folder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("modeling_a2mim.tasks.seeds.evaluate_frozen", lambda model, *a, **k: seen.append(model) or [])
-    monkeypatch.setattr("modeling_a2mim.tasks.seeds.report", lambda *args: {})
+    monkeypatch.setattr("modeling_a2mim.tasks.frozen.evaluate_frozen", lambda model, *a, **k: seen.append(model) or [])
+    monkeypatch.setattr("modeling_a2mim.tasks.classification.report", lambda *args: {})
     data = ["--train_dir", str(folder), "--validation_dir", str(folder), "--output_dir", str(tmp_path / "out")]
     run_finetune.main(["--model_name_or_path", str(classifier), "--knn", "--use_cpu", *data])
     assert_same(seen[0].a2mim.encoder.state_dict(), encoder_of(models[1]))
@@ -216,9 +217,10 @@ def test_every_kind_of_root(models, tmp_path):
         assert found.config.input_size == (32, 32)
         assert found.names in (None, NAMES)
         assert_same(found.encoder_weights(), weights)
-        model, _ = ClassifierArguments(model_name_or_path=str(tmp_path / name)).build(["a", "b"])
+        model, _ = build_classifier(ClassifierArguments(model_name_or_path=str(tmp_path / name)), ["a", "b"])
         assert_same(model.a2mim.encoder.state_dict(), weights)
-        backbone = DenseModelArguments(model_name_or_path=str(tmp_path / name)).backbone()
+        args = DenseModelArguments(model_name_or_path=str(tmp_path / name))
+        backbone = build_backbone(args, open_start(args))
         assert_same(backbone.a2mim.encoder.state_dict(), weights)
     assert not list((tmp_path / "shards").glob("model.safetensors"))
     with pytest.raises(ValueError, match="no pre-training model there: it holds a detector of 3 classes"):
@@ -289,7 +291,7 @@ def test_what_timm_saves(architecture, args, size, tmp_path):
     timm.models.save_for_hf(theirs, tmp_path, safe_serialization=True)
     config, _ = load_encoder(str(tmp_path))
     assert (config.input_size, config.num_channels) == (size, args.get("in_chans", 3))
-    model, _ = ClassifierArguments(model_name_or_path=str(tmp_path)).build(["a", "b"])
+    model, _ = build_classifier(ClassifierArguments(model_name_or_path=str(tmp_path)), ["a", "b"])
     own = model.a2mim.encoder.state_dict()
     head = {name for name in own if own[name].shape != theirs.state_dict().get(name, own[name]).shape}
     assert_same(own, {n: v for n, v in theirs.state_dict().items() if n not in head and "classifier" not in n})
@@ -377,7 +379,7 @@ def put(hub, folder, name="org/x"):
 
 def test_repositories(hub, models, classifier, monkeypatch):
     put(hub, classifier)
-    model, start = ClassifierArguments(model_name_or_path="org/x").build(["a", "b"])
+    model, start = build_classifier(ClassifierArguments(model_name_or_path="org/x"), ["a", "b"])
     assert_same(model.a2mim.encoder.state_dict(), encoder_of(models[1]))
     assert start.describe() == "the classifier in org/x (its 3-class head is left out)"
     assert_same(load_pretraining_model("org/x").state_dict(), models[0].state_dict())
@@ -407,13 +409,17 @@ def test_a_hub_that_cannot_be_asked(hub, models, classifier, folder, monkeypatch
     assert find_file("org/plain", "model.safetensors") is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     arguments = ClassifierArguments(model_name_or_path="org/x")
-    model, start = arguments.build(["a", "b"])
+    model, start = build_classifier(arguments, ["a", "b"])
     assert_same(model.a2mim.encoder.state_dict(), encoder_of(models[1]))
     assert pretraining_beside(start) is None
     assert (
         "the result will hold no pretraining/, as that of org/x: model_name_or_path: org/x is no folder" in caplog.text
     )
-    assert arguments.origin() == {"base_model": "org/x", "start": "a classifier of 3 classes", "earlier": [{}]}
+    assert encoder_provenance(arguments) == {
+        "base_model": "org/x",
+        "start": "a classifier of 3 classes",
+        "earlier": [{}],
+    }
     assert "the runs behind org/x are not known: " in caplog.text
     # What the Hub said when it was asked holds: there are no weights.
     with pytest.raises(ValueError, match=r"org/plain .*the Hub could not be asked for model\.safetensors\.index"):
@@ -427,7 +433,7 @@ def test_a_hub_that_cannot_be_asked(hub, models, classifier, folder, monkeypatch
         with pytest.raises(ValueError, match=message):
             main(data)
     with pytest.raises(ValueError, match=message):
-        DenseModelArguments(model_name_or_path="org/none").backbone()
+        open_start(DenseModelArguments(model_name_or_path="org/none"))
     assert not (classifier / "out").exists()
 
 

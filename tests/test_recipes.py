@@ -14,6 +14,7 @@ from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.recipes import FOLDER, as_flags, load_recipe, recipe_names
 from modeling_a2mim.tasks.classification_trainer import FineTuningTrainer
+from modeling_a2mim.tasks.encoder import build_classifier
 
 from .test_optimization import convnext_layer, vit_layer
 
@@ -120,7 +121,7 @@ def prepared(tmp_path, recipe, architecture, *more):
     argv += ["--eval_strategy", "no"]
     kinds = (ClassifierArguments, ClassificationArguments, FineTuningArguments)
     model_args, data_args, args = parse(*kinds, argv, "run_finetune.py", "image-classification")
-    model, _ = model_args.build([str(i) for i in range(10)])
+    model, _ = build_classifier(model_args, [str(i) for i in range(10)])
     if model_args.linear_probe:
         model.freeze_encoder()
     return FineTuningTrainer(model=model, args=args), data_args

@@ -17,28 +17,27 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.segmentation import (
+    SegmentationArguments,
+    SegmentationModelArguments,
+    SegmentationTrainingArguments,
+)
 from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.splits import load_training_split
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.models.backbone import FeaturePyramid
 from modeling_a2mim.recipes import FOLDER
-from modeling_a2mim.tasks.segmentation import (
-    SegmentationArguments,
-    SegmentationModelArguments,
-    SegmentationTrainer,
-    SegmentationTrainingArguments,
-    SegmentationTransform,
-    build,
-    image_processor,
-    run,
-    without_package,
-)
+from modeling_a2mim.tasks.segmentation import SegmentationTrainer
+from modeling_a2mim.tasks.segmentation_data import SegmentationTransform, find_columns, read_maps
 from modeling_a2mim.tasks.segmentation_labels import LabelValues
-from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, predictions_picture, resized_prediction
+from modeling_a2mim.tasks.segmentation_maps import MeanIoU, colours, confusion, plot_predictions, resized_prediction
+from modeling_a2mim.tasks.segmentation_model import build_segmenter, image_processor, without_package
 
 from .families import FAMILIES, family_config
 
@@ -84,8 +83,7 @@ def data(tmp_path_factory):
 
 
 def segment(argv):
-    types = (SegmentationModelArguments, SegmentationArguments, SegmentationTrainingArguments)
-    return run(*parse(*types, [*COMMON, *argv], "run_finetune.py", "semantic-segmentation"))
+    return run_finetune.main(["--task", "semantic-segmentation", *COMMON, *argv])
 
 
 def small(architecture="test_resnet", channels=3, size=SIZE, **kwargs):
@@ -98,7 +96,7 @@ def small(architecture="test_resnet", channels=3, size=SIZE, **kwargs):
         **kwargs,
     )
     torch.manual_seed(0)
-    return build(args, NAMES).eval()
+    return build_segmenter(args, NAMES).eval()
 
 
 # The metric
@@ -152,24 +150,24 @@ def rows(**columns):
 
 def test_names_and_columns_that_are_found(data, tmp_path):
     args = SegmentationArguments(dataset_name=[str(data)])
-    train = args.load(train=True)
-    assert args.columns(train) == ("image", "annotation")
-    assert args.labels(train, None, "annotation").labels.names == NAMES
+    train = load_training_split(args)
+    assert find_columns(args, train) == ("image", "annotation")
+    assert read_maps(args, train, None, "annotation").labels.names == NAMES
     beside = SegmentationArguments(train_dir=[str(data / "data")])  # of which the file is
-    assert beside.labels(train, None, "annotation").labels.names == NAMES
+    assert read_maps(beside, train, None, "annotation").labels.names == NAMES
     maps = [png(np.uint8([[3, 255, 1]])), png(np.uint8([[0, 0, 1]]))]
     found = rows(annotation=maps, image=maps)  # images need not come first
     args = SegmentationArguments(dataset_name=[str(tmp_path)])
-    assert args.columns(found) == ("image", "annotation")
-    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 1", "class 3"]
+    assert find_columns(args, found) == ("image", "annotation")
+    assert read_maps(args, found, None, "annotation").labels.names == ["class 0", "class 1", "class 3"]
     args = SegmentationArguments(dataset_name=[str(tmp_path)], do_reduce_labels=True)
-    assert args.labels(found, None, "annotation").labels.names == ["class 0", "class 2"]
+    assert read_maps(args, found, None, "annotation").labels.names == ["class 0", "class 2"]
     with pytest.raises(ValueError, match="^label_column_name: the dataset has no column of maps"):
-        args.columns(rows(image=maps, other=maps))
+        find_columns(args, rows(image=maps, other=maps))
     with pytest.raises(ValueError, match="^image_column_name: no column of images beside 'mask'"):
-        args.columns(rows(mask=maps))
+        find_columns(args, rows(mask=maps))
     with pytest.raises(ValueError, match="^ignore_index: 2 is the class 'Trouser'"):
-        SegmentationArguments(dataset_name=[str(data)], ignore_index=2).labels(train, None, "annotation")
+        read_maps(SegmentationArguments(dataset_name=[str(data)], ignore_index=2), train, None, "annotation")
 
 
 # Augmentation
@@ -178,8 +176,7 @@ def test_names_and_columns_that_are_found(data, tmp_path):
 def transform(size=(24, 16), channels=1, names=16, train=True, **kwargs):
     config = A2MIMConfig.for_encoder(list(size), architecture="test_resnet", num_channels=channels)
     model = type("Model", (), {"backbone": type("Backbone", (), {"config": config})})
-    args = SegmentationArguments(dataset_name=["x"], **kwargs)
-    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), args, train)
+    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), train, **kwargs)
 
 
 def test_maps_move_with_their_images():
@@ -405,7 +402,7 @@ def test_strangers_get_the_figures(trained, data, tmp_path):
 
 def test_weights_are_the_pretrained_ones(encoder, tmp_path):
     args = SegmentationModelArguments(model_name_or_path=str(encoder), image_size=[SIZE], head_channels=8)
-    found = build(args, NAMES).backbone.a2mim.encoder.state_dict()
+    found = build_segmenter(args, NAMES).backbone.a2mim.encoder.state_dict()
     kept = A2MIMForPreTraining.from_pretrained(encoder, subfolder="pretraining").a2mim.encoder.state_dict()
     assert found.keys() == kept.keys()
     assert all(torch.equal(found[name], kept[name]) for name in kept)
@@ -483,7 +480,7 @@ def test_recipes_parse(tmp_path):
         assert args.step_batch_size == 16
         model_args.architecture = "test_resnet" if "r50" in name else "test_vit"
         model_args.sync_batch_norm, model_args.image_size, model_args.head_channels = False, [64], 8
-        model = build(model_args, NAMES)
+        model = build_segmenter(model_args, NAMES)
         trainer = SegmentationTrainer(
             model=model, args=args, processing_class=image_processor(model), names=NAMES, ignore_index=255
         )
@@ -500,7 +497,7 @@ def test_recipes_parse(tmp_path):
 def test_picture():
     truth = torch.tensor([[0, 1], [255, 2]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
     prediction = torch.full((16, 16), 3)
-    picture = predictions_picture([Image.new("RGB", (16, 16))], [truth], [prediction], list("abcde"))
+    picture = plot_predictions([Image.new("RGB", (16, 16))], [truth], [prediction], list("abcde"))
     shown = {tuple(colour) for colour in np.asarray(picture).reshape(-1, 3).tolist()}
     palette = [tuple(round(255 * v) for v in colour) for colour in colours(5)]
 

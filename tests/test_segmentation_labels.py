@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from modeling_a2mim.arguments.segmentation import ignored_value
 from modeling_a2mim.data.decoding import BrokenImage, open_image, orientation, turned
-from modeling_a2mim.tasks.segmentation_labels import LabelValues, ignored_value, read_labels, read_pixels
+from modeling_a2mim.tasks.segmentation_labels import LabelValues, read_labels, read_pixels
 
 
 COLOURS = {0x000000: (0, 0, 0), 0xFF0000: (255, 0, 0), 0x0000FF: (0, 0, 255)}

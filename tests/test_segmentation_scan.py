@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 import run_finetune
-from modeling_a2mim.tasks.segmentation import SegmentationArguments
+from modeling_a2mim.arguments.segmentation import SegmentationArguments
+from modeling_a2mim.data.splits import find_evaluation_split, load_evaluation_split
+from modeling_a2mim.tasks.segmentation_data import read_maps
 from modeling_a2mim.tasks.segmentation_maps import MeanIoU
 from modeling_a2mim.tasks.segmentation_scan import FoundInMaps, choose_labels, count_values
 
@@ -203,17 +205,17 @@ def test_classes_of_a_segmenter_that_is_evaluated(tmp_path, caplog):
     """In its order, by names from a file, or by numbers; one class alone is said."""
     folder = write(tmp_path, [halves(0, 255)], [halves(0, 0)])
     args = SegmentationArguments(dataset_name=[str(folder)])
-    maps = args.load(train=False)
-    found = args.labels(None, maps, "mask", names=["ground", "defect"]).labels
+    maps = load_evaluation_split(args, find_evaluation_split(args))
+    found = read_maps(args, None, maps, "mask", names=["ground", "defect"]).labels
     assert found.stored == {0: 0, 1: 1}
     assert "evaluation maps hold one class, 'ground' (value 0 (100% of the pixels))" in caplog.text
-    found = args.labels(None, maps, "mask", names=["class 128", "class 0"]).labels
+    found = read_maps(args, None, maps, "mask", names=["class 128", "class 0"]).labels
     assert found.stored == {128: 0, 0: 1}
     (folder / "id2label.json").write_text('{"0": "ground", "255": "defect"}')
-    found = args.labels(None, maps, "mask", names=["sky", "defect", "ground"]).labels
+    found = read_maps(args, None, maps, "mask", names=["sky", "defect", "ground"]).labels
     assert found.stored == {255: 1, 0: 2}
     with pytest.raises(ValueError, match="^labels_file: 'defect' is no class of the model"):
-        args.labels(None, maps, "mask", names=["ground", "sky"])
+        read_maps(args, None, maps, "mask", names=["ground", "sky"])
 
 
 def test_noise_of_png_maps_is_said(caplog):

@@ -9,6 +9,7 @@ from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.tars import TarSource
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource, MixedSource
+from modeling_a2mim.data.splits import image_samples
 
 from .image_files import check_rows, encoded, number_of, write_shards, write_tars
 
@@ -62,7 +63,7 @@ def test_names_of_rows_say_nothing_of_this_machine(parquet, tars, tmp_path, monk
             arguments = DataArguments(**arguments)
             for every_file in (False, True):
                 dataset = load_images(folder, every_file=every_file)
-                data = arguments.samples(dataset, None, 0)
+                data = image_samples(arguments, dataset, None, 0)
                 assert sorted(data.name(row) for row in range(4)) == names
     elsewhere = DatasetSource(load_images("images", every_file=False)).select("image")
     assert elsewhere.file_name(3) == "1/003.png"  # no folder is known, and no more is said

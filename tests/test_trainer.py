@@ -16,6 +16,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.export.record import PACE
 from modeling_a2mim.training import callbacks
+from modeling_a2mim.training.length import logging_steps
 from modeling_a2mim.training.optimization import parameter_groups
 from modeling_a2mim.training.outputs import METRICS
 from modeling_a2mim.training.trainer import A2MIMTrainer
@@ -289,11 +290,7 @@ def test_short_runs_log_more_often(tmp_path, monkeypatch, given, steps, logged):
 
 def test_logging_steps_by_length(tmp_path):
     args = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    found = []
-    for steps in (1, 5, 93, 999, 1000, 100_000):
-        args.choose_logging_steps(steps)
-        found.append(args.logging_steps)
+    found = [logging_steps(args, steps) for steps in (1, 5, 93, 999, 1000, 100_000)]
     assert found == [1, 1, 4, 49, 50, 50]
     given = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, logging_steps=50)
-    given.choose_logging_steps(5)
-    assert given.logging_steps == 50
+    assert logging_steps(given, 5) == 50

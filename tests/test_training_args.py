@@ -3,6 +3,7 @@
 import pytest
 
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
+from modeling_a2mim.training.length import with_length
 
 
 def make(tmp_path, kind=A2MIMTrainingArguments, **kwargs):
@@ -90,16 +91,13 @@ def test_the_usual_rate_follows_the_batch(tmp_path, kind):
 
 
 def test_fine_tuning_of_few_images_is_evaluated_ten_times(tmp_path):
-    few = make(tmp_path, FineTuningArguments, per_device_train_batch_size=64)
-    few.choose_length(40)
+    few = with_length(make(tmp_path, FineTuningArguments, per_device_train_batch_size=64), 40)
     assert few.num_train_epochs == FineTuningArguments.USUAL_EPOCHS[1]
     assert (few.eval_strategy, few.eval_steps) == ("steps", 0.1)
-    many = make(tmp_path, FineTuningArguments, per_device_train_batch_size=64)
-    many.choose_length(64_000)
+    many = with_length(make(tmp_path, FineTuningArguments, per_device_train_batch_size=64), 64_000)
     assert (many.num_train_epochs, many.eval_strategy) == (FineTuningArguments.USUAL_EPOCHS[0], "epoch")
     for given in ({"eval_strategy": "epoch"}, {"num_train_epochs": 50}, {"eval_strategy": "no"}):
-        args = make(tmp_path, FineTuningArguments, **given)
-        args.choose_length(40)
+        args = with_length(make(tmp_path, FineTuningArguments, **given), 40)
         assert args.eval_strategy == given.get("eval_strategy", "epoch")
 
 

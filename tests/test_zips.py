@@ -5,7 +5,6 @@ import zipfile
 
 import pytest
 
-from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data import reading
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.zips import ZipSource, folder_classes
@@ -13,6 +12,7 @@ from modeling_a2mim.data.reading import ReadError
 
 from .image_files import (
     encoded,
+    evaluated,
     number_of,
     numbers,
     write_zip,
@@ -49,7 +49,7 @@ def test_zips(tmp_path, caplog, streaming):
         assert numbers(labels=True, **source, streaming=streaming) == PETS_LABELLED
     write_zip(archive.parent / "test.zip", PETS[:2])
     assert numbers(dataset_name=[str(archive.parent)], streaming=streaming) == list(range(6))
-    assert len(ClassificationArguments(dataset_name=[str(archive.parent)]).load(train=False)) == 2
+    assert len(evaluated(dataset_name=[str(archive.parent)])) == 2
     for name, members, message in (
         ("none", [("a.csv", b"")], r"no images in its 1 zip file\(s\); there are 1 .csv file \(a.csv\)"),
         ("empty", [], "no images in its 1 zip"),

@@ -1,165 +1,140 @@
-"""The command line of the scripts, parsed by transformers' HfArgumentParser, and the arguments that say what model."""
+"""Command-line arguments that say what model: its encoder, the mask and the loss, or a classifier."""
 
-import json
-import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..configuration_a2mim import A2MIMConfig, check_statistics, is_timm
-from ..export.loading import earlier_of, folder_or_id, load_into_encoder, origin_of
-from ..export.record import read_record
-from ..models.classifier import A2MIMForImageClassification
-from ..models.resizing import resized_weights
-from ..pretrained import PRETRAINING_CONFIG, Pretrained, open_pretrained
-from .data import helped
+from transformers.hf_argparser import HfArg
+
+from ..configuration_a2mim import check_statistics
+from ..pretrained import PRETRAINING_CONFIG
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
-# What each of them decides, be it the default.
-PRESET_FIELDS = ("mask_fill", "mask_site", "mask_token_mode", "mask_gamma_init", "spatial_loss")
-PRESET_FIELDS += ("frequency_loss_weight", "frequency_unmasked_weight")
-
-logger = logging.getLogger("a2mim")
 
 
 @dataclass
 class EncoderArguments:
     """The encoder and the images that it takes; what is not given is the configuration's default."""
 
-    architecture: str | None = helped(None, "A timm model: any name of timm.list_models(). Default resnet50.")
-    model_args: str | None = helped(
-        None, "Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
+    architecture: str | None = HfArg(
+        default=None, help="A timm model: any name of timm.list_models(). Default resnet50."
     )
-    image_size: list[int] | None = helped(None, "Image size in pixels: one number, or height and width.", nargs="+")
-    num_channels: int | None = helped(None, "Channels of the images: 1 grey, 3 RGB (default).")
-    image_mean: list[float] | None = helped(None, "Mean of each channel (pixels in [0, 1]).", nargs="+")
-    image_std: list[float] | None = helped(None, "Standard deviation of each channel (pixels in [0, 1]).", nargs="+")
-    crop_pct: float | None = helped(None, "Share of the resized image that is seen in evaluation. Default 0.95.")
+    model_args: str | None = HfArg(
+        default=None, help="Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
+    )
+    image_size: list[int] | None = HfArg(
+        default=None, help="Image size in pixels: one number, or height and width.", metadata={"nargs": "+"}
+    )
+    num_channels: int | None = HfArg(default=None, help="Channels of the images: 1 grey, 3 RGB (default).")
+    image_mean: list[float] | None = HfArg(
+        default=None, help="Mean of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    )
+    image_std: list[float] | None = HfArg(
+        default=None, help="Standard deviation of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    )
+    crop_pct: float | None = HfArg(
+        default=None, help="Share of the resized image that is seen in evaluation. Default 0.95."
+    )
 
     def __post_init__(self):
         for field in ("image_mean", "image_std"):
             if getattr(self, field) is not None:
                 check_statistics(field, getattr(self, field))
 
-    def given(self) -> dict:
-        """What was given, as keyword arguments of A2MIMConfig."""
-        names = [f.name for f in fields(self) if f.name in A2MIMConfig.__annotations__]
-        values = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for name in ("image_size", "mask_patch_size"):
-            if name in values and len(values[name]) == 1:
-                values[name] = values[name][0]
-        if "model_args" in values:
-            try:
-                values["model_args"] = json.loads(values["model_args"])
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"model_args: expected a JSON object, got {values['model_args']!r}: {error}"
-                ) from error
-        return values
-
 
 @dataclass
 class PreTrainingModelArguments(EncoderArguments):
     """The encoder, the mask and the loss (fields of A2MIMConfig)."""
 
-    preset: str = helped(
-        "auto",
-        "Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic ones, "
-        "its own for a model that continues.",
-        choices=PRESETS,
+    preset: str = HfArg(
+        default="auto",
+        help="Whose settings of the paper to start from; auto: resnet for hierarchical encoders, vit for isotropic "
+        "ones, its own for a model that continues.",
+        metadata={"choices": PRESETS},
     )
-    model_name_or_path: str | None = helped(
-        None,
-        "Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not given "
-        "stays as it is; what its weights do not fit is refused.",
+    model_name_or_path: str | None = HfArg(
+        default=None,
+        help="Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not "
+        "given stays as it is; what its weights do not fit is refused.",
     )
-    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
-    mask_ratio: float | None = helped(None, "Share of masked cells, in (0, 1). Default 0.6.")
-    mask_patch_size: list[int] | None = helped(
-        None, "Size of one masked cell in pixels. Default: 32, or less to have 6 x 6 cells.", nargs="+"
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
+    mask_ratio: float | None = HfArg(default=None, help="Share of masked cells, in (0, 1). Default 0.6.")
+    mask_patch_size: list[int] | None = HfArg(
+        default=None,
+        help="Size of one masked cell in pixels. Default: 32, or less to have 6 x 6 cells.",
+        metadata={"nargs": "+"},
     )
-    mask_fill: str | None = helped(None, "What masked pixels become: mean, zero or none.")
-    mask_site: str | None = helped(None, "Where the mask token enters: a timm module, or an index into feature_info.")
-    mask_token_mode: str | None = helped(None, "add (A2MIM) or replace (SimMIM).")
-    mask_gamma_init: str | None = helped(None, "First value of gamma, or none.")
-    decoder: str | None = helped(
-        None, "linear (the paper's), or multiscale: reads every stage, learns from fewer steps; hierarchical encoders."
+    mask_fill: str | None = HfArg(default=None, help="What masked pixels become: mean, zero or none.")
+    mask_site: str | None = HfArg(
+        default=None, help="Where the mask token enters: a timm module, or an index into feature_info."
     )
-    decoder_kernel_size: int | None = helped(None, "Size of the convolution that predicts the pixels. Default 1.")
-    decoder_norm: bool | None = helped(None, "Decode after the norm of the encoder's head, where it has one.")
-    spatial_loss: str | None = helped(None, "l1 or focal_l1.")
-    frequency_loss_weight: float | None = helped(None, "Weight of the Fourier term; 0 turns it off.")
-    frequency_focal: bool | None = helped(None, "Focal frequency loss, or the spatial criterion of the spectrum.")
-    frequency_replacement: str | None = helped(None, "mixed, prediction, target or mean.")
-    frequency_unmasked_weight: float | None = helped(None, "Share of the visible prediction in the Fourier term.")
-    frequency_batch_average: bool | None = helped(None, "Average the batch before the Fourier transform.")
-
-    def config(self) -> A2MIMConfig:
-        """The configuration that these arguments describe.
-
-        Raises:
-            ValueError: naming the field that is wrong.
-        """
-        make = A2MIMConfig.for_architecture if self.preset == "auto" else getattr(A2MIMConfig, self.preset)
-        return make(**{"architecture": A2MIMConfig.architecture, **self.given()})
-
-    def given(self) -> dict:
-        values = super().given()
-        site, gamma = values.get("mask_site"), values.get("mask_gamma_init")
-        if site is not None and site.lstrip("-").isdigit():
-            values["mask_site"] = int(site)
-        if gamma is not None:
-            try:
-                values["mask_gamma_init"] = None if gamma.lower() == "none" else float(gamma)
-            except ValueError:
-                raise ValueError(f"mask_gamma_init: expected a number or none, got {gamma!r}") from None
-        return values
-
-    def settings_for(self, config: A2MIMConfig) -> dict:
-        """What was given of the model, `preset` included, for a model that continues: fields of its configuration."""
-        values = self.given()
-        if self.preset == "auto":
-            return values
-        kept = {name: getattr(config, name) for name in ("architecture", "model_args", "num_channels")}
-        kept |= {name: values[name] for name in (*kept, "image_size") if name in values}
-        preset, plain = getattr(A2MIMConfig, self.preset)(**kept), A2MIMConfig(**kept)
-        names = [
-            f for f in A2MIMConfig.__annotations__ if f in PRESET_FIELDS or getattr(preset, f) != getattr(plain, f)
-        ]
-        return {**{name: getattr(preset, name) for name in names}, **values}
+    mask_token_mode: str | None = HfArg(default=None, help="add (A2MIM) or replace (SimMIM).")
+    mask_gamma_init: str | None = HfArg(default=None, help="First value of gamma, or none.")
+    decoder: str | None = HfArg(
+        default=None,
+        help="linear (the paper's), or multiscale: reads every stage, learns from fewer steps; hierarchical encoders.",
+    )
+    decoder_kernel_size: int | None = HfArg(
+        default=None, help="Size of the convolution that predicts the pixels. Default 1."
+    )
+    decoder_norm: bool | None = HfArg(
+        default=None, help="Decode after the norm of the encoder's head, where it has one."
+    )
+    spatial_loss: str | None = HfArg(default=None, help="l1 or focal_l1.")
+    frequency_loss_weight: float | None = HfArg(default=None, help="Weight of the Fourier term; 0 turns it off.")
+    frequency_focal: bool | None = HfArg(
+        default=None, help="Focal frequency loss, or the spatial criterion of the spectrum."
+    )
+    frequency_replacement: str | None = HfArg(default=None, help="mixed, prediction, target or mean.")
+    frequency_unmasked_weight: float | None = HfArg(
+        default=None, help="Share of the visible prediction in the Fourier term."
+    )
+    frequency_batch_average: bool | None = HfArg(default=None, help="Average the batch before the Fourier transform.")
 
 
 @dataclass
 class ClassifierArguments(EncoderArguments):
     """What to fine-tune: a pre-trained encoder, or a new one (`architecture`)."""
 
-    architecture: str | None = helped(None, "Train this timm model from scratch: any name of timm.list_models().")
-    model_name_or_path: str | None = helped(None, "An exported folder, its name on the Hub, or any timm model there.")
-    model_revision: str | None = helped(None, "Branch, tag or commit of --model_name_or_path on the Hub.")
-    global_pool: str | None = helped(
-        None, "How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ..."
+    architecture: str | None = HfArg(
+        default=None, help="Train this timm model from scratch: any name of timm.list_models()."
     )
-    drop_path: float | None = helped(None, "Rate of stochastic depth.")
-    linear_probe: bool = helped(False, "Freeze the encoder and train only a linear classifier.")
-    probe_batch_norm: bool = helped(
-        False, "Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
+    model_name_or_path: str | None = HfArg(
+        default=None, help="An exported folder, its name on the Hub, or any timm model there."
     )
-    probe_layers: list[int] | None = helped(
-        None,
-        "Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for --linear_probe, "
-        "several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
-        nargs="+",
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
+    global_pool: str | None = HfArg(
+        default=None,
+        help="How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ...",
     )
-    eval_only: bool = helped(False, "Train nothing: evaluate the classifier in --model_name_or_path.")
-    knn: bool = helped(False, "Train nothing: k-nearest neighbours and logistic regression on frozen features.")
-    knn_neighbours: int = helped(20, "Nearest neighbours that vote in --knn.")
-    knn_temperature: float | None = helped(0.07, "A neighbour at cosine similarity s counts exp(s / temperature).")
+    drop_path: float | None = HfArg(default=None, help="Rate of stochastic depth.")
+    linear_probe: bool = HfArg(default=False, help="Freeze the encoder and train only a linear classifier.")
+    probe_batch_norm: bool = HfArg(
+        default=False, help="Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
+    )
+    probe_layers: list[int] | None = HfArg(
+        default=None,
+        help="Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for "
+        "--linear_probe, several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
+        metadata={"nargs": "+"},
+    )
+    eval_only: bool = HfArg(default=False, help="Train nothing: evaluate the classifier in --model_name_or_path.")
+    knn: bool = HfArg(
+        default=False, help="Train nothing: k-nearest neighbours and logistic regression on frozen features."
+    )
+    knn_neighbours: int = HfArg(default=20, help="Nearest neighbours that vote in --knn.")
+    knn_temperature: float | None = HfArg(
+        default=0.07, help="A neighbour at cosine similarity s counts exp(s / temperature)."
+    )
 
-    probe_strength: float | None = helped(
-        None, "Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation."
+    probe_strength: float | None = HfArg(
+        default=None,
+        help="Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation.",
     )
-    add_to_card: bool = helped(False, "Write what was measured into the card of the folder --model_name_or_path.")
+    add_to_card: bool = HfArg(
+        default=False, help="Write what was measured into the card of the folder --model_name_or_path."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -176,63 +151,3 @@ class ClassifierArguments(EncoderArguments):
             raise ValueError("probe_batch_norm: is for --linear_probe")
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")
-
-    def base_model(self) -> str | None:
-        """Where the encoder is on the Hub, if it is there: its id, or where its folder says that it was pushed to."""
-        source = self.model_name_or_path
-        if source is None or not Path(source).is_dir():
-            return source
-        return read_record(source).get("repo_id")
-
-    def origin(self, token: str | None = None) -> dict:
-        """Where the encoder comes from, as a record has it: `base_model`, `start` (what model that is, in words), and
-        `earlier` if its runs are known."""
-        if self.model_name_or_path is None:
-            return {"base_model": None}
-        where = {"revision": self.model_revision, "token": token}
-        start, earlier = (
-            open_pretrained(self.model_name_or_path, **where),
-            earlier_of(self.model_name_or_path, **where),
-        )
-        if not earlier and not is_timm(start.data):
-            earlier = [{}]  # it has a run behind it, which is not known
-        return {
-            "base_model": self.base_model(),
-            "start": origin_of(start),
-            **({"earlier": earlier} if earlier else {}),
-        }
-
-    @property
-    def task(self) -> str:
-        if self.linear_probe or self.knn:
-            return "linear probing" if self.linear_probe else "k-NN and logistic regression on frozen features"
-        return "fine-tuning" if self.architecture is None else "training from scratch"
-
-    def build(
-        self, names: list[str], token: str | None = None
-    ) -> tuple[A2MIMForImageClassification, Pretrained | None]:
-        """A classifier for classes of these names on the encoder in the root of `model_name_or_path`, and what that
-        root holds; `None` if it is trained from scratch.
-
-        Raises:
-            ValueError: naming the argument that is wrong.
-        """
-        if (self.architecture is None) == (self.model_name_or_path is None):
-            raise ValueError("model_name_or_path: give either it or, to train from scratch, --architecture")
-        values = self.given()
-        timm_args = {"drop_path_rate": self.drop_path, "global_pool": self.global_pool}
-        timm_args = {name: value for name, value in timm_args.items() if value is not None}
-        if timm_args:
-            values["model_args"] = {**values.get("model_args", {}), **timm_args}
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        if self.architecture is not None:
-            return A2MIMForImageClassification(A2MIMConfig.for_encoder(**values, **labels)), None
-        source = folder_or_id(self.model_name_or_path)
-        start = open_pretrained(source, revision=self.model_revision, token=token)
-        config, weights = start.config, start.encoder_weights()
-        kept = {f.name: getattr(config, f.name) for f in fields(EncoderArguments)}
-        kept["model_args"] = {**config.model_args, **values.pop("model_args", {})}
-        model = A2MIMForImageClassification(A2MIMConfig.for_encoder(**{**kept, **values}, **labels))
-        load_into_encoder(model, resized_weights(weights, config, model.a2mim))
-        logger.info("weights: %s", start.describe())
-        return model, start

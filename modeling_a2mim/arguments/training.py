@@ -1,13 +1,15 @@
 """Arguments of training: transformers' TrainingArguments with the defaults of the paper, and a few more."""
 
+import copy
 import difflib
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from timm.optim import list_optimizers
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
@@ -17,7 +19,7 @@ from ..recipes import recipe_names
 
 logger = logging.getLogger("a2mim")
 
-LOGGING_STEPS, LEAST_LOGS = 50, 20
+LOGGING_STEPS = 50
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
@@ -29,7 +31,8 @@ class A2MIMTrainingArguments(TrainingArguments):
     Attributes:
         USUAL_RATE: a learning rate, and the batch that it is for.
         USUAL_STEPS: as many as it takes to learn.
-        USUAL_EPOCHS: the fewest and the most epochs that are made for so many steps.
+        USUAL_EPOCHS: the fewest and the most epochs for so many steps.
+        MOST_EVALUATIONS: in a run whose length and evaluations are not given; `None`: as many as epochs.
 
     Raises:
         ValueError: naming the field whose value is out of its range or has no effect.
@@ -39,100 +42,82 @@ class A2MIMTrainingArguments(TrainingArguments):
     USUAL_RATE: ClassVar[tuple[float, int]] = (1e-3, 16)
     USUAL_STEPS: ClassVar[int] = 2000
     USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 400)
+    MOST_EVALUATIONS: ClassVar[int | None] = None
 
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."},
+    recipe: str | None = HfArg(
+        default=None, help=f"Published settings, which other flags override: {', '.join(recipe_names())}; or a file."
     )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Replace what another run left in output_dir: it is deleted when training begins."},
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="Replace what another run left in output_dir: it is deleted when training begins."
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images per device and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device for evaluation."})
-    num_train_epochs: str = field(
-        default="auto",
-        metadata={"help": "Passes over the data; auto: as many as give enough steps to learn from, see the log."},
+    per_device_train_batch_size: int = HfArg(default=64, help="Images per device and step.")
+    per_device_eval_batch_size: int = HfArg(default=64, help="Images per device for evaluation.")
+    num_train_epochs: str = HfArg(
+        default="auto", help="Passes over the data; auto: as many as give enough steps to learn from, see the log."
     )
-    learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate; if not given, one that learns with the total batch size, see the log."},
+    learning_rate: float | None = HfArg(
+        default=None, help="Learning rate; if not given, one that learns with the total batch size, see the log."
     )
-    base_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate for a total batch of 256 images, scaled linearly with it (the paper's rule)."
-        },
+    base_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate for a total batch of 256 images, scaled linearly with it (the paper's rule)."
     )
-    total_train_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Images in a step, over devices and accumulation, that the learning rate is meant for."},
+    total_train_batch_size: int | None = HfArg(
+        default=None, help="Images in a step, over devices and accumulation, that the learning rate is meant for."
     )
-    batch_scaling: str = field(
+    batch_scaling: str = HfArg(
         default="accumulate",
-        metadata={
-            "help": "How to get to total_train_batch_size: accumulate gradients, or scale the learning_rate instead. "
-            "The rate is scaled as well where no accumulation gives it.",
-            "choices": ["accumulate", "learning_rate"],
-        },
+        help="How to get to total_train_batch_size: accumulate gradients, or scale the learning_rate instead. "
+        "The rate is scaled as well where no accumulation gives it.",
+        metadata={"choices": ["accumulate", "learning_rate"]},
     )
-    learning_rate_scaling: str = field(
+    learning_rate_scaling: str = HfArg(
         default="linear",
-        metadata={"help": "How the rate goes with the batch when scaled.", "choices": ["linear", "sqrt"]},
+        help="How the rate goes with the batch when scaled.",
+        metadata={"choices": ["linear", "sqrt"]},
     )
-    optim: str = field(
+    optim: str = HfArg(
         default=TrainingArguments.optim,
-        metadata={"help": "Optimiser: a name of transformers (adamw_torch, sgd, ...), or of timm (lamb, lars, ...)."},
+        help="Optimiser: a name of transformers (adamw_torch, sgd, ...), or of timm (lamb, lars, ...).",
     )
-    lr_milestones: list[float] | None = field(
+    lr_milestones: list[float] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Multiply the rate by lr_gamma at these steps (below 1: shares of the run), constant between.",
-            "nargs": "+",
-        },
+        help="Multiply the rate by lr_gamma at these steps (below 1: shares of the run), constant between.",
+        metadata={"nargs": "+"},
     )
-    lr_gamma: float = field(default=0.1, metadata={"help": "What the rate is multiplied by at each of lr_milestones."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay (not of norms, biases and tokens)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of linear warm-up, or below 1 their share."})
-    layer_decay: float | None = field(
-        default=None, metadata={"help": "Each layer learns so much more slowly than the one after it, e.g. 0.65."}
+    lr_gamma: float = HfArg(default=0.1, help="What the rate is multiplied by at each of lr_milestones.")
+    weight_decay: float = HfArg(default=0.05, help="Weight decay (not of norms, biases and tokens).")
+    lr_scheduler_type: str = HfArg(default="cosine", help="Schedule of the learning rate.")
+    warmup_steps: float = HfArg(default=0.05, help="Steps of linear warm-up, or below 1 their share.")
+    layer_decay: float | None = HfArg(
+        default=None, help="Each layer learns so much more slowly than the one after it, e.g. 0.65."
     )
-    layer_decay_layers: int | None = field(
+    layer_decay_layers: int | None = HfArg(
+        default=None, help="Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."
+    )
+    max_grad_norm: float = HfArg(default=5.0, help="Gradients are clipped to this norm; 0: not at all.")
+    token_lr_scale: float | None = HfArg(
+        default=None, help="Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."
+    )
+    logging_steps: float | None = HfArg(
         default=None,
-        metadata={"help": "Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."},
+        help="Log every so many steps, or below 1 their share; default: 50, for a run below 1,000 steps less.",
     )
-    max_grad_norm: float = field(default=5.0, metadata={"help": "Gradients are clipped to this norm; 0: not at all."})
-    token_lr_scale: float | None = field(
+    reconstruction_steps: int = HfArg(
+        default=500, help="Write a picture of reconstructions every so many steps; 0: only at the end."
+    )
+    early_stopping_patience: int | None = HfArg(
         default=None,
-        metadata={"help": "Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."},
+        help="Stop when metric_for_best_model has not become better in so many evaluations; needs "
+        "load_best_model_at_end.",
     )
-    logging_steps: float | None = field(
-        default=None,
-        metadata={
-            "help": "Log every so many steps, or below 1 their share; default: 50, for a run below 1,000 steps less."
-        },
-    )
-    reconstruction_steps: int = field(
-        default=500,
-        metadata={"help": "Write a picture of reconstructions every so many steps; 0: only at the end."},
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop when metric_for_best_model has not become better in so many evaluations; needs "
-            "load_best_model_at_end."
-        },
-    )
-    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better it must become."})
+    early_stopping_threshold: float = HfArg(default=0.0, help="How much better it must become.")
 
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."}
+    hub_license: str | None = HfArg(
+        default=None, help="Licence of the weights, for the model card: apache-2.0, cc-by-nc-4.0, ..."
     )
-    hub_commit_message: str = field(default="End of training", metadata={"help": "Message of the last push."})
-    hub_pictures: bool = field(
-        default=True,
-        metadata={"help": "Push pictures that show images of the data (reconstruction.png, example.png)."},
+    hub_commit_message: str = HfArg(default="End of training", help="Message of the last push.")
+    hub_pictures: bool = HfArg(
+        default=True, help="Push pictures that show images of the data (reconstruction.png, example.png)."
     )
 
     @classmethod
@@ -218,31 +203,15 @@ class A2MIMTrainingArguments(TrainingArguments):
         return rate * min(1.0, self.step_batch_size / batch) ** 0.5
 
     def steps_per_epoch(self, images: int) -> int:
-        """Optimiser steps in a pass over so many images."""
+        """Optimiser steps in an epoch of so many images."""
         at_once = self.train_batch_size * self.world_size
         batches = images // at_once if self.dataloader_drop_last else math.ceil(images / at_once)
         return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
     def usual_epochs(self, images: int) -> int:
-        """How many passes over so many images are enough to learn from."""
+        """How many epochs of so many images are enough to learn from."""
         least, most = self.USUAL_EPOCHS
         return min(most, max(least, math.ceil(self.USUAL_STEPS / self.steps_per_epoch(images))))
-
-    def choose_length(self, images: int):
-        """Set `num_train_epochs`, where it is to be chosen, for so many images, and say why."""
-        if self.length_given or self.max_steps > 0:
-            return
-        self.num_train_epochs = float(self.usual_epochs(images))
-        logger.info(
-            "num_train_epochs auto: %d passes over %s images in steps of %d, %s steps (it takes some %s to learn; at "
-            "least %d and at most %d passes)",
-            self.num_train_epochs,
-            f"{images:,}",
-            self.step_batch_size,
-            f"{round(self.num_train_epochs) * self.steps_per_epoch(images):,}",
-            f"{self.USUAL_STEPS:,}",
-            *self.USUAL_EPOCHS,
-        )
 
     def _read_epochs(self):
         if not self.length_given:  # "auto" until the number of images is known
@@ -255,11 +224,6 @@ class A2MIMTrainingArguments(TrainingArguments):
         if not 0 < epochs < math.inf:
             raise ValueError(f"num_train_epochs: expected a number above 0 or auto, got {self.num_train_epochs!r}")
         self.num_train_epochs = epochs
-
-    def choose_logging_steps(self, max_steps: int):
-        """Set `logging_steps`, unless they were given, for a run of so many steps: 50, or fewer for 20 logs."""
-        if not self.logging_steps_given:
-            self.logging_steps = min(LOGGING_STEPS, max(1, max_steps // LEAST_LOGS))
 
     def _check_early_stopping(self):
         if self.early_stopping_patience is None:
@@ -277,20 +241,6 @@ class A2MIMTrainingArguments(TrainingArguments):
                 f"--save_strategy alike (both epoch, or both steps); they are {evaluates} and {saves}"
             )
         self.restore_callback_states_from_checkpoint = True  # how much patience is left
-
-    def without_evaluation(self):
-        """Say that there is nothing to evaluate on, and do not try.
-
-        Raises:
-            ValueError: if the best checkpoint was asked for, which only an evaluation finds.
-        """
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "load_best_model_at_end: there are no images to evaluate on; give --validation_dir or "
-                "--validation_split"
-            )
-        self.eval_strategy = "no"
-        logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
 
     def _check_reports(self):
         """Refuse a package to report to that is not installed, of which Trainer makes an error without a field."""
@@ -338,6 +288,19 @@ class A2MIMTrainingArguments(TrainingArguments):
         return f"{note}; learning rate scaled from {given:g} to {self.learning_rate:g} ({self.learning_rate_scaling})"
 
 
+def with_values(args: TrainingArguments, **values) -> TrainingArguments:
+    """A copy with other values of some fields; what was worked out from the old ones stays."""
+    args = copy.copy(args)
+    for name, value in values.items():
+        setattr(args, name, value)
+    return args
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """The seed of what is drawn of the data: `data_seed`, if it is given, else `seed`."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 @dataclass
 class FineTuningArguments(A2MIMTrainingArguments):
     """`A2MIMTrainingArguments` for fine-tuning: evaluates after every epoch; mixing, losses and averaged weights are
@@ -350,37 +313,33 @@ class FineTuningArguments(A2MIMTrainingArguments):
     USUAL_RATE: ClassVar[tuple[float, int]] = (5e-4, 64)
     USUAL_STEPS: ClassVar[int] = 400
     USUAL_EPOCHS: ClassVar[tuple[int, int]] = (3, 50)
-    MOST_EVALUATIONS: ClassVar[int] = 10  # of few images, an epoch is a step or two
+    MOST_EVALUATIONS: ClassVar[int | None] = 10  # of few images, an epoch is a step or two
 
-    eval_strategy: str | None = field(
+    eval_strategy: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "When to evaluate: no, steps or epoch; default: after each epoch, 10 times if the length is auto."
-        },
+        help="When to evaluate: no, steps or epoch; default: after each epoch, 10 times if the length is auto.",
     )
-    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0: none."})
-    cutmix: float = field(default=0.0, metadata={"help": "Alpha of CutMix; 0: none. With mixup: in turn, at random."})
-    mixup_prob: float = field(default=1.0, metadata={"help": "Share of the batches that are mixed."})
-    mixup_switch_prob: float = field(default=0.5, metadata={"help": "Share of CutMix where there is mixup, too."})
-    mixup_mode: str = field(
-        default="batch", metadata={"help": "Mix whole batches alike, or each pair or image.", "choices": MIXUP_MODES}
+    mixup: float = HfArg(default=0.0, help="Alpha of mixup; 0: none.")
+    cutmix: float = HfArg(default=0.0, help="Alpha of CutMix; 0: none. With mixup: in turn, at random.")
+    mixup_prob: float = HfArg(default=1.0, help="Share of the batches that are mixed.")
+    mixup_switch_prob: float = HfArg(default=0.5, help="Share of CutMix where there is mixup, too.")
+    mixup_mode: str = HfArg(
+        default="batch", help="Mix whole batches alike, or each pair or image.", metadata={"choices": MIXUP_MODES}
     )
-    bce_loss: bool = field(default=False, metadata={"help": "Binary cross-entropy of each class instead of softmax."})
-    bce_target_thresh: float | None = field(
-        default=None, metadata={"help": "Make targets of bce_loss above this 1, and the others 0."}
+    bce_loss: bool = HfArg(default=False, help="Binary cross-entropy of each class instead of softmax.")
+    bce_target_thresh: float | None = HfArg(
+        default=None, help="Make targets of bce_loss above this 1, and the others 0."
     )
-    class_weights: list[str] | None = field(
+    class_weights: list[str] | None = HfArg(
         default=None,
-        metadata={
-            "help": "How much an image of each class counts in the loss: balanced (the inverse of how often it is "
-            "there), or a number for each class, in the order of their names.",
-            "nargs": "+",
-        },
+        help="How much an image of each class counts in the loss: balanced (the inverse of how often it is "
+        "there), or a number for each class, in the order of their names.",
+        metadata={"nargs": "+"},
     )
-    model_ema_decay: float | None = field(
-        default=None, metadata={"help": "Average the weights over steps, e.g. 0.9999; the averages are evaluated."}
+    model_ema_decay: float | None = HfArg(
+        default=None, help="Average the weights over steps, e.g. 0.9999; the averages are evaluated."
     )
-    model_ema_warmup: bool = field(default=False, metadata={"help": "Average over fewer steps at the beginning."})
+    model_ema_warmup: bool = HfArg(default=False, help="Average over fewer steps at the beginning.")
 
     def __post_init__(self):
         self.evaluations_given = self.eval_strategy is not None
@@ -402,13 +361,6 @@ class FineTuningArguments(A2MIMTrainingArguments):
             raise ValueError("bce_target_thresh: is for --bce_loss")
         if self.class_weights is not None:
             self._check_class_weights()
-
-    def choose_length(self, images: int):
-        super().choose_length(images)
-        given = self.evaluations_given or self.eval_steps is not None or self.load_best_model_at_end
-        chosen = not self.length_given and not given
-        if chosen and self.num_train_epochs > self.MOST_EVALUATIONS and self.eval_strategy == IntervalStrategy.EPOCH:
-            self.eval_strategy, self.eval_steps = IntervalStrategy.STEPS, 1 / self.MOST_EVALUATIONS
 
     def _check_class_weights(self):
         if self.bce_loss:

@@ -29,7 +29,7 @@ SHOWN = 256  # pixels of the shorter side, to which small images are enlarged
 
 
 def reconstruct_file(subject: Subject, file: str, mask_ratio: float, seed: int) -> tuple[list, dict[str, float]]:
-    """The images of `COLUMNS` as pictures, and PSNR and SSIM.
+    """The images of `COLUMNS`, of Pillow, and PSNR and SSIM.
 
     Raises:
         ValueError: if the file is no image, or the mask ratio hides all or nothing.
@@ -39,11 +39,11 @@ def reconstruct_file(subject: Subject, file: str, mask_ratio: float, seed: int) 
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
     images = reconstruct(subject.model, pixels, mask)
-    pictures = [to_picture(images[name][0]) for name in COLUMNS]
-    scale = max(1, SHOWN // min(pictures[0].size))
-    size = [side * scale for side in pictures[0].size]
-    pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
-    return pictures, reconstruction_quality(images, mask)[0]
+    shown = [to_picture(images[name][0]) for name in COLUMNS]
+    scale = max(1, SHOWN // min(shown[0].size))
+    size = [side * scale for side in shown[0].size]
+    shown = [image.resize(size, Image.Resampling.NEAREST) for image in shown]
+    return shown, reconstruction_quality(images, mask)[0]
 
 
 def build_app(subjects: Sequence[Subject]):
@@ -66,14 +66,14 @@ def build_app(subjects: Sequence[Subject]):
         if file is None:
             raise gr.Error("Upload an image first.", print_exception=False)
         try:
-            pictures, quality = reconstruct_file(models[name], file, mask_ratio, int(seed))
+            shown, quality = reconstruct_file(models[name], file, mask_ratio, int(seed))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         words = (
             f"PSNR {quality['psnr']:.1f} dB and SSIM {quality['ssim']:.2f} of the pasted image, "
             f"PSNR {quality['masked_psnr']:.1f} dB of its masked pixels"
         )
-        return *pictures, words
+        return *shown, words
 
     def update(file: str | None, *settings):
         return run(file, *settings) if file is not None else [gr.skip()] * (len(COLUMNS) + 1)

@@ -12,6 +12,7 @@ import datasets
 import transformers
 from transformers import HfArgumentParser
 
+from ..arguments.data import sources_by_field
 from ..arguments.model import TASK_NAMES
 from ..arguments.trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
 from ..recipes import as_flags, load_recipe
@@ -77,7 +78,7 @@ def parse(
     ]
     for line in lines if args.should_log else ():
         logger.warning("%s", line)
-    check_apart(args.output_dir, data_args.named(), args.overwrite_output_dir)
+    check_apart(args.output_dir, sources_by_field(data_args), args.overwrite_output_dir)
     check_writable(args.output_dir)
     resume = args.resume_from_checkpoint
     if not getattr(data_args, "seeds", None):  # whose checkpoints are in folders of their own

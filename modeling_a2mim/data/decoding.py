@@ -15,13 +15,14 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..arguments.data import MAX_PIXELS
+
 
 try:
     import simplejpeg
 except ImportError:  # there are platforms without it; the pixels are the same
     simplejpeg = None
 
-MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
 # HEIF and JXL are those of `PLUGINS`, where they are installed. EPS would run a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
 # Rare, and some begin with nothing that tells them from noise: tried where the file's name ends in their suffix.

@@ -13,8 +13,6 @@ from .sources import RowsOf, RowSource
 
 logger = logging.getLogger("a2mim")
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)  # as transformers names them
 NAMED = 5  # classes that a message names
 
 

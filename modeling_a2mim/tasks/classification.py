@@ -1,22 +1,20 @@
-"""Classification: fine-tune, train from scratch or probe once, and judge a classifier; with pictures of its errors."""
+"""Classification: fine-tune, train from scratch or probe, and evaluate a classifier; with figures of its errors."""
 
-import copy
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import set_seed
 
-from ..arguments.data import ClassificationArguments
+from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
-from ..arguments.training import FineTuningArguments
+from ..arguments.settings import given_settings
+from ..arguments.training import FineTuningArguments, data_seed
 from ..configuration_a2mim import A2MIMConfig
 from ..data.dataset import ImageSamples
-from ..data.labels import REGRESSION, SINGLE
-from ..data.subsets import draw_subset, load_subset, save_subset
-from ..data.transforms import FineTuneTransform
-from ..encoders.plan import plan_encoder
+from ..data.splits import NO_VALIDATION, image_samples
 from ..evaluation.class_figures import MOST_LISTED, class_figure, log_figures
 from ..evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
 from ..evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
@@ -24,102 +22,94 @@ from ..evaluation.robustness import corruption_table, evaluate_corruptions
 from ..export.filenames import CONFUSION, ERRORS
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, pretraining_beside
+from ..export.provenance import classification_provenance
 from ..models.continuing import same_setting
 from ..models.linear_probe import LinearProbe
-from ..training.best_model import check_best_model
+from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
 from ..utils.files import finite
+from .classification_data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
 from .classification_trainer import FineTuningTrainer, make_class_weights
-from .labelled_images import NO_VALIDATION, LabelledImages
+from .encoder import build_classifier, encoder_provenance, open_start, task_of
+from .frozen import evaluate_features
+from .labelled_images import LabelledImages
 from .problem_types import check_problem_type, figures_of, start_at_mean
+from .seeds import repeat, report
 
 
 logger = logging.getLogger("a2mim")
 
-SUBSET = "subset.json"
-RESULTS = "results.json"
-TABLE = "results.md"
 MOST_LOGGED = 100  # classes whose figures are in logs and card
 ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
 
 
-# Data
+# The steps of a run
 
 
-def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed: int) -> list[int] | None:
-    """The rows to train on, `None` for all."""
-    if data_args.few_labels() is None:
-        return None
-    labels = images.train[images.column]
-    if data_args.label_subset is not None:
-        return load_subset(data_args.label_subset, labels)
-    return draw_subset(labels, per_class=data_args.labels_per_class, fraction=data_args.label_fraction, seed=seed)
-
-
-def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments, images: LabelledImages, seed: int):
-    """Write `subset.json`, with which a later run trains on the same images."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    drawn = {} if data_args.label_subset else {"seed": seed}
-    drawn |= {"per_class": data_args.labels_per_class, "fraction": data_args.label_fraction}
-    save_subset(Path(folder, SUBSET), rows, images.train[images.column], **drawn)
-
-
-def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:
-    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
-    return data_args.samples(images.validation, transform, seed, images.column)
-
-
-def training_transform(model, data_args: ClassificationArguments) -> FineTuneTransform:
-    """timm's augmentation, at another size if `train_image_size` says so.
+def load(
+    model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments
+) -> LabelledImages:
+    """The labelled images of both splits; unless they are for `compare`, with those chosen that are trained on.
 
     Raises:
-        ValueError: naming `train_image_size`, if the encoder was built for one size of images.
+        ValueError: naming the argument that is wrong.
     """
-    cfg, size = timm_pretrained_cfg(model.a2mim), data_args.train_image_size
-    if size is not None:
-        size = list(size) * (3 - len(size))
-        config = copy.deepcopy(model.config)
-        config.image_size = size
-        if plan_encoder(config, for_masking=False).create_args != model.a2mim.plan.create_args:
-            own = " x ".join(map(str, model.config.input_size))
-            raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
-        cfg["input_size"] = [config.num_channels, *size]
-    options = {"scale": tuple(data_args.crop_scale), **data_args.augmentation()}
-    return FineTuneTransform(cfg, max_pixels=data_args.max_image_pixels, **options)
+    check_arguments(model_args, data_args, args)
+    if data_args.problem_type in (MULTI, REGRESSION):
+        check_problem_type(data_args.problem_type, model_args, data_args, args)
+    images = LabelledImages.load(data_args, args.hub_token)
+    if images.validation is None and (data_args.corruptions or model_args.knn or data_args.seeds):
+        raise ValueError(NO_VALIDATION)
+    images.check()
+    return images if model_args.knn or data_args.seeds else choose_images(data_args, args, images)
 
 
-# Training
+def check_arguments(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments):
+    """Refuse arguments that do not go together.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
+        raise ValueError("probe_layers: timm knows no classifier on an inner layer; leave --push_to_hub out")
+    if model_args.add_to_card and not (data_args.seeds or model_args.knn):
+        raise ValueError("add_to_card: give --seeds, over which the means are written")
+    if data_args.corruptions is not None:
+        chosen_corruptions(data_args.corruptions)
 
 
-def new_classifier(model_args: ClassifierArguments, images: LabelledImages, token: str | None) -> tuple:
-    """What `ClassifierArguments.build` makes, for these classes and their problem type."""
-    model, pretraining_model = model_args.build(images.names, token=token)
-    if images.problem_type != SINGLE:
-        model.config.problem_type = images.problem_type
-    return model, pretraining_model
+def choose_images(
+    data_args: ClassificationArguments, args: FineTuningArguments, images: LabelledImages
+) -> LabelledImages:
+    """The images with those chosen that one run trains on, and how much each class counts in its loss.
+
+    Raises:
+        ValueError: naming the argument that does not fit the images.
+    """
+    images = replace(images, rows=choose_rows(data_args, images, data_seed(args)))
+    if args.class_weights is None:
+        return images
+    weights = make_class_weights(args.class_weights, images.counts(images.chosen), images.names)
+    return replace(images, class_weights=weights)
 
 
-def fine_tune(
-    model_args: ClassifierArguments,
-    data_args: ClassificationArguments,
-    args: FineTuningArguments,
-    images: LabelledImages,
-) -> "ClassificationTrainer":
-    """A trainer that is ready to `run()`."""
-    seed = args.seed if args.data_seed is None else args.data_seed
-    if images.validation is None:
-        args.without_evaluation()
-        if args.metric_for_best_model is not None:
-            raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
-    else:
-        check_best_model(args, images.metrics())
-    rows = choose_rows(data_args, images, seed)
-    train = images.train if rows is None else images.train.select(rows)
-    weights = None
-    if args.class_weights is not None:
-        weights = make_class_weights(args.class_weights, images.counts(train), images.names)
-    set_seed(args.seed)
-    model, start = new_classifier(model_args, images, args.hub_token)
+def adapt(args: FineTuningArguments, images: LabelledImages) -> FineTuningArguments:
+    """The training arguments for these images: whether there is an evaluation, and when one is better.
+
+    Raises:
+        ValueError: naming the argument that asks for what no evaluation gives.
+    """
+    if images.validation is not None:
+        return with_best_model(args, images.metrics())
+    args = without_evaluation(args)
+    if args.metric_for_best_model is not None:
+        raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
+    return args
+
+
+def build(model_args: ClassifierArguments, images: LabelledImages, token: str | None = None):
+    """The classifier, or the probe of a frozen encoder. Raises as `build_classifier`."""
+    model, _ = build_classifier(model_args, images.names, images.problem_type, token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
         model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
@@ -128,34 +118,29 @@ def fine_tune(
     elif model_args.linear_probe:
         model.freeze_encoder()
     if images.problem_type == REGRESSION:
-        start_at_mean(model, train[images.column])
-    samples = data_args.samples(train, training_transform(model, data_args), seed, images.column)
-    samples.repeats = data_args.aug_repeats
-    logger.info(
-        "%s%s: %s trainable parameters; %s; %s training images",
-        model.config.architecture,
-        " (frozen encoder)" if model_args.linear_probe else "",
-        f"{model.num_parameters(only_trainable=True):,}",
-        f"numbers of column {images.column!r}"
-        if images.problem_type == REGRESSION
-        else f"{len(images.names)} classes",
-        f"{len(train):,}",
-    )
-    if weights is not None:
-        logger.info("class weights: %s", shown_weights(weights, images.names))
-    if len(train) < args.step_batch_size:
-        logger.warning(
-            "an epoch has %d images, a step %d: a smaller --%s gives more steps",
-            len(train),
-            args.step_batch_size,
-            "per_device_train_batch_size" if args.gradient_accumulation_steps == 1 else "gradient_accumulation_steps",
-        )
+        start_at_mean(model, images.chosen[images.column])
+    return model
+
+
+def make_trainer(
+    model,
+    images: LabelledImages,
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+) -> "ClassificationTrainer":
+    """A trainer that is ready to `run()`."""
+    seed, train, weights = data_seed(args), images.chosen, images.class_weights
+    transform = training_transform(model, data_args)
+    samples = image_samples(data_args, train, transform, seed, images.column, repeats=data_args.aug_repeats)
+    log_start(model, images, args, model_args.linear_probe)
     validation = None if images.validation is None else evaluation_samples(model, data_args, images, seed)
-    if rows is not None and args.should_save:
-        keep_subset(args.output_dir, rows, data_args, images, seed)
+    if images.rows is not None and args.should_save:
+        keep_subset(args.output_dir, images.rows, data_args, images, seed)
     elif args.overwrite_output_dir and args.should_save:
         Path(args.output_dir, SUBSET).unlink(missing_ok=True)  # of the earlier run
     example = None if validation is None else validation.first(1)
+    start = open_start(model_args, args.hub_token)
     return ClassificationTrainer(
         model=model,
         args=args,
@@ -169,14 +154,66 @@ def fine_tune(
         counts=images.counts(images.validation) if example else None,
         class_weights=weights,
         provenance={
-            "task": model_args.task,
-            **data_args.provenance(),
-            **model_args.origin(args.hub_token),
+            "task": task_of(model_args),
+            **classification_provenance(data_args, images.split),
+            **encoder_provenance(model_args, args.hub_token),
             **images.provenance(),
             "example": images.shown(example[0]["labels"]) if example else None,
             "class_weights": None if weights is None else dict(zip(images.names, weights, strict=True)),
         },
     )
+
+
+def log_start(model, images: LabelledImages, args: FineTuningArguments, frozen: bool):
+    """Log what is trained on what, and warn where an epoch has less than a step."""
+    images_in_epoch = len(images.chosen)
+    logger.info(
+        "%s%s: %s trainable parameters; %s; %s training images",
+        model.config.architecture,
+        " (frozen encoder)" if frozen else "",
+        f"{model.num_parameters(only_trainable=True):,}",
+        f"numbers of column {images.column!r}"
+        if images.problem_type == REGRESSION
+        else f"{len(images.names)} classes",
+        f"{images_in_epoch:,}",
+    )
+    if images.class_weights is not None:
+        logger.info("class weights: %s", shown_weights(images.class_weights, images.names))
+    if images_in_epoch < args.step_batch_size:
+        logger.warning(
+            "an epoch has %d images, a step %d: a smaller --%s gives more steps",
+            images_in_epoch,
+            args.step_batch_size,
+            "per_device_train_batch_size" if args.gradient_accumulation_steps == 1 else "gradient_accumulation_steps",
+        )
+
+
+def fine_tune(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> "ClassificationTrainer":
+    """One of several runs on the same images: a trainer that is ready to `run()`."""
+    args = adapt(args, images)
+    images = choose_images(data_args, args, images)
+    set_seed(args.seed)
+    return make_trainer(build(model_args, images, args.hub_token), images, model_args, data_args, args)
+
+
+def compare(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> dict:
+    """k-NN and logistic regression on frozen features, or a run with each seed: writes a table of results, and
+    returns the means."""
+    if model_args.knn:
+        rows = evaluate_features(model_args, data_args, args, images)
+    else:
+        rows = repeat(fine_tune, model_args, data_args, args, images)
+    return report(rows, model_args, data_args, args, images)
 
 
 class ClassificationTrainer(FineTuningTrainer):
@@ -309,7 +346,7 @@ def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMCon
 # Without training
 
 
-def judge_classifier(
+def evaluate(
     model_args: ClassifierArguments,
     data_args: ClassificationArguments,
     args: FineTuningArguments,
@@ -319,13 +356,14 @@ def judge_classifier(
     Raises:
         ValueError: naming `model_name_or_path`, if it holds none, or the images, if there are some of other classes.
     """
+    check_arguments(model_args, data_args, args)
     if model_args.model_name_or_path is None:
         raise ValueError("model_name_or_path: --eval_only needs a classifier")
     if args.class_weights is not None:
         raise ValueError("class_weights: --eval_only trains nothing; leave it out")
     source = folder_or_id(model_args.model_name_or_path)
     model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
-    for name, value in model_args.given().items():
+    for name, value in given_settings(model_args).items():
         value = {**model.config.model_args, **value} if name == "model_args" else value
         if not same_setting(model.config, name, value):
             raise ValueError(

@@ -1,50 +1,39 @@
-"""Object detection and instance segmentation: annotated images -> augmented samples -> training -> average precision.
-
-`run` is what `run_finetune.py --task object-detection` and `--task instance-segmentation` call.
-"""
+"""Object detection and instance segmentation, from images with annotated objects to average precision."""
 
 import functools
-import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import ClassLabel
-from timm.layers import convert_sync_batchnorm
-from transformers import PreTrainedModel, set_seed
 
-from ..arguments.data import helped
-from ..configuration_a2mim import A2MIMConfig
-from ..models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from ..models.heads import kept_as_it_is, load_head, places_of, say_start
+from ..arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
+from ..arguments.training import data_seed
+from ..data.splits import NO_VALIDATION
+from ..export.provenance import data_provenance
+from ..models.detection import A2MIMForObjectDetection
+from ..models.heads import places_of
 from ..pretrained import DETECTORS
-from ..training.best_model import check_best_model
+from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
-from .annotation_folders import annotated_splits, choose_split
-from .dense import (
-    DenseArguments,
-    DenseModelArguments,
-    DenseTask,
-    DenseTrainer,
-    DenseTrainingArguments,
-    start_to_evaluate,
-)
-from .detection_annotations import BOX_FORMATS, FIGURES, Annotations, AveragePrecision, find_objects_column
+from .dense import DenseTask, DenseTrainer
+from .detection_annotations import FIGURES, AveragePrecision
 from .detection_data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
-from .detection_scan import NoObjects, look_at_objects, stored_classes, with_sizes
-from .segmentation_scan import is_far
+from .detection_images import (
+    AnnotatedImages,
+    annotated_samples,
+    load_annotated,
+    load_annotated_split,
+    read_annotations,
+)
+from .detection_model import build_detector, check_other_sizes
+from .encoder import encoder_provenance, open_model_of_task, task_of
 
 
 logger = logging.getLogger("a2mim")
 
-HEAD_FIELDS = [name for name in A2MIMDetectorConfig.__annotations__ if name not in A2MIMConfig.__annotations__]
-HEAD_FIELDS.remove("predict_masks")
-OF_WEIGHTS = ("fpn_channels", "box_channels", "head_norm", "anchor_scale")  # what weights were trained for
-PICTURES = 4  # images in predictions.png
+SHOWN = 4  # images in predictions.png
 
 USE = """
 import torch
@@ -129,264 +118,68 @@ class DetectionTrainer(DenseTrainer):
         return None, None, None
 
 
-@dataclass
-class DetectionModelArguments(DenseModelArguments):
-    """The encoder, and the detector on it."""
-
-    # Default: those of a detector from which a run starts, else A2MIMDetectorConfig's.
-    fpn_channels: int | None = helped(
-        None, "Channels of the feature pyramid, and of the head that predicts masks. Default 256."
-    )
-    box_channels: int | None = helped(None, "Width of the head that classifies boxes. Default 1024.")
-    head_norm: bool | None = helped(
-        None,
-        "BatchNorm in pyramid and heads, and four convolutions before boxes are classified. Default: no.",
-        nargs="?",
-        const=True,
-    )
-    anchor_scale: float | None = helped(
-        None, "Size of the anchors at each level, in its strides. Default 8: 32 px at stride 4."
-    )
-    proposals_per_image: int | None = helped(
-        None, "Regions that are looked at closely; twice as many while training. Default 1000."
-    )
-    rois_per_image: int | None = helped(None, "How many of them the heads learn from, at most. Default 512.")
-    detections_per_image: int | None = helped(None, "The most objects that are found in an image. Default 100.")
-    batch_norm: str = helped(
-        "train",
-        "BatchNorm of the encoder and the heads: train; sync, over all devices; frozen, the encoder's as pre-trained.",
-        choices=["train", "sync", "frozen"],
-    )
-
-    def build(self, names: list[str], masks: bool, token: str | None = None) -> A2MIMForObjectDetection:
-        """A detector for classes of these names, with the encoder's pre-trained weights if it has any, or with those
-        of a whole detector, if that is what `model_name_or_path` names.
-
-        Raises:
-            ValueError: naming the argument that is wrong.
-        """
-        start = self.start(token)
-        whole = start is not None and start.kind in DETECTORS
-        backbone = self.backbone(start, whole)
-        own = {f.name for f in fields(DetectionModelArguments)} & set(A2MIMDetectorConfig.__annotations__)
-        own = {name: getattr(self, name) for name in own if getattr(self, name) is not None}
-        if whole:
-            known = {name: start.data[name] for name in A2MIMDetectorConfig.__annotations__ if name in start.data}
-            for name in (name for name in OF_WEIGHTS if own.get(name, known.get(name)) != known.get(name)):
-                raise kept_as_it_is(name, start, known.get(name), own[name])
-            own = {**{name: known[name] for name in HEAD_FIELDS if name in known}, **own}
-        kept = {name: getattr(backbone.config, name) for name in A2MIMConfig.__annotations__ if name != "model_type"}
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        config = A2MIMDetectorConfig(**{**kept, **own, **labels}, predict_masks=masks)
-        if whole or self.out_indices is not None or backbone.pyramid is not None:
-            config.out_indices, config.feature_pyramid = backbone.config.out_indices, backbone.pyramid is not None
-        model = A2MIMForObjectDetection(config)
-        model.backbone.load_state_dict(backbone.state_dict())
-        note = ""
-        if whole:
-            by_class = [f"box_predictor.{layer}" for layer in ("cls_score", "bbox_pred")]
-            by_class.append("mask_predictor.mask_fcn_logits")
-            with_masks = start.kind == "instance segmenter"
-            load_head(model.heads.rpn, start, "heads.rpn.")
-            load_head(model.heads.pyramid, start, "heads.pyramid.")
-            for name, part in model.heads.roi_heads.named_children():
-                if with_masks or not name.startswith("mask_"):
-                    inside = [layer.removeprefix(f"{name}.") for layer in by_class if layer.startswith(f"{name}.")]
-                    load_head(part, start, f"heads.roi_heads.{name}.", inside, names, first=1)
-            if masks != with_masks:
-                note = "; the head that predicts masks is new" if masks else "; it predicts masks, which are left out"
-        say_start(start, whole, names, note)
-        if self.freeze_encoder:
-            model.backbone.freeze_encoder()
-        if self.batch_norm == "frozen":
-            model.freeze_batch_norm()
-        return convert_sync_batchnorm(model) if self.batch_norm == "sync" else model
-
-
-@dataclass
-class DetectionArguments(DenseArguments):
-    """Where annotated images come from, and how they are augmented."""
-
-    objects_column_name: str | None = helped(
-        None, "Column of the objects (bbox, category, ...) of each image; found if not given."
-    )
-    bbox_format: str = helped(
-        "coco",
-        "How boxes are stored: coco (x y width height), pascal_voc (x0 y0 x1 y1), yolo (centre, shares of the image).",
-        choices=list(BOX_FORMATS),
-    )
-    id2label: str | None = helped(
-        None, "Names of the classes by what is stored for them, if the dataset has none: JSON, or a file of it."
-    )
-    shortest_edge: list[int] | None = helped(
-        None,
-        "Resize the shorter edge to this many pixels; from several, training draws, and evaluation takes the largest. "
-        "Default: images are fitted into --image_size.",
-        nargs="+",
-    )
-    longest_edge: int = helped(1333, "The most pixels that the longer edge may have, with --shortest_edge.")
-    horizontal_flip: float = helped(0.5, "Share of training images that are mirrored left to right.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.shortest_edge is not None and min(self.shortest_edge) < 1:
-            raise ValueError(f"shortest_edge: must be positive, got {self.shortest_edge}")
-        if self.shortest_edge is not None and max(self.shortest_edge) > self.longest_edge:
-            raise ValueError(f"longest_edge: {self.longest_edge} is less than --shortest_edge {self.shortest_edge}")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"horizontal_flip: must be in [0, 1], got {self.horizontal_flip}")
-        self.shortest_edge = None if self.shortest_edge is None else sorted(self.shortest_edge)
-
-    def load(self, train: bool, token: str | None = None):
-        """As `DataArguments.load`; folders in COCO's or YOLO's form are read as well."""
-        source = self.validation_dir if not train and self.validation_dir else self.sources[0]
-        folder = None if source is None else Path(source).expanduser()
-        splits = annotated_splits(folder) if folder is not None and folder.is_dir() else None
-        if splits is None:
-            return super().load(train, token)
-        if self.bbox_format == "pascal_voc":
-            raise ValueError(f"bbox_format: {folder} is in COCO's or YOLO's form, which tells how boxes are stored")
-        self.bbox_format = "coco"  # which they are made
-        given = self.train_split if train else self.validation_split
-        whole = not train and self.validation_dir is not None
-        only = next(iter(splits)) if len(splits) == 1 and (whole or self.train_dir) else None
-        name = only if only is not None else choose_split(splits, given, train, folder)
-        if name is None:
-            return None
-        if not train and not whole and self.validation_split is None:
-            self.validation_split = name
-        dataset = splits[name]()
-        if self.id2label is not None and isinstance(dataset.features["objects"]["category"].feature, ClassLabel):
-            raise ValueError(f"id2label: the annotations in {folder} name their classes; leave it out")
-        count = self.max_train_samples if train else self.max_eval_samples
-        logger.info("%s, %s: %s annotated images", folder, name or "all of it", f"{len(dataset):,}")
-        return dataset if count is None else dataset.take(min(count, len(dataset)))
-
-    def samples(self, dataset, transform, seed, label_column=None):
-        return super().samples(with_sizes(self.source(dataset)), transform, seed, label_column)
-
-    def annotations(
-        self, dataset, masks: bool, like: Annotations | None = None, others: Sequence = (), what: str = "training data"
-    ) -> tuple[str, Annotations]:
-        """The column of the objects of a dataset from `load`, and how to read it. All of them are looked at, where
-        that does not take the network, and what cannot be used is counted in the log.
-
-        Args:
-            dataset: to read.
-            masks: whether its segmentations are needed.
-            like: those of the training data, whose classes are taken; the dataset's own are told apart by names.
-            others: further datasets, whose classes are taken as well where no names are known.
-            what: to call the dataset in messages.
-
-        Raises:
-            NoObjects: if there is none that can be used.
-            ValueError: naming the argument, if there is no column of objects, or no names of classes.
-        """
-        column, names = find_objects_column(dataset.features, self.objects_column_name), self._names()
-        feature, source = dataset.features.get(column), self.source(dataset)
-        make = functools.partial(Annotations, feature, column, box_format=self.bbox_format, masks=masks)
-        try:
-            annotations = make(names)
-        except ValueError as error:
-            if not str(error).startswith("id2label") or (is_far(source) and not like):
-                raise
-            known = like.id2label if like else stored_classes([source, *map(self.source, others)], column)
-            if not known:
-                raise NoObjects(f"objects_column_name: {column!r} of the {what} holds no objects at all") from error
-            annotations = make(known)
-        if like is not None and annotations.names != like.names:
-            places = {name: place for place, name in enumerate(like.names)}
-            annotations.renumber(like.names, [places.get(name) for name in annotations.names])
-        look_at_objects(source, annotations, what)
-        return column, annotations
-
-    def _names(self) -> dict[str, str] | None:
-        if self.id2label is None:
-            return None
-        inline = self.id2label.lstrip().startswith("{")
-        if not inline and not Path(self.id2label).is_file():
-            raise ValueError(f"id2label: expected a JSON object or a file of one, there is no file {self.id2label}")
-        try:
-            names = json.loads(self.id2label if inline else Path(self.id2label).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"id2label: expected a JSON object: {error}") from error
-        if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
-            raise ValueError(f"id2label: expected a JSON object of names by number, got {str(names)[:80]}")
-        return names
-
-
-@dataclass
-class DetectionTrainingArguments(DenseTrainingArguments):
-    """The same for detection: small batches; the best checkpoint is the one of the highest average precision."""
-
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Images per device and step."})
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "Images per device for evaluation."})
-    base_learning_rate: float | None = field(
-        default=3.2e-3, metadata={"help": "Learning rate for a total batch of 256 images."}
-    )
-    metric_for_best_model: str | None = field(default="map", metadata={"help": "What the best checkpoint is best in."})
-    # The norm after an encoder's last map gets no gradient.
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "As in torch's DistributedDataParallel."}
-    )
-
-
-def run(
+def load(
     model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
-) -> dict[str, float]:
-    """Build, train, evaluate, save. Returns the metrics.
+) -> AnnotatedImages:
+    """The images with objects.
 
     Args:
-        model_args, data_args, args: as parsed.
+        model_args, data_args, args: as they were parsed.
         masks: instance segmentation (Mask R-CNN) instead of detection (Faster R-CNN).
 
     Raises:
-        ValueError: naming the argument that is wrong, before anything is written.
+        ValueError: naming the argument that does not fit the images.
     """
-    if model_args.eval_only:
-        return evaluate_detector(model_args, data_args, args, masks)
-    train, validation = (data_args.load(train=which, token=args.hub_token) for which in (True, False))
-    others = [] if validation is None else [validation]
-    column, annotations = data_args.annotations(train, masks, others=others)
-    try:
-        if validation is not None:
-            known = {"like": annotations, "what": "evaluation data"}
-            eval_column, eval_annotations = data_args.annotations(validation, masks, **known)
-    except NoObjects as error:
-        if data_args.names_evaluation:
-            raise
-        logger.warning("there is no evaluation, of %s; %s", data_args.validation_split, error)
-        validation = None
-    if validation is not None:
-        metrics = [*FIGURES, *(f"map_class_{name}" for name in annotations.names)]
-        metrics += [f"mask_{name}" for name in metrics] if masks else []
-        check_best_model(args, dict.fromkeys(metrics, True))
-    seed = args.seed if args.data_seed is None else args.data_seed
-    set_seed(args.seed)
-    model = model_args.build(annotations.names, masks, token=args.hub_token)
-    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
-    if sizes.canvas is None:
-        check_other_sizes(model)
+    return load_annotated(data_args, masks, args.hub_token)
+
+
+def adapt(args: DetectionTrainingArguments, images: AnnotatedImages) -> DetectionTrainingArguments:
+    """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
+    if images.validation is None:
+        return without_evaluation(args)
+    metrics = [*FIGURES, *(f"map_class_{name}" for name in images.annotations.names)]
+    metrics += [f"mask_{name}" for name in metrics] if images.annotations.masks else []
+    return with_best_model(args, dict.fromkeys(metrics, True))
+
+
+def build(
+    model_args: DetectionModelArguments, images: AnnotatedImages, token: str | None = None
+) -> A2MIMForObjectDetection:
+    """A detector of the classes of the images, and of masks if those are annotated. Raises as `build_detector`."""
+    return build_detector(model_args, images.annotations.names, images.annotations.masks, token)
+
+
+def make_trainer(
+    model: A2MIMForObjectDetection,
+    images: AnnotatedImages,
+    model_args: DetectionModelArguments,
+    data_args: DetectionArguments,
+    args: DetectionTrainingArguments,
+) -> DetectionTrainer:
+    """A trainer that is ready to `run()`.
+
+    Raises:
+        ValueError: naming `shortest_edge`, if the encoder takes images of one size only.
+    """
+    masks, seed, sizes = images.annotations.masks, data_seed(args), resize_for(model, data_args)
     make = functools.partial(DetectionTransform, model.config, resize=sizes, max_pixels=data_args.max_image_pixels)
-    train_samples = data_args.samples(
-        train, make(annotations, flip=data_args.horizontal_flip), seed, label_column=column
-    )
+    augment = make(images.annotations, flip=data_args.horizontal_flip)
+    train_samples = annotated_samples(data_args, images.train, augment, seed, images.column)
     eval_samples, draw, names = None, None, []
-    if validation is None:
-        args.without_evaluation()
-    else:
-        eval_samples = data_args.samples(validation, make(eval_annotations, train=False), seed, eval_column)
-        shown = eval_samples.first(PICTURES)
+    if images.validation is not None:
+        whole = make(images.eval_annotations, train=False)
+        eval_samples = annotated_samples(data_args, images.validation, whole, seed, images.eval_column)
+        shown = eval_samples.first(SHOWN)
         draw = functools.partial(draw_predictions, samples=shown, canvas=sizes.canvas)
         names = [eval_samples.name(row) for row in range(len(shown))]
     logger.info(
         "%s: %s trainable parameters; %d classes; %s training images",
         model.config.architecture,
         f"{model.num_parameters(only_trainable=True):,}",
-        len(annotations.names),
-        f"{len(train):,}",
+        len(images.annotations.names),
+        f"{len(images.train.images):,}",
     )
-    trainer = DetectionTrainer(
+    return DetectionTrainer(
         model=model,
         args=args,
         train_dataset=train_samples,
@@ -397,21 +190,33 @@ def run(
         draw=draw,
         shown=names,
         provenance={
-            "task": model_args.task,
-            **data_args.provenance(),
-            **model_args.origin(args.hub_token),
+            "task": task_of(model_args),
+            **data_provenance(data_args, images.split),
+            **encoder_provenance(model_args, args.hub_token),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },
-        flags=flags(model_args, data_args),
+        flags=flags(model_args, replace(data_args, bbox_format=images.train.box_format)),
     )
-    metrics = trainer.run()
-    if eval_samples is not None:
-        _say_precision(metrics, len(eval_samples))
-    logger.info("detector is in %s", args.output_dir)
-    return metrics
 
 
-def evaluate_detector(
+def resize_for(model: A2MIMForObjectDetection, data_args: DetectionArguments) -> Resize:
+    """The size of the images. Raises as `check_other_sizes`."""
+    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
+    if sizes.canvas is None:
+        check_other_sizes(model)
+    return sizes
+
+
+def log_result(trainer: DetectionTrainer, metrics: dict[str, float]):
+    if trainer.eval_dataset is not None:
+        kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
+        found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
+        logger.info("%s on %d images", ", ".join(found), len(trainer.eval_dataset))
+    if trainer.train_dataset is not None:
+        logger.info("detector is in %s", trainer.args.output_dir)
+
+
+def evaluate(
     model_args: DetectionModelArguments, data_args: DetectionArguments, args: DetectionTrainingArguments, masks: bool
 ) -> dict[str, float]:
     """Evaluate the detector in `model_name_or_path`, its classes told apart by their names. Returns the metrics.
@@ -420,21 +225,20 @@ def evaluate_detector(
         ValueError: naming the argument, if there is no detector (with `masks`: one that predicts them), nothing to
             evaluate on, or an unknown class.
     """
-    start, validation = start_to_evaluate(model_args, data_args, DETECTORS[masks:], args.hub_token)
-    column, annotations = data_args.annotations(validation, masks, what="evaluation data")
+    start = open_model_of_task(model_args, DETECTORS[masks:], args.hub_token)
+    validation = load_annotated_split(data_args, False, args.hub_token)
+    if validation is None:
+        raise ValueError(NO_VALIDATION)
+    column, annotations = read_annotations(data_args, validation, masks, what="evaluation data")
     annotations.renumber(start.names, places_of(annotations.names, start))
-    model = model_args.build(start.names, masks, token=args.hub_token)
-    sizes = Resize(model.config.input_size, data_args.shortest_edge, data_args.longest_edge)
-    if sizes.canvas is None:
-        check_other_sizes(model)
-    transform = DetectionTransform(
-        model.config, annotations, resize=sizes, train=False, max_pixels=data_args.max_image_pixels
-    )
-    samples = data_args.samples(validation, transform, args.seed, column)
+    model = build_detector(model_args, start.names, masks, args.hub_token)
+    sizes = resize_for(model, data_args)
+    options = {"resize": sizes, "train": False, "max_pixels": data_args.max_image_pixels}
+    transform = DetectionTransform(model.config, annotations, **options)
     trainer = DetectionTrainer(
         model=model,
         args=args,
-        eval_dataset=samples,
+        eval_dataset=annotated_samples(data_args, validation, transform, args.seed, column),
         data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
         task=SEGMENTER if masks else DETECTOR,
         processing_class=sizes.processor(model.config),
@@ -442,32 +246,5 @@ def evaluate_detector(
     metrics = trainer.evaluate()
     if args.should_save:
         trainer.save_metrics("eval", metrics)
-    _say_precision(metrics, len(samples))
+    log_result(trainer, metrics)
     return metrics
-
-
-def _say_precision(metrics: dict[str, float], images: int):
-    kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
-    found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
-    logger.info("%s on %d images", ", ".join(found), images)
-
-
-def check_other_sizes(model: PreTrainedModel):
-    """Raises ValueError, naming `shortest_edge`, if the encoder takes images of no other size than its own."""
-    config, divisor = model.config, int(max(model.strides))
-    size = [side + (-side % divisor) + divisor * step for step, side in enumerate(config.input_size, 1)]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval().backbone(torch.zeros(1, config.num_channels, *size, device=model.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"shortest_edge: {config.architecture} takes only images of {config.input_size} px, which --image_size "
-            f"changes ({error}); timm has options for some: --model_args '{{\"dynamic_img_size\": true}}' (ViT), "
-            "'{\"strict_img_size\": false}' (Swin)"
-        ) from error
-    finally:
-        model.train(training)
-
-
-__all__ = ["DetectionArguments", "DetectionModelArguments", "DetectionTrainer", "DetectionTrainingArguments", "run"]

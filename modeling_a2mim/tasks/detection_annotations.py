@@ -18,12 +18,12 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..arguments.detection import BOX_FORMATS
 from ..data.decoding import BrokenImage, turned
 
 
 BOX_FIELDS = ("bbox", "bboxes", "boxes", "box")
 CLASS_FIELDS = ("category", "category_id", "categories", "label", "labels")
-BOX_FORMATS = ("coco", "pascal_voc", "yolo")
 # Why objects are left out.
 NO_NUMBERS, NO_CLASS, NO_AREA = "with a box that is not four finite numbers", "of no known class", "with an empty box"
 NO_MASK, OUTSIDE = "without a usable mask", "outside the image"

@@ -1,4 +1,4 @@
-"""What a detector is trained and evaluated on: images at their size with their boxes and masks, batches, pictures."""
+"""What a detector is trained and evaluated on: images with their boxes and masks, batches, and a figure of both."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ DROPPED = "dropped_boxes"  # key of a batch, and of the logs: boxes that no trai
 CLIPPED = "clipped_boxes"  # the same of boxes that are cut off, as they reach out of their image
 TRUTH = "truth"  # key of a batch for evaluation: what is in its images, in their own pixels
 LEAST_SIDE = 1.0  # pixels of a box after resizing; what is smaller is not trained on
-PICTURE_SIDE, PICTURE_SCORE = 320, 0.5  # pixels of an image in predictions.png, and least score of what it shows
+SIDE_SHOWN, LEAST_SCORE = 320, 0.5  # pixels of an image in predictions.png, and least score of what it shows
 
 
 class Resize:
@@ -108,8 +108,7 @@ class DetectionTransform:
         """
         opened = open_image(image, self.max_pixels)
         stored, turn = (opened.height, opened.width), orientation(opened)
-        picture = to_pixels(upright(opened), self.num_channels)
-        pixels = tv_tensors.Image(pil_to_tensor(picture))
+        pixels = tv_tensors.Image(pil_to_tensor(to_pixels(upright(opened), self.num_channels)))
         original = tuple(pixels.shape[-2:])
         known = self._read(objects, original, stored, turn)
         kept = torch.from_numpy(~known.crowd)
@@ -195,26 +194,26 @@ def draw_predictions(
     for i, sample in enumerate(samples):
         pixels = ((sample["pixel_values"].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 1, 1)
-        scale = PICTURE_SIDE / max(pixels.shape[-2:])
+        scale = SIDE_SHOWN / max(pixels.shape[-2:])
         size = [max(1, round(side * scale)) for side in pixels.shape[-2:]]
         one = type(outputs)(**{name: value[i : i + 1] for name, value in outputs.items()})
-        (found,) = model.post_process_object_detection(one, PICTURE_SCORE, [size])
+        (found,) = model.post_process_object_detection(one, LEAST_SCORE, [size])
         known = {name: value for name, value in sample["labels"].items() if name != "class_labels"}
         known |= {"labels": sample["labels"]["class_labels"], "boxes": known["boxes"] * scale}
         if "masks" in known:
             known["masks"] = resize(tv_tensors.Mask(known["masks"]), size).bool()
         pixels = resize(tv_tensors.Image(pixels), size)
         tiles += [_drawn(pixels, objects, names) for objects in (known, found)]
-    grid = make_grid([F.pad(t, (0, PICTURE_SIDE - t.shape[2], 0, PICTURE_SIDE - t.shape[1])) for t in tiles], nrow=4)
+    grid = make_grid([F.pad(t, (0, SIDE_SHOWN - t.shape[2], 0, SIDE_SHOWN - t.shape[1])) for t in tiles], nrow=4)
     return Image.fromarray(grid.permute(1, 2, 0).numpy())
 
 
 def _drawn(pixels: torch.Tensor, objects: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
     """uint8 (3, height, width) with boxes, and masks if there are some; a class has the same colour everywhere."""
     objects = {name: value.cpu() for name, value in objects.items()}
-    labels, picture = objects["labels"].tolist(), pixels.as_subclass(torch.Tensor)
+    labels, image = objects["labels"].tolist(), pixels.as_subclass(torch.Tensor)
     if not labels:
-        return picture
+        return image
     colours = [
         tuple(Image.new("HSV", (1, 1), (c * 97 % 256, 220, 255)).convert("RGB").getpixel((0, 0))) for c in labels
     ]
@@ -222,7 +221,7 @@ def _drawn(pixels: torch.Tensor, objects: dict[str, torch.Tensor], names: list[s
     if "scores" in objects:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, objects["scores"].tolist(), strict=True)]
     if "masks" in objects:
-        picture = draw_segmentation_masks(picture, objects["masks"], alpha=0.45, colors=colours)
+        image = draw_segmentation_masks(image, objects["masks"], alpha=0.45, colors=colours)
     font = findfont("DejaVu Sans")  # comes with matplotlib
     style = {"colors": colours, "label_background_colors": colours, "fill_labels": True, "label_colors": "black"}
-    return draw_bounding_boxes(picture, objects["boxes"], texts, width=2, font=font, font_size=14, **style)
+    return draw_bounding_boxes(image, objects["boxes"], texts, width=2, font=font, font_size=14, **style)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import datasets
 from transformers.utils.logging import tqdm
 
+from ..arguments.detection import BOX_FORMATS
 from ..data.decoding import BrokenImage
 from ..data.sources import RowsOf, RowSource
 from .detection_annotations import (
-    BOX_FORMATS,
     CLASS_FIELDS,
     NO_AREA,
     NO_CLASS,

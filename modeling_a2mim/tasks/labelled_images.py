@@ -7,41 +7,48 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from ..arguments.data import ClassificationArguments
+from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments, images_field
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.formats.census import METADATA
 from ..data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
-from ..data.labels import (
-    MULTI,
-    NAMED,
-    REGRESSION,
-    SINGLE,
-    labelled,
-    log_classes_without_images,
-    same_classes,
-    stored_labels,
-)
+from ..data.labels import NAMED, labelled, log_classes_without_images, same_classes, stored_labels
 from ..data.sources import DatasetSource, RowSource
+from ..data.splits import NO_VALIDATION, class_names, find_evaluation_split, load_labelled_split
 from ..evaluation.metrics import TOP
 from .problem_types import encode_lists, encode_numbers, find_targets
 
 
 logger = logging.getLogger("a2mim")
 
-NO_VALIDATION = "validation_dir: there are no images to evaluate on; give it or --validation_split"
-
 
 @dataclass
 class LabelledImages:
-    """Images with labels to train on and to evaluate on (`None` if there are none), the column of their labels, the
-    names of the classes (of the column, for regression), and the problem type (`problem_types`)."""
+    """Images with labels to train a classifier on and to evaluate it on.
 
-    train: object | None
-    validation: object | None
+    Args:
+        train, validation: the splits; `None` if there are none.
+        column: of the labels.
+        names: of the classes; for regression, of the column.
+        problem_type: what the labels are (`problem_types`).
+        split: the name of the split to evaluate on, if it is one of the source.
+        rows: of `train` that a run trains on; `None` for all.
+        class_weights: how much an image of each class counts in the loss of a run.
+    """
+
+    train: Dataset | RowSource | None
+    validation: Dataset | RowSource | None
     column: str
     names: list[str]
     problem_type: str = SINGLE
+    split: str | None = None
+    rows: list[int] | None = None
+    class_weights: list[float] | None = None
+
+    @property
+    def chosen(self) -> Dataset | RowSource:
+        """The images that a run trains on."""
+        return self.train if self.rows is None else self.train.select(self.rows)
 
     @classmethod
     def load(cls, data_args: ClassificationArguments, token: str | None) -> "LabelledImages":
@@ -51,8 +58,11 @@ class LabelledImages:
             ValueError: naming the argument, if there are no labels, or images to evaluate on of classes that are not
                 those trained on.
         """
-        train, validation = (data_args.load(train=which, token=token) for which in (True, False))
-        return cls._of(data_args, train, validation, None)
+        kind = data_args.problem_type or SINGLE
+        train = load_labelled_split(data_args, True, token, problem_type=kind)
+        split = find_evaluation_split(data_args)
+        validation = load_labelled_split(data_args, False, token, split, kind)
+        return cls._of(data_args, train, validation, split, kind)
 
     @classmethod
     def for_evaluation(cls, data_args: ClassificationArguments, config: A2MIMConfig, token: str | None):
@@ -60,15 +70,17 @@ class LabelledImages:
         own = config.problem_type or SINGLE
         if data_args.problem_type not in (None, own):
             raise ValueError(f"problem_type: that of the model is {own}, not {data_args.problem_type}")
-        data_args.problem_type = own
-        validation = data_args.load(train=False, token=token)
+        split = find_evaluation_split(data_args)
+        validation = load_labelled_split(data_args, False, token, split, own)
         if validation is None:
             raise ValueError(NO_VALIDATION)
-        return cls._of(data_args, None, validation, [config.id2label[i] for i in range(config.num_labels)])
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        return cls._of(data_args, None, validation, split, own, names)
 
     @classmethod
-    def _of(cls, data_args, train, validation, names: list[str] | None) -> "LabelledImages":
-        kind = data_args.problem_type or SINGLE
+    def _of(
+        cls, data_args, train, validation, split: str | None, kind: str, names: list[str] | None = None
+    ) -> "LabelledImages":
         owner = "those trained on" if names is None else "those of the model"
         column, one_hot = None, None
         parts = {}
@@ -76,7 +88,7 @@ class LabelledImages:
             parts[which] = dataset
             if dataset is None:
                 continue
-            field = data_args.field(which == "train")
+            field = images_field(data_args, which == "train")
             if kind == SINGLE:
                 place = find_column(dataset, ClassLabel, data_args.label_column_name, "label_column_name")
             else:
@@ -92,8 +104,8 @@ class LabelledImages:
                 dataset = same_classes(dataset, column, names, field, owner)
             parts[which] = labelled(dataset, column, field, what, any_number=kind == REGRESSION)
             if names is None:
-                _, names = data_args.labels(parts[which])
-        return cls(**parts, column=column, names=names, problem_type=kind)
+                _, names = class_names(parts[which], data_args.label_column_name)
+        return cls(**parts, column=column, names=names, problem_type=kind, split=split)
 
     def counts(self, dataset) -> list[int] | None:
         """How many images of each class there are in `train` or `validation`; `None` of numbers, and of a stream

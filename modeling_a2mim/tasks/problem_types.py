@@ -18,7 +18,8 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from ..data.labels import MULTI, NAMED, REGRESSION, has_label, with_column
+from ..arguments.data import MULTI, REGRESSION
+from ..data.labels import NAMED, has_label, with_column
 from ..encoders.plan import classifier_parameters
 from ..evaluation.metrics import compute_metrics
 from ..models.classifier import A2MIMForImageClassification

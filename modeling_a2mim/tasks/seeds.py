@@ -1,40 +1,26 @@
-"""How an encoder is judged: classifiers trained once or with several seeds, and frozen features; tables of results."""
+"""The same run with several seeds, and the tables and cards of its results."""
 
-import copy
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from transformers import set_seed
-
-from ..arguments.data import ClassificationArguments
+from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ..arguments.model import ClassifierArguments
-from ..arguments.training import FineTuningArguments
-from ..data.labels import MULTI, REGRESSION, SINGLE
-from ..data.transforms import FineTuneTransform
-from ..evaluation.frozen import evaluate_frozen
+from ..arguments.training import FineTuningArguments, with_values
 from ..evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
-from ..export.folder import timm_pretrained_cfg, write_card
+from ..export.folder import write_card
 from ..export.hub import push_folder
 from ..export.loading import load_classifier, load_pretraining_model
+from ..export.provenance import classification_provenance, few_labels
 from ..export.record import hardware, read_record, versions
 from ..pretrained import CLASSIFIERS, open_pretrained
 from ..training.checkpoints import checkpoints_in
 from ..training.outputs import check_output_dir, clear_output_dir
+from ..training.trainer import A2MIMTrainer
 from ..utils.files import finite
-from .classification import (
-    choose_rows,
-    chosen_corruptions,
-    evaluation_samples,
-    fine_tune,
-    judge_classifier,
-    keep_subset,
-    new_classifier,
-)
-from .classification_trainer import make_class_weights
-from .labelled_images import NO_VALIDATION, LabelledImages
-from .problem_types import check_problem_type
+from .encoder import base_model_of, build_classifier, task_of
+from .labelled_images import LabelledImages
 
 
 logger = logging.getLogger("a2mim")
@@ -50,128 +36,50 @@ MEANINGS = {
 }
 
 
-def run(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments) -> dict:
-    """Do what the arguments say, once or with each of `data_args.seeds`; returns the metrics (means over seeds).
+def seed_folder(output_dir: str, seed: int) -> Path:
+    """Where the run with one of several seeds is."""
+    return Path(output_dir, f"seed-{seed}")
 
-    Raises:
-        ValueError: naming the argument that is wrong, before anything is written.
+
+def repeat(
+    fine_tune: Callable[..., A2MIMTrainer],
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> list[dict]:
+    """Fine-tune with each seed in a folder of its own, those that a resumed run finds done left out.
+
+    Args:
+        fine_tune: makes a trainer of `model_args`, `data_args`, `args` and `images`.
+        model_args, data_args, args: as they were parsed.
+        images: to train on and to evaluate on.
+
+    Returns:
+        Rows of `summary.summarise`.
     """
-    if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
-        raise ValueError("probe_layers: timm knows no classifier on an inner layer; leave --push_to_hub out")
-    if model_args.add_to_card and not (data_args.seeds or model_args.knn):
-        raise ValueError("add_to_card: give --seeds, over which the means are written")
-    if data_args.corruptions is not None:
-        chosen_corruptions(data_args.corruptions)
-    if model_args.eval_only:
-        return judge_classifier(model_args, data_args, args)
-    if data_args.problem_type in (MULTI, REGRESSION):
-        check_problem_type(data_args.problem_type, model_args, data_args, args)
-    images = LabelledImages.load(data_args, args.hub_token)
-    if images.validation is None and (data_args.corruptions or model_args.knn or data_args.seeds):
-        raise ValueError(NO_VALIDATION)
-    images.check()
-    if model_args.knn:
-        rows = judge_frozen(model_args, data_args, args, images)
-    elif data_args.seeds is None:
-        return fine_tune(model_args, data_args, args, images).run()
-    else:
-        rows = fine_tune_often(model_args, data_args, args, images)
-    return report(rows, model_args, data_args, args, images)
-
-
-def judge_frozen(
-    model_args: ClassifierArguments,
-    data_args: ClassificationArguments,
-    args: FineTuningArguments,
-    images: LabelledImages,
-) -> list[dict]:
-    """k-NN and logistic regression on frozen features, for each seed and layer: rows of `metrics.summarise`. An
-    encoder that was not pre-trained has other weights for each seed."""
-    if args.class_weights is not None:
-        logger.info("class_weights: are for the logistic regression; neighbours do not know of them")
-    seeds = data_args.seeds or [args.seed if args.data_seed is None else args.data_seed]
-    name, drawn = data_args.few_labels() or "all labels", {}
-    for seed in seeds:
-        rows = choose_rows(data_args, images, seed)
-        if rows is not None and args.should_save:
-            keep_subset(str(seed_folder(args, data_args, seed)), rows, data_args, images, seed)
-        drawn[name, seed] = range(len(images.train)) if rows is None else rows
-    if model_args.architecture is None:
-        if data_args.few_labels() is None:  # each seed would give the same
-            drawn = {(name, seeds[0]): drawn[name, seeds[0]]}
-        return _judge(model_args, data_args, args, images, drawn)
-    found = []
-    for key, rows in drawn.items():
-        set_seed(key[1])
-        found += _judge(model_args, data_args, args, images, {key: rows})
-    return found
-
-
-def _judge(model_args, data_args, args, images: LabelledImages, subsets: dict) -> list[dict]:
-    class_weights = args.class_weights
-    if class_weights == ["balanced"]:
-        class_weights = "balanced"
-    elif class_weights is not None:
-        class_weights = dict(enumerate(make_class_weights(class_weights, None, images.names)))
-    model, _ = model_args.build(images.names, token=args.hub_token)
-    model.to(args.device)
-    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
-    return evaluate_frozen(
-        model,
-        data_args.samples(images.train, transform, args.seed, images.column),
-        evaluation_samples(model, data_args, images, args.seed),
-        subsets,
-        [-1] if model_args.probe_layers is None else model_args.probe_layers,
-        neighbours=model_args.knn_neighbours,
-        temperature=model_args.knn_temperature,
-        strength=model_args.probe_strength,
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-        dtype=torch.bfloat16 if args.bf16 else None,
-        names=images.names,
-        class_weights=class_weights,
-    )
-
-
-# Several seeds
-
-
-def seed_folder(args: FineTuningArguments, data_args: ClassificationArguments, seed: int) -> Path:
-    return Path(args.output_dir, f"seed-{seed}") if data_args.seeds else Path(args.output_dir)
-
-
-def fine_tune_often(
-    model_args: ClassifierArguments,
-    data_args: ClassificationArguments,
-    args: FineTuningArguments,
-    images: LabelledImages,
-) -> list[dict]:
-    """Fine-tune with each seed in a folder of its own, those that a resumed run finds done left out: rows of
-    `metrics.summarise`."""
     rows = []
-    folders = [seed_folder(args, data_args, seed) for seed in data_args.seeds]
+    folders = [seed_folder(args.output_dir, seed) for seed in data_args.seeds]
     options = args.resume_from_checkpoint, args.overwrite_output_dir, model_args.model_name_or_path
     check_output_dir(args.output_dir, *options, finished=[RESULTS])
     for folder in folders:
         check_output_dir(folder, *options)
-    for seed in data_args.seeds:
-        own = copy.copy(args)
-        own.seed, own.output_dir, own.push_to_hub = seed, str(seed_folder(args, data_args, seed)), False
-        done = Path(own.output_dir, "eval_results.json")
+    for seed, own_folder in zip(data_args.seeds, folders, strict=True):
+        done = Path(own_folder, "eval_results.json")
         if args.resume_from_checkpoint and done.is_file():
             metrics = json.loads(done.read_text())
         else:
-            if not checkpoints_in(own.output_dir):
-                own.resume_from_checkpoint = None
-            trainer = fine_tune(model_args, data_args, own, images)
+            resume = args.resume_from_checkpoint if checkpoints_in(own_folder) else None
+            own = {"seed": seed, "output_dir": str(own_folder), "push_to_hub": False, "resume_from_checkpoint": resume}
+            trainer = fine_tune(model_args, data_args, with_values(args, **own), images)
             if args.overwrite_output_dir and args.should_save and not rows:
                 # All at once: resumed later, the set would take what the earlier one has done for its own.
                 for folder in (args.output_dir, *folders):
                     clear_output_dir(folder)
             metrics = trainer.run()
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-        method = model_args.task
-        rows.append({"subset": data_args.few_labels() or "all labels", "method": method, "seed": seed, **figures})
+        method = task_of(model_args)
+        rows.append({"subset": few_labels(data_args) or "all labels", "method": method, "seed": seed, **figures})
     return rows
 
 
@@ -187,15 +95,15 @@ def report(
     summary = summarise(rows)
     by_class = summarise_classes(rows, images.names, images.counts(images.validation) or [0] * len(images.names))
     table = markdown(summary)
-    where = data_args.provenance()
+    where = classification_provenance(data_args, images.split)
     place = where.get("evaluated_on") or where.get("evaluation_data")
     measured_on = f"on {len(images.validation):,} images of {place}, mean ± half a 95% interval over seeds"
     if args.should_save:
         print(f"\n{table}\n")
         record = {
             "architecture": model_args.architecture,
-            "base_model": model_args.base_model(),
-            "task": model_args.task,
+            "base_model": base_model_of(model_args.model_name_or_path),
+            "task": task_of(model_args),
             **where,
             **images.provenance(),
             **({"class_weights": args.class_weights} if args.class_weights else {}),
@@ -210,12 +118,13 @@ def report(
         parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANINGS[images.problem_type]}"]
         parts += [markdown(by_class)] if by_class else []
         Path(args.output_dir, TABLE).write_text("\n\n".join(parts) + "\n")
-        folders = [] if model_args.knn else [seed_folder(args, data_args, seed) for seed in data_args.seeds]
+        folders = [] if model_args.knn else [seed_folder(args.output_dir, seed) for seed in data_args.seeds]
         folders = [
             folder for folder in folders if (folder / "README.md").is_file()
         ]  # probes of inner layers have none
         if folders:
-            model, _ = new_classifier(model_args, images, args.hub_token)  # all have the same card
+            # All have the same card.
+            model, _ = build_classifier(model_args, images.names, images.problem_type, args.hub_token)
             for folder in folders:
                 add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.decoding import MAX_PIXELS, BrokenImage, open_image, upright
+from ..arguments.data import MAX_PIXELS
+from ..arguments.segmentation import IGNORED, LARGEST, parse_value
+from ..data.decoding import BrokenImage, open_image, upright
 
 
-AUTO = "auto"  # --ignore_index: 255, unless that is a class
-IGNORED = 255
-LARGEST = 2**16  # values of pixels are below it, but for colours
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # of Pillow
 MODES = (*EIGHT_BITS, "I", "I;16", "I;16B", "I;16L")
 LISTED = 8  # values, names or maps in a message
@@ -21,15 +20,6 @@ LISTED = 8  # values, names or maps in a message
 
 def show_value(value: int, colours: bool) -> str:
     return f"#{value:06x}" if colours else str(value)
-
-
-def parse_value(text: str) -> tuple[int, bool] | None:
-    """A value of pixels as it is written (`255`, `#ff0000`), and whether it is a colour (0xRRGGBB); `None` for what is
-    neither."""
-    if text.startswith("#"):
-        digits = text[1:].lower()
-        return (int(digits, 16), True) if len(digits) == 6 and set(digits) <= set("0123456789abcdef") else None
-    return (int(text), False) if text.isascii() and text.isdigit() and int(text) < LARGEST else None
 
 
 def read_labels(path: Path) -> tuple[dict[int, str], bool]:
@@ -65,34 +55,6 @@ def read_labels(path: Path) -> tuple[dict[int, str], bool]:
     colours = values[0][1]
     named = {value: name for (value, _), (_, name) in zip(values, pairs, strict=True)}
     return (named if colours else dict(sorted(named.items()))), colours
-
-
-def ignored_value(given: int | str | None, taken: Iterable[int], colours: bool) -> int | None:
-    """The value of the pixels that do not count, or `None` if all do.
-
-    Args:
-        given: `--ignore_index`: a value, `#rrggbb` for maps of colours, `auto`; `none`, or any negative number but in
-            maps that hold that very number, for none.
-        taken: the values of classes.
-        colours: whether maps hold colours.
-
-    Raises:
-        ValueError: naming `ignore_index`, if it is none of these.
-    """
-    text = "none" if given is None else str(given).strip().lower()
-    if text == AUTO:
-        return None if colours or IGNORED in taken else IGNORED
-    if text == "none":
-        return None
-    if text.removeprefix("-").isdigit() and text.startswith("-"):
-        return None if colours else int(text)
-    value = parse_value(text)
-    if value is None:
-        raise ValueError(f"ignore_index: expected a value of pixels, none or {AUTO}, got {given!r}")
-    if value[1] != colours:
-        kind = "the maps' colours are given as #rrggbb" if colours else "the maps hold numbers"
-        raise ValueError(f"ignore_index: {kind}, got {given}")
-    return value[0]
 
 
 def read_pixels(value, colours: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:

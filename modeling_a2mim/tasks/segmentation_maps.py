@@ -1,4 +1,4 @@
-"""Maps of classes: how well predicted ones agree with annotated ones, and a picture of both."""
+"""Maps of classes: how well predicted ones agree with annotated ones, and a figure of both."""
 
 import colorsys
 
@@ -118,7 +118,7 @@ def colours(count: int) -> list[tuple[float, float, float]]:
     return [(0.82, 0.82, 0.82), *others][:count]
 
 
-def predictions_picture(
+def plot_predictions(
     images: list[Image.Image], truths: list[torch.Tensor], predictions: list[torch.Tensor], names: list[str]
 ) -> Image.Image:
     """A row for each image: itself, its annotation, the prediction; and a legend of the classes to be seen.

@@ -1,4 +1,4 @@
-"""What `run_finetune.py --task` knows: the arguments of each task, and what runs it."""
+"""The steps of each task that `run_finetune.py --task` knows."""
 
 import argparse
 import functools
@@ -10,27 +10,49 @@ from ..recipes import load_recipe
 
 
 class Task(NamedTuple):
-    """Dataclasses of model, data and training arguments, and the function that takes them and returns metrics."""
+    """The steps of a task. Where they take `model_args, data_args, args`, these are the parsed arguments.
+
+    Args:
+        arguments: dataclasses of model, data and training arguments.
+        load: `(model_args, data_args, args)` to the images to train on and to evaluate on.
+        adapt: `(args, images)` to the training arguments for these images: whether to evaluate, and what is better.
+        build: `(model_args, images, token)` to the model.
+        make_trainer: `(model, images, model_args, data_args, args)` to a trainer that is ready to `run()`.
+        evaluate: `(model_args, data_args, args)` to the metrics of the model in `--model_name_or_path`.
+        compare: `(model_args, data_args, args, images)` to the metrics of `--knn` or `--seeds`, if a task has them.
+        log_result: `(trainer, metrics)`, what the log says at the end.
+    """
 
     arguments: tuple[type, type, type]
-    run: Callable[..., dict]
+    load: Callable
+    adapt: Callable
+    build: Callable
+    make_trainer: Callable
+    evaluate: Callable[..., dict]
+    compare: Callable[..., dict] | None = None
+    log_result: Callable = lambda trainer, metrics: None
 
 
 def load_task(name: str) -> Task:
     """A task by its name; only its own modules are imported, of which some take seconds."""
     if name == "image-classification":
-        from . import seeds as p
+        from ..arguments import data, model, training
+        from . import classification as c
 
-        return Task((p.ClassifierArguments, p.ClassificationArguments, p.FineTuningArguments), p.run)
+        arguments = (model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments)
+        return Task(arguments, c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
     if name == "semantic-segmentation":
+        from ..arguments import segmentation as a
         from . import segmentation as s
 
-        arguments = (s.SegmentationModelArguments, s.SegmentationArguments, s.SegmentationTrainingArguments)
-        return Task(arguments, s.run)
+        arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
+        return Task(arguments, s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
+    from ..arguments import detection as a
     from . import detection as d
 
-    arguments = (d.DetectionModelArguments, d.DetectionArguments, d.DetectionTrainingArguments)
-    return Task(arguments, functools.partial(d.run, masks=name == "instance-segmentation"))
+    arguments = (a.DetectionModelArguments, a.DetectionArguments, a.DetectionTrainingArguments)
+    load, evaluate = (functools.partial(f, masks=name == "instance-segmentation") for f in (d.load, d.evaluate))
+    return Task(arguments, load, d.adapt, d.build, d.make_trainer, evaluate, log_result=d.log_result)
 
 
 def find_task(given: argparse.Namespace, script: str) -> str:

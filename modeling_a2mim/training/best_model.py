@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from ..arguments.training import A2MIMTrainingArguments, with_values
+
 
 logger = logging.getLogger("a2mim")
 
@@ -21,8 +23,25 @@ RECONSTRUCTION_METRICS = {
 MOST_NAMED = 30  # metrics in a message
 
 
-def check_best_model(args, metrics: Mapping[str, bool]):
-    """Check `metric_for_best_model`, with or without `eval_` before it, and set `greater_is_better` for it.
+def without_evaluation(args: A2MIMTrainingArguments) -> A2MIMTrainingArguments:
+    """The arguments of a run that has no images to evaluate on, which is said in the log.
+
+    Args:
+        args: of training.
+
+    Raises:
+        ValueError: if the best checkpoint was asked for, which only an evaluation finds.
+    """
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end: there are no images to evaluate on; give --validation_dir or --validation_split"
+        )
+    logger.warning("no images to evaluate on: give --validation_dir or --validation_split")
+    return with_values(args, eval_strategy="no")
+
+
+def with_best_model(args: A2MIMTrainingArguments, metrics: Mapping[str, bool]) -> A2MIMTrainingArguments:
+    """The arguments with `greater_is_better` as it is of `metric_for_best_model` (with or without `eval_` before it).
 
     Args:
         args: of training.
@@ -33,7 +52,7 @@ def check_best_model(args, metrics: Mapping[str, bool]):
     """
     name = args.metric_for_best_model
     if name is None:
-        return
+        return args
     bare = name.removeprefix("eval_")
     if bare not in metrics:
         close = difflib.get_close_matches(bare, metrics)
@@ -47,7 +66,7 @@ def check_best_model(args, metrics: Mapping[str, bool]):
     if args.greater_is_better_given not in (None, metrics[bare]):
         which = "more" if metrics[bare] else "less"
         raise ValueError(f"greater_is_better: of {bare}, {which} is better; leave --greater_is_better out")
-    args.greater_is_better = metrics[bare]
+    return with_values(args, greater_is_better=metrics[bare])
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, Hu
 from transformers.utils import PushInProgress
 
 from ..arguments.trainer_fields import check_loading
-from ..arguments.training import A2MIMTrainingArguments
+from ..arguments.training import A2MIMTrainingArguments, with_values
 from ..data.dataset import REPORT, ImageSamples, collate
 from ..data.progress import TrainingData
 from ..data.transforms import PreTrainTransform
@@ -56,6 +56,7 @@ from .checkpoints import (
 )
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .endings import writing
+from .length import logging_steps, with_length
 from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .preemption import STOPPED, SigtermCallback, ignore_sigterm, without_jit_callback
 from .raw_data import LABELS, as_samples, collate_samples
@@ -113,7 +114,7 @@ class A2MIMTrainer(Trainer):
         flags: dict[str, dict] | None = None,
         **kwargs,
     ):
-        args = self.arguments_class.from_plain(args)
+        args = with_values(self.arguments_class.from_plain(args))  # its own, of which the length is chosen here
         data_collator = collate_samples if data_collator is None else data_collator
         with without_jit_callback(self):
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, *further, **kwargs)
@@ -151,7 +152,7 @@ class A2MIMTrainer(Trainer):
                 ReconstructionCallback(batch, picture_names) if self.reconstructs else ExampleCallback(batch)
             )
         if (images := dataset_length(self.train_dataset)) is not None:
-            self.args.choose_length(images)
+            self.args = with_length(self.args, images)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping)
 
@@ -246,7 +247,7 @@ class A2MIMTrainer(Trainer):
         return tuple(values)
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
-        self.args.choose_logging_steps(max_steps)
+        self.args.logging_steps = logging_steps(self.args, max_steps)
         passes, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )

@@ -1,0 +1,56 @@
+"""What a training record says of the data of a run, in words and without paths."""
+
+from ..arguments.data import ClassificationArguments, DataArguments, PreTrainingDataArguments, sources_of
+from ..data.augmentation import finetuning_augmentation, pretraining_augmentation
+from .record import hub_id
+
+
+BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
+
+
+def data_provenance(args: DataArguments, split: str | None) -> dict:
+    """What a model card says of the data: ids of datasets on the Hub, or what kind of images.
+
+    Args:
+        args: what names the data.
+        split: that the model is evaluated on, if it is one of the source.
+    """
+    sources = sources_of(args)
+    ids = [BUNDLED if source is None else hub_id(source) for source in sources]
+    known = [name for name in dict.fromkeys(ids) if name is not None]
+    words = ["the bundled sample of Fashion-MNIST" if source is None else hub_id(source) for source in sources]
+    result = {"datasets": known, "data": ", ".join(dict.fromkeys(w or "images of the author" for w in words))}
+    note = []
+    if args.validation_dir is None and len(ids) == 1 and ids[0] is not None:
+        result["evaluated_on"] = ids[0]
+        note += ["a sample of the test split"] if sources == [None] else [f"split {split}"]
+    else:
+        result["evaluation_data"] = "the author's, held out"
+    if args.max_eval_samples is not None:
+        note.append(f"at most {args.max_eval_samples:,} of them")
+    return {**result, "evaluation_note": ", ".join(note) or None}
+
+
+def pretraining_provenance(args: PreTrainingDataArguments) -> dict:
+    """`data_provenance`, and the augmentation beside crops."""
+    used = {name: value for name, value in pretraining_augmentation(args).items() if value}
+    words = [name if value is True else f"{name} {value:g}" for name, value in used.items()]
+    return {**data_provenance(args, args.validation_split), "augmentation": ", ".join(words) or "none"}
+
+
+def classification_provenance(args: ClassificationArguments, split: str | None) -> dict:
+    """`data_provenance`, how few labels there were, and the augmentation beside crops."""
+    result = data_provenance(args, split)
+    if few := few_labels(args):
+        result["evaluation_note"] = ", ".join(filter(None, [result["evaluation_note"], f"trained with {few}"]))
+    words = [f"{name} {value}" for name, value in finetuning_augmentation(args).items()]
+    return {**result, "augmentation": ", ".join(words) or None}
+
+
+def few_labels(args: ClassificationArguments) -> str | None:
+    """How few labels are trained with, in words; `None` for all."""
+    if args.labels_per_class is not None:
+        return f"{args.labels_per_class} labels of each class"
+    if args.label_fraction is not None:
+        return f"{args.label_fraction:.3g} of the labels of each class"
+    return None if args.label_subset is None else "a saved subset of the labels"
