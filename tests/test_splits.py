@@ -29,7 +29,7 @@ from modeling_a2mim.data.splits import (
 from modeling_a2mim.tasks.detection_images import load_annotated
 from modeling_a2mim.tasks.labelled_images import LabelledImages
 
-from .test_formats import encoded, write_images, write_parquet
+from .image_files import encoded, write_images, write_parquet
 
 
 # What is worked out from the fields alone.
