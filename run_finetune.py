@@ -15,7 +15,7 @@ TrainingArguments work; `--help` lists everything, with `--task` that task's.
 from transformers import set_seed
 
 from modeling_a2mim.commands.parser import parse, peek, run_as_command
-from modeling_a2mim.tasks.task import find_task, load_task
+from modeling_a2mim.tasks import find_task, load_task
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -273,8 +273,9 @@ def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
     source = ["--architecture", "test_resnet", "--num_channels", 1, "--image_size", 64, "--freeze_encoder"]
     after = []
     for steps in (1, 3):
-        start(source, folder, tmp_path, False, "--max_steps", steps, "--learning_rate", 0.01, "--warmup_steps", 0)
-        after.append(load_file(tmp_path / "model.safetensors"))
+        out = tmp_path / str(steps)
+        start(source, folder, out, False, "--max_steps", steps, "--learning_rate", 0.01, "--warmup_steps", 0)
+        after.append(load_file(out / "model.safetensors"))
     frozen = {name for name in after[0] if name.startswith("backbone.a2mim.")}
     assert {name for name, tensor in after[0].items() if not tensor.equal(after[1][name])} == set(after[0]) - frozen
     assert any("running_mean" in name for name in frozen)
