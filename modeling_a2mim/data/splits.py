@@ -200,9 +200,8 @@ def as_source(args: DataArguments, dataset: datasets.Dataset | RowSource) -> Row
     """A split as rows that can be read by their number."""
     if not isinstance(dataset, datasets.Dataset):
         return dataset
-    source = DatasetSource(dataset, retries=args.read_retries)
-    source.folders = [folder for folder in (args.validation_dir, *sources_of(args)) if folder]
-    return source
+    folders = [folder for folder in (args.validation_dir, *sources_of(args)) if folder]
+    return DatasetSource(dataset, retries=args.read_retries, folders=folders)
 
 
 def image_samples(
