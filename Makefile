@@ -89,6 +89,7 @@ quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/lint-imports
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
