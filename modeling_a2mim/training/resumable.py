@@ -1,7 +1,7 @@
 """`ResumableTrainer`: transformers' Trainer, whose runs go on exactly where their last checkpoint left them.
 
 It is the only class of the package that overrides methods of Trainer whose names begin with an underscore, or uses
-such names: another release of transformers may change them. `tests/test_resumable.py` pins what is relied on.
+such names: another release of transformers may change them. `tests/training/test_resumable.py` pins what is relied on.
 """
 
 import functools

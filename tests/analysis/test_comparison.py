@@ -1,0 +1,184 @@
+"""Models and images of the analysis commands: every kind that can be named, and what is said of the others."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_comparison
+from modeling_a2mim.export.folder import export_model
+
+from ..families import family_config
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ["cat", "dog", "owl"]
+LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """One folder of each kind: exports and checkpoints of ours, and a classifier of transformers."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    config = family_config("vit", image_size=32, mask_patch_size=16)
+    pretraining = A2MIMForPreTraining(config)
+    export_model(pretraining, folder / "encoder")
+    pretraining.save_pretrained(folder / "checkpoint")
+    classifier = A2MIMForImageClassification(family_config("resnet", image_size=32, num_channels=1, **LABELS))
+    export_model(classifier, folder / "classifier")
+    classifier.save_pretrained(folder / "own-classifier")
+    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vit = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **tiny, **LABELS))
+    vit.save_pretrained(folder / "transformers")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "transformers")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """12 images of 40 x 30 px, whose labels are named in another order than the models' classes."""
+    generator = np.random.default_rng(0)
+    rows = [
+        {"image": Image.fromarray(generator.integers(0, 255, (30, 40, 3), dtype=np.uint8)), "label": i % 3}
+        for i in range(12)
+    ]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["owl", "cat", "dog"])})
+    folder = tmp_path_factory.mktemp("dataset")
+    Dataset.from_list(rows, features=features).to_parquet(str(folder / "test-00000-of-00001.parquet"))
+    return folder
+
+
+def arguments(*argv: str) -> argparse.Namespace:
+    parser = command("any", "", "", images=5, seed="")
+    parser.add_argument("--label_column_name")
+    return parser.parse_args([*argv, "--out", "out", "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "channels", "model"),
+    [
+        ("encoder", "encoder", 3, A2MIMModel),
+        ("encoder", "pretraining", 3, A2MIMForPreTraining),
+        ("checkpoint", "pretraining", 3, A2MIMForPreTraining),
+        ("checkpoint", "encoder", 3, A2MIMModel),
+        ("classifier", "classifier", 1, A2MIMForImageClassification),
+        ("classifier", "encoder", 1, A2MIMModel),
+        ("own-classifier", "classifier", 1, A2MIMForImageClassification),
+        ("transformers", "classifier", 3, ViTForImageClassification),
+        ("transformers", "encoder", 3, None),
+    ],
+)
+def test_kinds(models, name, kind, channels, model):
+    subject = load_subject(str(models / name), kind=kind)
+    assert subject.name == name
+    assert model is None or isinstance(subject.model, model)
+    assert not subject.model.training
+    assert subject.classes == (NAMES if kind == "classifier" else None)
+    # Any image, grey or not, of any size.
+    for image in (Image.new("L", (50, 41)), Image.new("RGBA", (32, 32))):
+        pixels = subject.transform(image)["pixel_values"]
+        assert pixels.shape == (channels, 32, 32)
+    with torch.no_grad():
+        output = subject.model(pixels[None])
+    assert kind != "classifier" or output.logits.shape == (1, 3)
+
+
+def test_weights_are_those_of_the_folder(models):
+    one = load_subject(str(models / "classifier"), kind="classifier")
+    other = load_subject(str(models / "own-classifier"), kind="classifier")
+    encoder = load_subject(str(models / "classifier"))
+    pixels = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(one.model(pixels).logits, other.model(pixels).logits)
+        features = one.model.a2mim.encoder.forward_features(pixels)
+        assert torch.equal(features, encoder.model.encoder.forward_features(pixels))
+
+
+def test_classifiers_of_imagenet_have_the_names_that_transformers_knows(models, tmp_path):
+    """As timm's own repositories: no label_names, but a number of classes that ImageNet has."""
+    model = A2MIMForImageClassification(family_config("resnet", num_labels=1000))
+    export_model(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["label_names"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**config["pretrained_cfg"]}}))
+    assert load_subject(str(tmp_path), kind="classifier").classes[0].startswith("tench")
+
+
+def test_no_such_model(models, tmp_path):
+    with pytest.raises(ValueError, match="^model_name_or_path: there is no folder"):
+        load_subject(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_subject(str(tmp_path))
+    with pytest.raises(ValueError, match="cannot be loaded: .*is no timm classifier"):
+        load_subject(str(models / "encoder"), kind="classifier")
+    with pytest.raises(ValueError, match="no pre-training model there"):
+        load_subject(str(models / "classifier"), kind="pretraining")
+
+
+def test_names(models):
+    folders = [str(models / "encoder"), str(models / "classifier")]
+    assert [s.name for s in load_subjects(arguments(*folders))] == ["encoder", "classifier"]
+    assert [s.name for s in load_subjects(arguments(*folders, "--names", "a", "b"))] == ["a", "b"]
+    with pytest.raises(ValueError, match="^names: expected one for each of 2 models, got 1"):
+        load_subjects(arguments(*folders, "--names", "a"))
+    with pytest.raises(ValueError, match="^names: there are several models called encoder"):
+        load_subjects(arguments(folders[0], folders[0]))
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_images(models, dataset, streaming):
+    subject = load_subject(str(models / "encoder"))
+    images = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "3", *streaming), labelled=True)
+    assert len(images) == 5
+    assert images.names == ["owl", "cat", "dog"]
+    samples = list(images.samples(subject))
+    assert [int(sample["labels"]) for sample in samples] == [row % 3 for row in images.rows]
+    again = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "3"))
+    assert again.rows == images.rows
+    assert torch.equal(next(again.samples(subject))["pixel_values"], samples[0]["pixel_values"])
+    other = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "4"))
+    assert other.rows != images.rows
+    assert len(Images.open(arguments("m", "--dataset", str(dataset), "--images", "99"))) == 12
+    with pytest.raises(ValueError, match="^images: must be at least 1"):
+        Images.open(arguments("m", "--images", "0"))
+
+
+def test_the_bundled_sample_is_the_default():
+    images = Images.open(arguments("m"), labelled=True)
+    assert "Sandal" in images.names
+
+
+def test_classes_of_labels(dataset):
+    images = Images.open(arguments("m", "--dataset", str(dataset)), labelled=True)
+    subject = Subject("net", None, None, ["cat", "dog", "owl", "fox"])
+    assert images.classes(subject, "names") == [2, 0, 1]
+    assert images.classes(subject, "index") == [0, 1, 2, 3]
+    assert images.classes(subject, "predicted") is None
+    with pytest.raises(ValueError, match="^labels: net has no class 'owl' .its classes are cat, dog"):
+        images.classes(Subject("net", None, None, ["cat", "dog"]), "names")
+    images.names = None
+    with pytest.raises(ValueError, match="the labels have no names"):
+        images.classes(subject, "names")
+
+
+def test_what_can_be_mended_is_one_line(tmp_path, capsys):
+    def fails(args):
+        raise ValueError("grid: too small")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: grid: too small\n"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
+    assert "is a file; expected a folder" in capsys.readouterr().err

@@ -1,0 +1,296 @@
+"""Training: logs, parameter groups, pictures, checkpoints, and runs that are killed and go on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.data.transforms import PreTrainTransform
+from modeling_a2mim.export.record import PACE
+from modeling_a2mim.training import callbacks
+from modeling_a2mim.training.length import logging_steps
+from modeling_a2mim.training.optimization import parameter_groups
+from modeling_a2mim.training.outputs import METRICS
+from modeling_a2mim.training.trainer import A2MIMTrainer
+
+from ..families import FAMILIES, family_config
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# Stochastic depth, so that a resumed run needs the right random state for the same weights.
+CONFIG = {
+    "architecture": "test_convnext",
+    "model_args": {"drop_path_rate": 0.2},
+    "image_size": 32,
+    "num_channels": 1,
+    "mask_patch_size": 8,
+    "mask_site": -3,
+}
+
+
+class Crash(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def make_trainer(folder, count=40, callbacks=None, dataset=None, shown=2, **kwargs):
+    config = A2MIMConfig(**CONFIG)
+    transform = PreTrainTransform(config)
+    rows = load_images().select(range(count))
+    samples = ImageSamples(rows, transform, "image")
+    torch.manual_seed(0)
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 3,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "reconstruction_steps": 0,
+    }
+    return A2MIMTrainer(
+        model=A2MIMForPreTraining(config),
+        args=A2MIMTrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
+        train_dataset=dataset or samples,
+        picture_samples=[samples[i] for i in range(shown)],
+        callbacks=callbacks,
+    )
+
+
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.model.state_dict().items()}
+
+
+def losses(trainer):
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.train()
+    return trainer
+
+
+# 40 images in batches of 8 are 5 steps a pass: inside the first pass, and at the end of the second.
+@pytest.mark.parametrize(("stop", "workers"), [(2, 0), (10, 2)])
+def test_interrupted_runs_end_with_the_same_weights(uninterrupted, tmp_path, stop, workers):
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, callbacks=[Crash(stop + 1)], dataloader_num_workers=workers).train()
+    resumed = make_trainer(tmp_path, dataloader_num_workers=workers)
+    torch.manual_seed(99)
+    resumed.train(resume_from_checkpoint="last")
+    expected = weights(uninterrupted)
+    assert resumed.state.global_step == 15
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+    assert losses(resumed) == losses(uninterrupted)
+
+
+def test_gradient_accumulation_resumes(tmp_path):
+    whole = make_trainer(tmp_path / "whole", gradient_accumulation_steps=2)
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "cut", gradient_accumulation_steps=2, callbacks=[Crash(5)]).train()
+    resumed = make_trainer(tmp_path / "cut", gradient_accumulation_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def test_logs_hold_both_terms(uninterrupted):
+    config = uninterrupted.model.config
+    logs = [log for log in uninterrupted.state.log_history if "loss" in log]
+    assert len(logs) == 15
+    for log in logs:
+        total = log["spatial_loss"] + config.frequency_loss_weight * log["frequency_loss"]
+        assert log["loss"] == pytest.approx(total, rel=1e-5)  # sums of float32
+    assert logs[-1]["loss"] < logs[0]["loss"]
+
+
+def test_pictures(uninterrupted, tmp_path):
+    picture = Image.open(Path(uninterrupted.args.output_dir) / "reconstruction.png")
+    assert picture.size == (4 + 4 * (128 + 4), 16 + 4 + 2 * (128 + 4 + 14))  # 32 px, four times enlarged
+    assert len(picture.getcolors(100_000)) > 10
+    trainer = make_trainer(tmp_path, max_steps=3, reconstruction_steps=2, save_strategy="no")
+    trainer.train()
+    assert [p.name for p in (tmp_path / "reconstructions").iterdir()] == ["step-0000002.png"]
+
+
+def test_output_folder_and_no_pickled_arguments(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2, hub_token="hf_planted_secret")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"config.json", "model.safetensors", "README.md", "pretraining/config.json", "reconstruction.png"} <= names
+    assert "![" in (tmp_path / "README.md").read_text()
+    assert not [name for name in names if name.endswith("training_args.bin")]
+    assert not [name for name in names if b"hf_planted_secret" in (tmp_path / name).read_bytes()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameter_groups(family):
+    model = A2MIMForPreTraining(family_config(family))
+    groups = parameter_groups(model, learning_rate=2.0, weight_decay=0.3, token_lr_scale=0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    seen = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(names.values())
+    decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    rate = {names[id(p)]: group.get("lr", 2.0) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        free = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "reg_token", "bias_table"))
+        assert decay[name] == (0.0 if free else 0.3), name
+        assert rate[name] == (2.0 * 0.1 if ".mask_token." in name else 2.0), name
+    assert decay["decoder.weight"] == 0.3
+
+
+def test_token_rate_follows_the_release(tmp_path):
+    def rates(config):
+        trainer = make_trainer(tmp_path)
+        trainer.model = A2MIMForPreTraining(config)
+        return [group.get("lr") for group in trainer.parameter_groups(trainer.model)][-1]
+
+    assert rates(A2MIMConfig(**CONFIG)) == pytest.approx(1e-4)
+    assert rates(A2MIMConfig(**CONFIG, mask_gamma_init=None)) == pytest.approx(1e-3)
+    frozen = A2MIMForImageClassification(A2MIMConfig(**CONFIG)).freeze_encoder()
+    groups = parameter_groups(frozen, 1.0, 0.1)
+    assert sum(p.numel() for group in groups for p in group["params"]) == frozen.num_parameters(only_trainable=True)
+
+
+def test_learning_rate_follows_the_batch(tmp_path):
+    common = {"output_dir": str(tmp_path), "use_cpu": True}
+    sizes = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}
+    args = A2MIMTrainingArguments(**common, **sizes, base_learning_rate=1.5e-4)
+    assert args.learning_rate == pytest.approx(1.5e-4 * 512 / 256)
+    args = A2MIMTrainingArguments(**common, **sizes)
+    assert args.learning_rate == args.usual_learning_rate()
+    assert A2MIMTrainingArguments(**common, learning_rate=0.1).learning_rate == 0.1
+    with pytest.raises(ValueError, match="^reconstruction_steps: must not be negative"):
+        A2MIMTrainingArguments(**common, reconstruction_steps=-1)
+
+
+COMPILED = pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, COMPILED])
+def test_precision_and_compilation(tmp_path, options):
+    trainer = make_trainer(tmp_path, max_steps=2, **options)
+    trainer.train()
+    trainer.save_model()
+    assert all(0 < loss < 10 for loss in losses(trainer))
+    assert "conv" in "".join(load_file(tmp_path / "model.safetensors"))
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "model.safetensors"))
+
+
+def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
+    config = A2MIMConfig(**CONFIG)
+    trainer = make_trainer(tmp_path)
+    rows = load_images(split="test").select(range(20))
+    trainer.eval_dataset = ImageSamples(rows, PreTrainTransform(config, train=False), "image")
+    one, two = trainer.evaluate(), trainer.evaluate()
+    assert one["eval_loss"] == two["eval_loss"]
+    log = trainer.state.log_history[-1]
+    assert {"eval_spatial_loss", "eval_frequency_loss"} <= log.keys()
+    assert "eval_bool_masked_pos" not in log
+
+
+# Logs
+
+
+class Clock(TrainerCallback):
+    """Time that passes only when an image is read, for a quarter of a second, and when a step is made, for six."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.now += 6
+
+
+def test_pace(tmp_path, monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(callbacks, "perf_counter", clock)
+    sample = ImageSamples._sample
+
+    def slow(self, *args):
+        clock.now += 0.25
+        return sample(self, *args)
+
+    trainer = make_trainer(tmp_path, callbacks=[clock], max_steps=5, save_strategy="no")
+    monkeypatch.setattr(ImageSamples, "_sample", slow)
+    trainer.train()
+    found = [[log[name] for name in PACE] for log in trainer.state.log_history if "loss" in log]
+    # Eight images are two seconds; accelerate is one batch ahead, so that the first step waits for two, the last of a
+    # pass for none.
+    assert found == [
+        [0.8, 0.4, 4 * 10.0],
+        [1.0, 0.25, 3 * 9.0],
+        [1.0, 0.25, pytest.approx(2 * 26 / 3, abs=0.1)],
+        [1.0, 0.25, 1 * 8.5],
+        [pytest.approx(8 / 6, abs=0.01), 0.0, 0.0],
+    ]
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert lines == trainer.state.log_history
+    assert not {name for entry in trainer.record()["log"] for name in entry} & set(PACE)
+    assert "'time_left': '0:00:40'" in capsys.readouterr().out
+
+
+def test_evaluations_are_lines_too(tmp_path):
+    trainer = make_trainer(tmp_path / "run", max_steps=2, save_strategy="no")
+    samples = trainer.train_dataset
+    trainer.evaluate(samples)
+    assert not (tmp_path / "run" / METRICS).exists()  # before training, there is no log to write to
+    trainer.train()
+    trainer.log({"eval_loss": float("nan")})
+    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 2, 2]
+    assert "train_runtime" in lines[2]
+    assert lines[3]["eval_loss"] is None
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_bar_can_be_turned_off(tmp_path, capsys, disabled):
+    make_trainer(tmp_path, max_steps=2, save_strategy="no", disable_tqdm=disabled).train()
+    out, err = capsys.readouterr()
+    assert out.count("'time_left': '0:00:00'") == 2
+    assert ("2/2" in err) != disabled
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "logged"),
+    [
+        ({}, 5, [1, 2, 3, 4, 5]),
+        ({}, 43, list(range(2, 43, 2))),
+        ({"logging_steps": 10}, 15, [10]),
+        ({"logging_steps": 0.5}, 4, [2, 4]),
+    ],
+)
+def test_short_runs_log_more_often(tmp_path, monkeypatch, given, steps, logged):
+    trainer = make_trainer(tmp_path, count=16, max_steps=steps, save_strategy="no", **{"logging_steps": None, **given})
+    fixed = torch.tensor(1.0, requires_grad=True)
+    monkeypatch.setattr(A2MIMTrainer, "training_step", lambda self, *args: fixed.detach())
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == logged
+
+
+def test_logging_steps_by_length(tmp_path):
+    args = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    found = [logging_steps(args, steps) for steps in (1, 5, 93, 999, 1000, 100_000)]
+    assert found == [1, 1, 4, 49, 50, 50]
+    given = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, logging_steps=50)
+    assert logging_steps(given, 5) == 50
