@@ -20,7 +20,7 @@ from modeling_a2mim.models.linear_probe import LinearProbe
 
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-OLD = Path(__file__).resolve().parent / "fixtures" / "46e3540"
+OLD = Path(__file__).resolve().parents[1] / "fixtures" / "46e3540"
 RECORDER = runpy.run_path(str(OLD / "record.py"))
 OUTPUTS = load_file(OLD / "expected.safetensors")
 EXPECTED = json.loads((OLD / "expected.json").read_text())
