@@ -63,10 +63,10 @@ def _more_steps(args: A2MIMTrainingArguments, images: int | None, steps: int) ->
     """How, unless `auto` makes no more than that."""
     if images is None:
         return ""
-    passes = args.usual_epochs(images)
-    if passes * args.steps_per_epoch(images) <= steps:
+    epochs = args.usual_epochs(images)
+    if epochs * args.steps_per_epoch(images) <= steps:
         return " (give --num_train_epochs or --max_steps)"
-    return f" ({passes} passes: --num_train_epochs auto)"
+    return f" ({epochs} passes: --num_train_epochs auto)"
 
 
 def _other_decoder(model: A2MIMForPreTraining) -> str:

@@ -79,7 +79,6 @@ class ResumableTrainer(Trainer):
     default_collator: Callable = staticmethod(default_data_collator)  # torch's own replaces it for `ImageSamples`
     training_data: TrainingData | None = None
     resumed_from: str | None = None
-    resumption = Resumption()
     _resumed_data: dict | None = None  # `data_state` of that checkpoint
 
     def __init__(self, *args, **kwargs):
@@ -90,7 +89,7 @@ class ResumableTrainer(Trainer):
                 f"n_gpu: this process sees {self.args.n_gpu} GPUs; start one process for each, "
                 f"torchrun --nproc_per_node {self.args.n_gpu} ..., or hide all but one with CUDA_VISIBLE_DEVICES=0"
             )
-        self._sigterm = None
+        self.resumption, self._sigterm = Resumption(), None
         if self.args.enable_jit_checkpoint:
             self._sigterm = SigtermCallback(self.accelerator)
             self.add_callback(self._sigterm)

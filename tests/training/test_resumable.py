@@ -21,6 +21,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resumable
 from modeling_a2mim.training.preemption import start_worker
 from modeling_a2mim.training.resumable import ResumableTrainer
+from modeling_a2mim.training.trainer import A2MIMTrainer
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +85,8 @@ def test_no_other_class_uses_private_names_of_trainer():
     classes = trainer_classes()
     names = {cls.__name__ for cls in classes}
     assert {"A2MIMTrainer", "FineTuningTrainer", "SegmentationTrainer", "DetectionTrainer"} <= names
+    # What is fine-tuned is not pre-trained.
+    assert not [cls.__name__ for cls in classes - {A2MIMTrainer} if issubclass(cls, A2MIMTrainer)]
     for cls in classes - {ResumableTrainer}:
         assert issubclass(cls, ResumableTrainer), cls
         assert not PRIVATE & set(vars(cls)), cls
