@@ -96,7 +96,7 @@ def test_is_what_the_definition_says(value, fill):
                     model,
                     images[number],
                     labels[number],
-                    neighboring_pairs((3, 3))[pair].tolist(),
+                    cells,
                     order,
                     3,
                     value,
