@@ -17,7 +17,7 @@ import numpy as np
 import timm
 import torch
 
-from modeling_a2mim.analysis.comparison import DTYPES, load_subject
+from modeling_a2mim.analysis.comparison import DTYPES, load_model
 from modeling_a2mim.analysis.contexts import SAMPLINGS
 from modeling_a2mim.analysis.measurement import interaction_strength
 from modeling_a2mim.data.loading import load_images
@@ -79,8 +79,8 @@ def compare_variances(model, images, labels, args) -> dict:
 def subjects_of(args):
     """(name, model, images, labels)"""
     for source in args.models:
-        subject = load_subject(source, kind="classifier")
-        yield source, subject.model.to(args.device), *bundled(args.rounds, subject.transform)
+        named = load_model(source, kind="classifier")
+        yield source, named.model.to(args.device), *bundled(args.rounds, named.transform)
     if not args.models:
         for name, small in SMALL.items():
             size = {"img_size": 32} if "vit" in name else {}

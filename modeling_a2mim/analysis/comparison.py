@@ -41,7 +41,7 @@ SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 
 @dataclass
-class Subject:
+class NamedModel:
     """A model, what it is called in figures, and a stored image to its `pixel_values` (a dict); of a classifier the
     names of its classes as well."""
 
@@ -62,7 +62,7 @@ class ProcessorTransform:
         return {"pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"][0]}
 
 
-def load_subject(source: str, name: str | None = None, kind: str = "encoder", **hub_kwargs) -> Subject:
+def load_model(source: str, name: str | None = None, kind: str = "encoder", **hub_kwargs) -> NamedModel:
     """A model by its folder or its id on the Hub: exports and checkpoints of this package, models of timm, models of
     transformers. No code of a repository is run, no pickle is read.
 
@@ -79,7 +79,7 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
     name, classifier = name or Path(source).resolve().name, kind == "classifier"
     if kind == "pretraining":
         model = load_pretraining_model(source, **hub_kwargs)
-        return Subject(name, model.eval(), PreTrainTransform(model.config, train=False))
+        return NamedModel(name, model.eval(), PreTrainTransform(model.config, train=False))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
         # Of timm or this package, segmenters among them
@@ -105,10 +105,10 @@ def load_subject(source: str, name: str | None = None, kind: str = "encoder", **
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
     classes = label_names(model.config) if classifier else None
-    return Subject(name, model.eval(), transform, classes)
+    return NamedModel(name, model.eval(), transform, classes)
 
 
-def load_subjects(args: argparse.Namespace, kind: str = "encoder") -> list[Subject]:
+def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:
     """The models that a command names, on its device.
 
     Raises:
@@ -116,16 +116,16 @@ def load_subjects(args: argparse.Namespace, kind: str = "encoder") -> list[Subje
     """
     if args.names is not None and len(args.names) != len(args.models):
         raise ValueError(f"names: expected one for each of {len(args.models)} models, got {len(args.names)}")
-    subjects = [
-        load_subject(source, name, kind, revision=args.revision)
+    models = [
+        load_model(source, name, kind, revision=args.revision)
         for source, name in zip(args.models, args.names or [None] * len(args.models), strict=True)
     ]
-    names = [subject.name for subject in subjects]
+    names = [named.name for named in models]
     if alike := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"names: there are several models called {alike[0]}; give each one a name with --names")
-    for subject in subjects:
-        subject.model.to(args.device)
-    return subjects
+    for named in models:
+        named.model.to(args.device)
+    return models
 
 
 @dataclass
@@ -168,12 +168,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def samples(self, subject: Subject) -> Iterator[dict[str, torch.Tensor]]:
+    def samples(self, named: NamedModel) -> Iterator[dict[str, torch.Tensor]]:
         """`pixel_values` of each image for a model, and `labels` as stored; read as they are asked for."""
-        samples = ImageSamples(self.dataset, subject.transform, self.image_column, self.label_column, self.seed)
+        samples = ImageSamples(self.dataset, named.transform, self.image_column, self.label_column, self.seed)
         return (sample for row in self.rows for sample in samples.__getitems__([row]))
 
-    def classes(self, subject: Subject, labels: str) -> list[int] | None:
+    def classes(self, named: NamedModel, labels: str) -> list[int] | None:
         """For each label of the dataset the class of a model.
 
         Raises:
@@ -182,13 +182,13 @@ class Images:
         if labels == "predicted":
             return None
         if labels == "index":
-            return list(range(len(subject.classes)))
-        place = {name: index for index, name in enumerate(subject.classes)}
+            return list(range(len(named.classes)))
+        place = {name: index for index, name in enumerate(named.classes)}
         missing = [name for name in self.names or [] if name not in place]
         if self.names is None or missing:
             what = f"no class {missing[0]!r}" if missing else "classes, but the labels have no names"
             raise ValueError(
-                f"labels: {subject.name} has {what} (its classes are {', '.join(subject.classes[:5])}, ...); with "
+                f"labels: {named.name} has {what} (its classes are {', '.join(named.classes[:5])}, ...); with "
                 "--labels index the numbers are taken, with --labels predicted what each model says of the whole image"
             )
         return [place[name] for name in self.names]

@@ -30,7 +30,7 @@ def context_orders(ratios: Sequence[float], players: int) -> list[int]:
     return list(dict.fromkeys(int(ratio * (players - 2) + 1e-9) for ratio in sorted(ratios)))
 
 
-def neighbours(sides: tuple[int, int], radius: int = RADIUS) -> np.ndarray:
+def neighboring_pairs(sides: tuple[int, int], radius: int = RADIUS) -> np.ndarray:
     """All pairs i < j of cells of a grid (rows, columns) at most `radius` apart along both, (pairs, 2), cells numbered
     row by row."""
     place = np.stack(np.divmod(np.arange(math.prod(sides)), sides[1]))
@@ -65,14 +65,14 @@ def draw_pairs(
     """
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling: must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
-    every = neighbours((grid, grid), radius)
+    every = neighboring_pairs((grid, grid), radius)
     if count is not None and not 1 <= count <= len(every):
         raise ValueError(f"pairs: a grid of {grid} x {grid} has 1 to {len(every)} neighbouring pairs, got {count}")
     if count is None or sampling != "windows":
         chosen = every if count is None else every[np.sort(generator.choice(len(every), count, replace=False))]
         return Pairs(chosen, np.full(len(chosen), 1 / len(chosen)))
-    height, width = next(sides for sides in _sides(grid, radius) if len(neighbours(sides, radius)) >= count)
-    inside = neighbours((height, width), radius)
+    height, width = next(sides for sides in _sides(grid, radius) if len(neighboring_pairs(sides, radius)) >= count)
+    inside = neighboring_pairs((height, width), radius)
     chosen = inside[np.sort(generator.choice(len(inside), count, replace=False))]
     rows, columns = np.divmod(chosen, width)
     rows += generator.integers(0, grid - height + 1)

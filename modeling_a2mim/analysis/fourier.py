@@ -24,7 +24,7 @@ from ..encoders.sites import block_layouts
 from ..export.record import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .comparison import DTYPES, Images, command, load_subjects, run_comparison
+from .comparison import DTYPES, Images, command, load_models, run_comparison
 
 
 COLUMNS = 4  # panels in a row, where each model has its own
@@ -228,15 +228,15 @@ def main(argv: list[str] | None = None):
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
-    subjects, images = load_subjects(args), Images.open(args)
+    models, images = load_models(args), Images.open(args)
     results = {}
-    for subject in subjects:
-        results[subject.name] = fourier_analysis(
-            subject.model,
-            (sample["pixel_values"] for sample in images.samples(subject)),
+    for named in models:
+        results[named.name] = fourier_analysis(
+            named.model,
+            (sample["pixel_values"] for sample in images.samples(named)),
             batch_size=args.batch_size,
             dtype=DTYPES[args.dtype],
-            description=subject.name,
+            description=named.name,
             total=len(images),
         )
     args.out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from ..export.record import versions
 from ..utils.files import safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
 from ..utils.tables import markdown_table
-from .comparison import DTYPES, LABELS, Images, command, load_subjects, run_comparison
+from .comparison import DTYPES, LABELS, Images, command, load_models, run_comparison
 from .contexts import SAMPLINGS
 from .measurement import interaction_strength
 from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
@@ -60,22 +60,22 @@ def compare(args: argparse.Namespace):
     """
     names = [field.name for field in fields(InteractionSettings)]
     settings = InteractionSettings(**{name: getattr(args, name) for name in names})
-    subjects, images = load_subjects(args, "classifier"), Images.open(args, labelled=args.labels != "predicted")
-    classes = [images.classes(subject, args.labels) for subject in subjects]
+    models, images = load_models(args, "classifier"), Images.open(args, labelled=args.labels != "predicted")
+    classes = [images.classes(named, args.labels) for named in models]
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for subject, known in zip(subjects, classes, strict=True):
-        samples, counterpart = itertools.tee(images.samples(subject))
-        results[subject.name] = interaction_strength(
-            subject.model,
+    for named, known in zip(models, classes, strict=True):
+        samples, counterpart = itertools.tee(images.samples(named))
+        results[named.name] = interaction_strength(
+            named.model,
             (sample["pixel_values"] for sample in samples),
             None if known is None else (known[int(sample["labels"])] for sample in counterpart),
             **asdict(settings),
             batch_size=args.batch_size,
             dtype=DTYPES[args.dtype],
             interval_width=args.interval_width,
-            resume=args.out / f"{safe_name(subject.name)}.npz",
-            description=subject.name,
+            resume=args.out / f"{safe_name(named.name)}.npz",
+            description=named.name,
             total=len(images),
         )
     record = {"models": {name: result.to_dict() for name, result in results.items()}}

@@ -263,7 +263,7 @@ class _Measurement:
     def _write(self):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.stack([one[name] for one in self.found]) for name in self.found[0]}
-        with atomic_write(self.file) as aside, open(aside, "wb") as file:
+        with atomic_write(self.file) as temporary, open(temporary, "wb") as file:
             np.savez(file, identity=self._identity, **arrays)
 
 

@@ -20,7 +20,7 @@ from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_picture
-from .comparison import DTYPES, Images, command, load_subjects, run_comparison
+from .comparison import DTYPES, Images, command, load_models, run_comparison
 
 
 logger = logging.getLogger("a2mim")
@@ -203,41 +203,41 @@ def main(argv: list[str] | None = None):
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
-    subjects, images = load_subjects(args, "pretraining"), Images.open(args)
-    for subject in subjects:
+    models, images = load_models(args, "pretraining"), Images.open(args)
+    for named in models:
         if args.mask_ratio is not None:
-            subject.transform = PreTrainTransform(with_mask_ratio(subject.model.config, args.mask_ratio), train=False)
+            named.transform = PreTrainTransform(with_mask_ratio(named.model.config, args.mask_ratio), train=False)
     args.out.mkdir(parents=True, exist_ok=True)
     record, spectra, dtype = {}, {}, DTYPES[args.dtype]
-    for subject in subjects:
-        found, quality, samples = {name: [] for name in COLUMNS}, [], images.samples(subject)
-        with tqdm(total=len(images), desc=subject.name, unit=" images") as bar:
+    for named in models:
+        found, quality, samples = {name: [] for name in COLUMNS}, [], images.samples(named)
+        with tqdm(total=len(images), desc=named.name, unit=" images") as bar:
             while batch := list(islice(samples, args.batch_size)):
                 pixels, masks = (torch.stack([s[key] for s in batch]) for key in ("pixel_values", "bool_masked_pos"))
-                with torch.autocast(subject.model.device.type, dtype, enabled=dtype is not None):
-                    part = reconstruct(subject.model, pixels, masks)
+                with torch.autocast(named.model.device.type, dtype, enabled=dtype is not None):
+                    part = reconstruct(named.model, pixels, masks)
                 quality += reconstruction_quality(part, masks)
                 for name, value in part.items():
                     found[name].append(value)
                 bar.update(len(batch))
         found = {name: torch.cat(parts) for name, parts in found.items()}
-        title = f"{subject.name}, mask ratio {subject.transform.config.mask_ratio:g}, seed {args.seed}"
+        title = f"{named.name}, mask ratio {named.transform.config.mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
-        with atomic_write(args.out / f"{safe_name(subject.name)}.png") as aside:
-            panel(shown, quality[:MOST_SHOWN], title).save(aside, "PNG")
-        spectra[subject.name] = error_spectrum(found)
+        with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
+            panel(shown, quality[:MOST_SHOWN], title).save(temporary, "PNG")
+        spectra[named.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])
-        record[subject.name] = {
-            "mask_ratio": subject.transform.config.mask_ratio,
+        record[named.name] = {
+            "mask_ratio": named.transform.config.mask_ratio,
             "seed": args.seed,
             "rows": images.rows,
             "mean": {key: _mean([one[key] for one in quality]) for key in quality[0]},
             "images": [{key: _number(value) for key, value in one.items()} for one in quality],
             "error_spectrum": dict(
-                zip(("cycles_per_pixel", "power"), (v.tolist() for v in spectra[subject.name]), strict=True)
+                zip(("cycles_per_pixel", "power"), (v.tolist() for v in spectra[named.name]), strict=True)
             ),
         }
-        logger.info("%s: %s", subject.name, ", ".join(f"{k} {v}" for k, v in record[subject.name]["mean"].items()))
+        logger.info("%s: %s", named.name, ", ".join(f"{k} {v}" for k, v in record[named.name]["mean"].items()))
     write_json(args.out / "reconstruction.json", {"models": record, "versions": versions()})
     spectrum_figure(spectra, originals, args.out / "spectrum.png")
     logger.info("written to %s", args.out)

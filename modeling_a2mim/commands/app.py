@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ..analysis.comparison import Subject, load_subject
+from ..analysis.comparison import NamedModel, load_model
 from ..analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
 from ..data.transforms import PreTrainTransform, seeded
 from ..utils.command import run_command
@@ -28,17 +28,17 @@ MOST_SEEDS = 1000
 SHOWN = 256  # pixels of the shorter side, to which small images are enlarged
 
 
-def reconstruct_file(subject: Subject, file: str, mask_ratio: float, seed: int) -> tuple[list, dict[str, float]]:
+def reconstruct_file(named: NamedModel, file: str, mask_ratio: float, seed: int) -> tuple[list, dict[str, float]]:
     """The images of `COLUMNS`, of Pillow, and PSNR and SSIM.
 
     Raises:
         ValueError: if the file is no image, or the mask ratio hides all or nothing.
     """
-    transform = PreTrainTransform(with_mask_ratio(subject.model.config, mask_ratio), train=False)
+    transform = PreTrainTransform(with_mask_ratio(named.model.config, mask_ratio), train=False)
     with seeded(seed):
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
-    images = reconstruct(subject.model, pixels, mask)
+    images = reconstruct(named.model, pixels, mask)
     shown = [to_picture(images[name][0]) for name in COLUMNS]
     scale = max(1, SHOWN // min(shown[0].size))
     size = [side * scale for side in shown[0].size]
@@ -46,21 +46,21 @@ def reconstruct_file(subject: Subject, file: str, mask_ratio: float, seed: int) 
     return shown, reconstruction_quality(images, mask)[0]
 
 
-def build_app(subjects: Sequence[Subject]):
+def build_app(named_models: Sequence[NamedModel]):
     """The page, a `gradio.Blocks` that is not launched yet.
 
     Args:
-        subjects: pre-training models (`load_subject(..., kind="pretraining")`) to choose from, the first one chosen.
+        named_models: pre-training models (`load_model(..., kind="pretraining")`) to choose from, the first one chosen.
 
     Raises:
         ValueError: if there are none, or two have the same name.
     """
     import gradio as gr
 
-    models = {subject.name: subject for subject in subjects}
-    if not subjects or len(models) < len(subjects):
+    models = {named.name: named for named in named_models}
+    if not named_models or len(models) < len(named_models):
         raise ValueError("models: expected one or more, each with its own name")
-    first = subjects[0].model.config.mask_ratio
+    first = named_models[0].model.config.mask_ratio
 
     def run(file: str | None, name: str, mask_ratio: float, seed: float):
         if file is None:
@@ -83,7 +83,7 @@ def build_app(subjects: Sequence[Subject]):
         with gr.Row():
             with gr.Column(scale=1):
                 upload = gr.Image(type="filepath", label="image", sources=["upload", "clipboard"], height=260)
-                model = gr.Dropdown(list(models), value=subjects[0].name, label="model")
+                model = gr.Dropdown(list(models), value=named_models[0].name, label="model")
                 ratio = gr.Slider(LEAST, MOST, value=first, step=0.05, label="mask ratio")
                 seed = gr.Slider(0, MOST_SEEDS, value=0, step=1, label="seed")
                 button = gr.Button("Reconstruct", variant="primary")
@@ -120,8 +120,8 @@ def serve(args: argparse.Namespace):
         import gradio  # noqa: F401
     except ImportError as error:
         raise ValueError("the page needs gradio: pip install 'a2mim[app]'") from error
-    subjects = [load_subject(source, kind="pretraining") for source in args.models]
-    for subject in subjects:
-        subject.model.to(args.device)
-    page = build_app(subjects)
+    named_models = [load_model(source, kind="pretraining") for source in args.models]
+    for named in named_models:
+        named.model.to(args.device)
+    page = build_app(named_models)
     page.launch(server_name=args.host, server_port=args.port, share=args.share)

@@ -176,7 +176,7 @@ def worst_examples_picture(
     short = short_names(names)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    # ImageSamples gives several as evaluation saw them: for a broken image, the one that stood in.
+    # ImageSamples gives several as evaluation saw them: for a broken image, its replacement.
     several = getattr(samples, "__getitems__", lambda rows: [samples[row] for row in rows])
     for axes, index, sample in zip(figure.axes, worst, several(worst), strict=False):
         shares = torch.as_tensor(logits[index]).double().softmax(0)

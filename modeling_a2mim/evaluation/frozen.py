@@ -1,4 +1,4 @@
-"""How good an encoder is while nothing of it is trained: neighbours and logistic regression on its features."""
+"""How good an encoder is while nothing of it is trained: neighbors and logistic regression on its features."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +20,8 @@ from ..models.linear_probe import layer_features, layer_index
 from .metrics import classification_metrics, log_odds
 
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-LONE_STRENGTH = 0.1
+C_VALUES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+LONE_C = 0.1
 MANY = 5000  # samples
 KEPT_BATCHES = 16  # of features on the device, before they are copied
 
@@ -82,34 +82,34 @@ def extract_features(
     return features[0] if layers is None else features, np.concatenate(labels)
 
 
-def nearest_neighbours(train: tuple, neighbours: int = 5, temperature: float | None = None) -> KNeighborsClassifier:
-    """The nearest neighbours by cosine in `train` (features, labels).
+def nearest_neighbors(train: tuple, neighbors: int = 5, temperature: float | None = None) -> KNeighborsClassifier:
+    """The nearest neighbors by cosine in `train` (features, labels).
 
-    A neighbour's vote weighs 1 / (1 - cosine), or with a temperature exp(cosine / temperature), as in instance
+    A neighbor's vote weighs 1 / (1 - cosine), or with a temperature exp(cosine / temperature), as in instance
     discrimination (https://arxiv.org/abs/1805.01978, with 0.07) and DINO.
     """
 
-    def weights(distances):  # (samples, neighbours), 1 - cosine; the nearest one weighs 1, so that none underflows
+    def weights(distances):  # (samples, neighbors), 1 - cosine; the nearest one weighs 1, so that none underflows
         return np.exp((distances.min(1, keepdims=True) - distances) / temperature)
 
     weights = "distance" if temperature is None else weights
-    return KNeighborsClassifier(min(neighbours, len(train[1])), weights=weights, metric="cosine").fit(*train)
+    return KNeighborsClassifier(min(neighbors, len(train[1])), weights=weights, metric="cosine").fit(*train)
 
 
-def knn_accuracy(train: tuple, test: tuple, neighbours: int = 5, temperature: float | None = None) -> float:
-    """Accuracy on `test` of `nearest_neighbours` in `train`, both (features, labels)."""
-    return float(nearest_neighbours(train, neighbours, temperature).score(*test))
+def knn_accuracy(train: tuple, test: tuple, neighbors: int = 5, temperature: float | None = None) -> float:
+    """Accuracy on `test` of `nearest_neighbors` in `train`, both (features, labels)."""
+    return float(nearest_neighbors(train, neighbors, temperature).score(*test))
 
 
-def linear_probe_accuracy(train: tuple, test: tuple, strength: float | None = 1.0) -> float:
+def linear_probe_accuracy(train: tuple, test: tuple, c: float | None = 1.0) -> float:
     """Accuracy on `test` of a logistic regression on the standardised features of `train`, both (features, labels);
-    `strength` is scikit-learn's C, that of `choose_strength` if `None`."""
-    strength = choose_strength(*train) if strength is None else strength
-    return float(_logistic_regression(strength).fit(*train).score(*test))
+    `c` is the inverse regularization, that of `choose_c` if `None`."""
+    c = choose_c(*train) if c is None else c
+    return float(_logistic_regression(c).fit(*train).score(*test))
 
 
 def frozen_metrics(classifier, test: tuple, classes: int, names: Sequence[str] | None = None) -> dict[str, float]:
-    """`scores.classification_metrics` (without top-5 accuracy) of a fitted `nearest_neighbours` or logistic regression
+    """`scores.classification_metrics` (without top-5 accuracy) of a fitted `nearest_neighbors` or logistic regression
     on `test` (features, labels). Samples are ranked by the votes for a class, or by its log-odds.
 
     Args:
@@ -127,24 +127,22 @@ def frozen_metrics(classifier, test: tuple, classes: int, names: Sequence[str] |
     return classification_metrics(classifier.predict(features)[:, None], scores, labels, names)
 
 
-def choose_strength(
-    features: np.ndarray, labels: np.ndarray, class_weights: dict[int, float] | str | None = None
-) -> float:
-    """The strength (one of `STRENGTHS`) with the least log loss in a cross-validation of these samples alone: 5 folds,
-    or as many as the smallest class has samples; of many samples one fifth is held out once. Samples count in the log
-    loss as they do in the regression (`class_weights`, see `evaluate_frozen`).
+def choose_c(features: np.ndarray, labels: np.ndarray, class_weights: dict[int, float] | str | None = None) -> float:
+    """The inverse regularization (one of `C_VALUES`) with the least log loss in a cross-validation of these samples
+    alone: 5 folds, or as many as the smallest class has samples; of many samples one fifth is held out once. Samples
+    count in the log loss as they do in the regression (`class_weights`, see `evaluate_frozen`).
 
-    With few samples many strengths have the same accuracy, but not the same log loss. A class of one sample leaves
-    nothing to validate on: then `LONE_STRENGTH`, which suits few samples.
+    With few samples many values have the same accuracy, but not the same log loss. A class of one sample leaves
+    nothing to validate on: then `LONE_C`, which suits few samples.
     """
     folds = min(5, np.unique(labels, return_counts=True)[1].min())
     if folds < 2:
-        return LONE_STRENGTH
+        return LONE_C
     if len(labels) < MANY:
         splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     else:
         splits = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
-    grid, scoring = {"logisticregression__C": STRENGTHS}, "neg_log_loss"
+    grid, scoring = {"logisticregression__C": C_VALUES}, "neg_log_loss"
     if class_weights is not None:
 
         def scoring(regression, samples, truth):
@@ -158,8 +156,8 @@ def choose_strength(
     return search.fit(features, labels).best_params_["logisticregression__C"]
 
 
-def _logistic_regression(strength: float = 1.0, class_weights: dict[int, float] | str | None = None):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, class_weight=class_weights))
+def _logistic_regression(c: float = 1.0, class_weights: dict[int, float] | str | None = None):
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000, class_weight=class_weights))
 
 
 def evaluate_frozen(
@@ -168,16 +166,16 @@ def evaluate_frozen(
     test,
     subsets: Mapping[tuple[str, int], Sequence[int]],
     layers: Sequence[int | None] = (-1,),
-    neighbours: int = 5,
+    neighbors: int = 5,
     temperature: float | None = None,
-    strength: float | None = None,
+    c: float | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
     dtype: torch.dtype | None = None,
     names: Sequence[str] | None = None,
     class_weights: dict[int, float] | str | None = None,
 ) -> list[dict]:
-    """Figures on `test` of nearest neighbours and of logistic regression on frozen features of subsets of `train`.
+    """Figures on `test` of nearest neighbors and of logistic regression on frozen features of subsets of `train`.
 
     Args:
         train, test: datasets of dicts with `pixel_values` and `labels`; the images of all subsets, and of `test`, go
@@ -185,7 +183,7 @@ def evaluate_frozen(
         subsets: rows of `train` (see `draw_subset`) by the name of the subset and the seed that drew it, such as
             `("10 per class", 0)`. Results of one name are summed up over its seeds (`metrics.results_table`).
         layers: which features (see `probing.layer_features`).
-        neighbours, temperature, strength: see `nearest_neighbours` and `linear_probe_accuracy`.
+        neighbors, temperature, c: see `nearest_neighbors` and `linear_probe_accuracy`.
         names: of the classes; with them, there are also figures of each class.
         class_weights: how much a sample of each class counts in the regression, "balanced" for the inverse of how
             often it occurs. Neighbours do not know of it.
@@ -204,17 +202,17 @@ def evaluate_frozen(
     needed = sorted({row for rows in subsets.values() for row in rows})
     place = {row: i for i, row in enumerate(needed)}
     known, labels = extract_features(model, Subset(train, needed), **options)
-    judged, answers = extract_features(model, test, **options)
+    evaluated, answers = extract_features(model, test, **options)
     classes = int(max(labels.max(), answers.max())) + 1 if names is None else len(names)
     results = []
     for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
         chosen = [place[row] for row in rows]
-        for layer, features, others in zip(layers, known, judged, strict=True):
+        for layer, features, others in zip(layers, known, evaluated, strict=True):
             sample, against = (features[chosen], labels[chosen]), (others, answers)
             common = {"subset": subset, "seed": seed, "images": len(chosen), "layer": layer}
-            found = frozen_metrics(nearest_neighbours(sample, neighbours, temperature), against, classes, names)
+            found = frozen_metrics(nearest_neighbors(sample, neighbors, temperature), against, classes, names)
             results.append({**common, "method": "k-NN", **found})
-            used = choose_strength(*sample, class_weights) if strength is None else strength
+            used = choose_c(*sample, class_weights) if c is None else c
             found = frozen_metrics(_logistic_regression(used, class_weights).fit(*sample), against, classes, names)
             results.append({**common, "method": "logistic regression", **found, "strength": used})
     return results

@@ -48,7 +48,11 @@ def timm_pretrained_cfg(model: A2MIMModel) -> dict:
 
 
 def timm_config(model: A2MIMModel) -> dict:
-    """The config.json of a plain timm checkpoint with the encoder of `model`."""
+    """The config.json of a plain timm checkpoint with the encoder of `model`.
+
+    timm's own `save_for_hf` would write size, mean, standard deviation, tag and licence of the weights that the
+    architecture is published with, and no `model_type`, by which transformers finds its class.
+    """
     config = model.config
     args = {key: value for key, value in model.plan.create_args.items() if key != "model_name"}
     result = {

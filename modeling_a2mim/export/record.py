@@ -15,9 +15,9 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..arguments.training import data_seed
 from ..pretrained import MASKED
 from ..utils.files import finite
-from ..utils.seeds import data_seed
 from .filenames import RECORD_FILE
 from .methods import method_of
 

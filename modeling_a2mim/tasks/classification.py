@@ -1,6 +1,5 @@
 """Classification: fine-tune, train from scratch or probe, and evaluate a classifier; with figures of its errors."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from ..models.continuing import same_setting
 from ..models.linear_probe import LinearProbe
 from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
-from ..utils.files import finite
+from ..utils.files import write_json
 from .classification_data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
 from .classification_trainer import FineTuningTrainer, make_class_weights
 from .encoder import build_classifier, encoder_provenance, open_start, task_of
@@ -304,7 +303,7 @@ def try_corruptions(
         print(f"\n{table}\n")
         folder = Path(args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "corruptions.json").write_text(json.dumps(finite(result), indent=1) + "\n")
+        write_json(folder / "corruptions.json", result)
         (folder / "corruptions.md").write_text(table + "\n")
         example = samples.first(1)[0]["pixel_values"]
         picture = corruption_picture(

@@ -17,6 +17,7 @@ from ..models.heads import places_of
 from ..pretrained import DETECTORS
 from ..training.best_model import with_best_model, without_evaluation
 from ..training.resuming import flags
+from ..utils.labels import label_names
 from .dense import DenseTask, DenseTrainer
 from .detection_annotations import FIGURES, AveragePrecision
 from .detection_data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
@@ -90,7 +91,7 @@ class DetectionTrainer(DenseTrainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        names = [self.unwrapped().config.id2label[i] for i in range(self.unwrapped().num_labels)]
+        names = label_names(self.unwrapped().config)
         self._judge = AveragePrecision(names, self.unwrapped().config.predict_masks)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         reasons = sum((image["objects"].reasons for image in self._judge.images), Counter())

@@ -17,6 +17,7 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from ..configuration_a2mim import A2MIMConfig
 from ..data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
 from ..models.detection import A2MIMForObjectDetection
+from ..utils.labels import label_names
 from .detection_annotations import Annotations
 from .detection_scan import Sized
 
@@ -188,7 +189,7 @@ def draw_predictions(
     batch, config = pad_batch(samples, canvas), model.config
     with torch.no_grad():
         outputs = model(batch["pixel_values"].to(model.device), batch["pixel_mask"].to(model.device))
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    names = label_names(config)
     mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
     tiles = []
     for i, sample in enumerate(samples):

@@ -12,6 +12,7 @@ from ..configuration_a2mim import A2MIMConfig
 from ..models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 from ..models.heads import kept_as_it_is, load_head, say_start
 from ..pretrained import DETECTORS, Pretrained
+from ..utils.labels import label_fields
 from .encoder import build_backbone, open_start
 
 
@@ -46,7 +47,7 @@ def build_detector(
             raise kept_as_it_is(name, start, known.get(name), own[name])
         own = {**{name: known[name] for name in HEAD_FIELDS if name in known}, **own}
     kept = {name: getattr(backbone.config, name) for name in A2MIMConfig.__annotations__ if name != "model_type"}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels = label_fields(names)
     settings = {**kept, **own, **labels, "predict_masks": masks}
     if whole or args.out_indices is not None or backbone.pyramid is not None:
         settings |= {"out_indices": backbone.config.out_indices, "feature_pyramid": backbone.pyramid is not None}

@@ -20,6 +20,7 @@ from ..models.classifier import A2MIMForImageClassification
 from ..models.heads import kept_as_it_is, load_head
 from ..models.resizing import resized_weights
 from ..pretrained import Pretrained, open_pretrained
+from ..utils.labels import label_fields
 
 
 logger = logging.getLogger("a2mim")
@@ -109,7 +110,7 @@ def build_classifier(
     timm_args = {name: value for name, value in timm_args.items() if value is not None}
     if timm_args:
         values["model_args"] = {**values.get("model_args", {}), **timm_args}
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    labels = label_fields(names)
     if problem_type != SINGLE:
         labels["problem_type"] = problem_type
     start = open_start(args, token)

@@ -16,6 +16,7 @@ from ..data.labels import NAMED, labelled, log_classes_without_images, same_clas
 from ..data.sources import DatasetSource, RowSource
 from ..data.splits import NO_VALIDATION, class_names, find_evaluation_split, load_labelled_split
 from ..evaluation.metrics import TOP
+from ..utils.labels import label_names
 from .problem_types import encode_lists, encode_numbers, find_targets
 
 
@@ -74,7 +75,7 @@ class LabelledImages:
         validation = load_labelled_split(data_args, False, token, split, own)
         if validation is None:
             raise ValueError(NO_VALIDATION)
-        names = [config.id2label[i] for i in range(config.num_labels)]
+        names = label_names(config)
         return cls._of(data_args, None, validation, split, own, names)
 
     @classmethod

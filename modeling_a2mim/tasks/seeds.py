@@ -18,7 +18,7 @@ from ..pretrained import CLASSIFIERS, open_pretrained
 from ..training.checkpoints import checkpoints_in
 from ..training.outputs import check_output_dir, clear_output_dir
 from ..training.trainer import A2MIMTrainer
-from ..utils.files import finite
+from ..utils.files import write_json
 from .encoder import base_model_of, build_classifier, task_of
 from .labelled_images import LabelledImages
 
@@ -114,7 +114,7 @@ def report(
             "versions": versions(),
         }
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(args.output_dir, RESULTS).write_text(json.dumps(finite(record), indent=1) + "\n")
+        write_json(Path(args.output_dir, RESULTS), record)
         parts = [table, f"{measured_on[0].upper()}{measured_on[1:]}. {MEANINGS[images.problem_type]}"]
         parts += [markdown(by_class)] if by_class else []
         Path(args.output_dir, TABLE).write_text("\n\n".join(parts) + "\n")

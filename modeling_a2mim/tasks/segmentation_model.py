@@ -10,6 +10,7 @@ from transformers import SegformerImageProcessor, TimmBackboneConfig, UperNetCon
 from ..arguments.segmentation import SegmentationModelArguments
 from ..models.heads import kept_as_it_is, load_head, say_start
 from ..pretrained import backbone_names
+from ..utils.labels import label_fields
 from .encoder import build_backbone, open_start
 
 
@@ -47,8 +48,7 @@ def build_segmenter(
         auxiliary_loss_weight=weight,
         auxiliary_channels=model_args.auxiliary_channels or known["auxiliary_channels"],
         loss_ignore_index=ignore_index,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
+        **label_fields(names),
     )
     model = UperNetForSemanticSegmentation(config)
     model.backbone = backbone

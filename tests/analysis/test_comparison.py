@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.analysis.comparison import Images, Subject, command, load_subject, load_subjects, run_comparison
+from modeling_a2mim.analysis.comparison import Images, NamedModel, command, load_model, load_models, run_comparison
 from modeling_a2mim.export.folder import export_model
 
 from ..families import family_config
@@ -78,24 +78,24 @@ def arguments(*argv: str) -> argparse.Namespace:
     ],
 )
 def test_kinds(models, name, kind, channels, model):
-    subject = load_subject(str(models / name), kind=kind)
-    assert subject.name == name
-    assert model is None or isinstance(subject.model, model)
-    assert not subject.model.training
-    assert subject.classes == (NAMES if kind == "classifier" else None)
+    named = load_model(str(models / name), kind=kind)
+    assert named.name == name
+    assert model is None or isinstance(named.model, model)
+    assert not named.model.training
+    assert named.classes == (NAMES if kind == "classifier" else None)
     # Any image, grey or not, of any size.
     for image in (Image.new("L", (50, 41)), Image.new("RGBA", (32, 32))):
-        pixels = subject.transform(image)["pixel_values"]
+        pixels = named.transform(image)["pixel_values"]
         assert pixels.shape == (channels, 32, 32)
     with torch.no_grad():
-        output = subject.model(pixels[None])
+        output = named.model(pixels[None])
     assert kind != "classifier" or output.logits.shape == (1, 3)
 
 
 def test_weights_are_those_of_the_folder(models):
-    one = load_subject(str(models / "classifier"), kind="classifier")
-    other = load_subject(str(models / "own-classifier"), kind="classifier")
-    encoder = load_subject(str(models / "classifier"))
+    one = load_model(str(models / "classifier"), kind="classifier")
+    other = load_model(str(models / "own-classifier"), kind="classifier")
+    encoder = load_model(str(models / "classifier"))
     pixels = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(one.model(pixels).logits, other.model(pixels).logits)
@@ -110,41 +110,41 @@ def test_classifiers_of_imagenet_have_the_names_that_transformers_knows(models, 
     config = json.loads((tmp_path / "config.json").read_text())
     del config["label_names"]
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**config["pretrained_cfg"]}}))
-    assert load_subject(str(tmp_path), kind="classifier").classes[0].startswith("tench")
+    assert load_model(str(tmp_path), kind="classifier").classes[0].startswith("tench")
 
 
 def test_no_such_model(models, tmp_path):
     with pytest.raises(ValueError, match="^model_name_or_path: there is no folder"):
-        load_subject(str(tmp_path / "nothing"))
+        load_model(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="cannot be loaded"):
-        load_subject(str(tmp_path))
+        load_model(str(tmp_path))
     with pytest.raises(ValueError, match="cannot be loaded: .*is no timm classifier"):
-        load_subject(str(models / "encoder"), kind="classifier")
+        load_model(str(models / "encoder"), kind="classifier")
     with pytest.raises(ValueError, match="no pre-training model there"):
-        load_subject(str(models / "classifier"), kind="pretraining")
+        load_model(str(models / "classifier"), kind="pretraining")
 
 
 def test_names(models):
     folders = [str(models / "encoder"), str(models / "classifier")]
-    assert [s.name for s in load_subjects(arguments(*folders))] == ["encoder", "classifier"]
-    assert [s.name for s in load_subjects(arguments(*folders, "--names", "a", "b"))] == ["a", "b"]
+    assert [s.name for s in load_models(arguments(*folders))] == ["encoder", "classifier"]
+    assert [s.name for s in load_models(arguments(*folders, "--names", "a", "b"))] == ["a", "b"]
     with pytest.raises(ValueError, match="^names: expected one for each of 2 models, got 1"):
-        load_subjects(arguments(*folders, "--names", "a"))
+        load_models(arguments(*folders, "--names", "a"))
     with pytest.raises(ValueError, match="^names: there are several models called encoder"):
-        load_subjects(arguments(folders[0], folders[0]))
+        load_models(arguments(folders[0], folders[0]))
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
 def test_images(models, dataset, streaming):
-    subject = load_subject(str(models / "encoder"))
+    named = load_model(str(models / "encoder"))
     images = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "3", *streaming), labelled=True)
     assert len(images) == 5
     assert images.names == ["owl", "cat", "dog"]
-    samples = list(images.samples(subject))
+    samples = list(images.samples(named))
     assert [int(sample["labels"]) for sample in samples] == [row % 3 for row in images.rows]
     again = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "3"))
     assert again.rows == images.rows
-    assert torch.equal(next(again.samples(subject))["pixel_values"], samples[0]["pixel_values"])
+    assert torch.equal(next(again.samples(named))["pixel_values"], samples[0]["pixel_values"])
     other = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "4"))
     assert other.rows != images.rows
     assert len(Images.open(arguments("m", "--dataset", str(dataset), "--images", "99"))) == 12
@@ -159,15 +159,15 @@ def test_the_bundled_sample_is_the_default():
 
 def test_classes_of_labels(dataset):
     images = Images.open(arguments("m", "--dataset", str(dataset)), labelled=True)
-    subject = Subject("net", None, None, ["cat", "dog", "owl", "fox"])
-    assert images.classes(subject, "names") == [2, 0, 1]
-    assert images.classes(subject, "index") == [0, 1, 2, 3]
-    assert images.classes(subject, "predicted") is None
+    named = NamedModel("net", None, None, ["cat", "dog", "owl", "fox"])
+    assert images.classes(named, "names") == [2, 0, 1]
+    assert images.classes(named, "index") == [0, 1, 2, 3]
+    assert images.classes(named, "predicted") is None
     with pytest.raises(ValueError, match="^labels: net has no class 'owl' .its classes are cat, dog"):
-        images.classes(Subject("net", None, None, ["cat", "dog"]), "names")
+        images.classes(NamedModel("net", None, None, ["cat", "dog"]), "names")
     images.names = None
     with pytest.raises(ValueError, match="the labels have no names"):
-        images.classes(subject, "names")
+        images.classes(named, "names")
 
 
 def test_what_can_be_mended_is_one_line(tmp_path, capsys):

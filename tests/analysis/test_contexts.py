@@ -12,7 +12,7 @@ from modeling_a2mim.analysis.contexts import (
     contexts_of,
     draw_pairs,
     draw_permutations,
-    neighbours,
+    neighboring_pairs,
     unique_subsets,
     with_pairs,
 )
@@ -39,16 +39,16 @@ def test_orders():
 def test_neighbours():
     # Of a 14 x 14 grid: for each of the 12 offsets (14 - rows) * (14 - columns) pairs.
     offsets = [(0, 1), (0, 2), (1, 0), (2, 0), *itertools.product((1, 2), (-2, -1, 1, 2))]
-    assert len(neighbours((14, 14))) == sum((14 - abs(a)) * (14 - abs(b)) for a, b in offsets)
-    assert neighbours((2, 2)).tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
-    assert len(neighbours((3, 3))) == 36  # all of them
-    assert [0, 3] not in neighbours((4, 4)).tolist()
-    assert [3, 4] not in neighbours((4, 4)).tolist()  # the end of a row and the start of the next
+    assert len(neighboring_pairs((14, 14))) == sum((14 - abs(a)) * (14 - abs(b)) for a, b in offsets)
+    assert neighboring_pairs((2, 2)).tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    assert len(neighboring_pairs((3, 3))) == 36  # all of them
+    assert [0, 3] not in neighboring_pairs((4, 4)).tolist()
+    assert [3, 4] not in neighboring_pairs((4, 4)).tolist()  # the end of a row and the start of the next
 
 
 @pytest.mark.parametrize("sampling", ["shared", "windows", "independent"])
 def test_pairs_are_neighbours_drawn_once(sampling):
-    every = {tuple(pair) for pair in neighbours((14, 14)).tolist()}
+    every = {tuple(pair) for pair in neighboring_pairs((14, 14)).tolist()}
     for seed in range(20):
         pairs = draw_pairs(14, 50, generator(seed), sampling)
         chosen = [tuple(pair) for pair in pairs.cells.tolist()]
@@ -63,8 +63,8 @@ def test_pairs_are_neighbours_drawn_once(sampling):
 def test_weighted_pairs_stand_for_all_of_the_grid(grid, count):
     """A weight is 1 / (chance of the pair * pairs of the grid), which makes the expectation of a weighted sum the mean
     over all pairs. The chance is counted here over all places of the window, upright and lying, and none is 0."""
-    every = neighbours((grid, grid))
-    sides = next(s for s in ((3, 3), (3, 4), (4, 4), (4, 5), (grid, grid)) if len(neighbours(s)) >= count)
+    every = neighboring_pairs((grid, grid))
+    sides = next(s for s in ((3, 3), (3, 4), (4, 4), (4, 5), (grid, grid)) if len(neighboring_pairs(s)) >= count)
     height, width = (min(side, grid) for side in sides)
     held = np.zeros(len(every))
     for one, other in ((height, width), (width, height)):
@@ -72,7 +72,7 @@ def test_weighted_pairs_stand_for_all_of_the_grid(grid, count):
             rows, columns = np.divmod(every, grid)
             inside = (row <= rows) & (rows < row + one) & (column <= columns) & (columns < column + other)
             held += inside.all(1) / ((grid - one + 1) * (grid - other + 1))
-    chance = held / 2 * count / len(neighbours((height, width)))
+    chance = held / 2 * count / len(neighboring_pairs((height, width)))
     assert chance.min() > 0
     assert chance.sum() == pytest.approx(count)
     expected = {tuple(pair): 1 / (share * len(every)) for pair, share in zip(every.tolist(), chance, strict=True)}
@@ -84,10 +84,12 @@ def test_weighted_pairs_stand_for_all_of_the_grid(grid, count):
 def test_pairs_with_the_same_chance():
     assert draw_pairs(5, 50, generator(), "independent").weights.tolist() == [1 / 50] * 50
     pairs = draw_pairs(5, None, generator())
-    assert pairs.cells.tolist() == neighbours((5, 5)).tolist()
+    assert pairs.cells.tolist() == neighboring_pairs((5, 5)).tolist()
     assert pairs.weights.tolist() == [1 / len(pairs.cells)] * len(pairs.cells)
     times = Counter(tuple(pair) for seed in range(2000) for pair in _drawn(seed))
-    assert len(times) == len(neighbours((3, 3)))  # 2,000 draws of 3 of 36: each about 167 times, give or take 13
+    assert len(times) == len(
+        neighboring_pairs((3, 3))
+    )  # 2,000 draws of 3 of 36: each about 167 times, give or take 13
     assert all(100 < count < 235 for count in times.values())
 
 

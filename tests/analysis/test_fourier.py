@@ -161,13 +161,3 @@ def test_command(tmp_path):
     assert layer.keys() == {"name", "grid", "frequency_over_pi", "relative_log_amplitude", "variance"}
     assert str(tmp_path) not in text
     assert (tmp_path / "out" / "fourier.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_functions_are_found_in_the_package():
-    from modeling_a2mim import analysis
-
-    assert analysis.fourier_analysis is fourier_analysis
-    for name in analysis.__all__:
-        assert callable(getattr(analysis, name))
-    with pytest.raises(AttributeError, match="has no attribute nothing"):
-        _ = analysis.nothing

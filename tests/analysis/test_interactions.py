@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from modeling_a2mim import A2MIMForImageClassification
-from modeling_a2mim.analysis.contexts import all_contexts, contexts_of, draw_permutations, neighbours, with_pairs
+from modeling_a2mim.analysis.contexts import (
+    all_contexts,
+    contexts_of,
+    draw_permutations,
+    neighboring_pairs,
+    with_pairs,
+)
 from modeling_a2mim.analysis.interactions import main
 from modeling_a2mim.analysis.measurement import _Values, interaction_strength
 from modeling_a2mim.analysis.strength import InteractionSettings
@@ -80,13 +86,21 @@ def test_is_what_the_definition_says(value, fill):
     result = interaction_strength(model, images, labels, 3, ratios, None, None, value, fill, batch_size=100)
     assert result.orders.tolist() == list(range(8))
     assert result.interactions.shape == (2, 8, 36)
-    assert result.pairs[0].tolist() == neighbours((3, 3)).tolist()
+    assert result.pairs[0].tolist() == neighboring_pairs((3, 3)).tolist()
     # Of the middle orders (35 contexts) a few pairs.
     for order, pairs in ((0, range(36)), (1, range(0, 36, 3)), (3, (0, 17)), (6, (5, 9)), (7, range(36))):
         for pair in pairs:
             for number in (0, 1):
+                cells = neighboring_pairs((3, 3))[pair].tolist()
                 direct = defined(
-                    model, images[number], labels[number], neighbours((3, 3))[pair].tolist(), order, 3, value, fill
+                    model,
+                    images[number],
+                    labels[number],
+                    cells,
+                    order,
+                    3,
+                    value,
+                    fill,
                 )
                 assert abs(result.interactions[number, order, pair] - abs(direct)) < 1e-9
     mean = result.interactions.mean((0, 2))
@@ -122,7 +136,7 @@ def test_estimates_are_unbiased(sampling):
     contexts, for each pair. That the contexts of a pair are evenly drawn is exact in test_contexts.py."""
     generator = np.random.default_rng(0)
     value = generator.normal(size=2**9)  # of any subset of 9 cells
-    pairs, order, draws = neighbours((3, 3)), 3, 4000
+    pairs, order, draws = neighboring_pairs((3, 3)), 3, 4000
 
     def means(contexts):
         number = with_pairs(contexts, pairs) @ (1 << np.arange(9))

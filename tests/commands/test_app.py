@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from modeling_a2mim import A2MIMForPreTraining
-from modeling_a2mim.analysis.comparison import load_subject
+from modeling_a2mim.analysis.comparison import load_model
 from modeling_a2mim.commands.app import build_app, main, reconstruct_file
 from modeling_a2mim.export.folder import export_model
 
@@ -44,8 +44,8 @@ def folder(tmp_path_factory):
 
 
 def test_pictures_of_a_file(folder):
-    subject = load_subject(str(folder / "vit"), kind="pretraining")
-    pictures, quality = reconstruct_file(subject, str(folder / "image.png"), 0.5, 3)
+    named = load_model(str(folder / "vit"), kind="pretraining")
+    pictures, quality = reconstruct_file(named, str(folder / "image.png"), 0.5, 3)
     assert [picture.size for picture in pictures] == [(256, 256)] * 4
     assert quality.keys() == {"psnr", "masked_psnr", "mean_fill_psnr", "ssim"}
     original, masked, reconstruction, pasted = (np.asarray(picture) for picture in pictures)
@@ -53,13 +53,13 @@ def test_pictures_of_a_file(folder):
     assert 0.45 < hidden.mean() < 0.55
     np.testing.assert_array_equal(pasted[~hidden], original[~hidden])
     np.testing.assert_array_equal(pasted[hidden], reconstruction[hidden])
-    again, _ = reconstruct_file(subject, str(folder / "image.png"), 0.5, 3)
+    again, _ = reconstruct_file(named, str(folder / "image.png"), 0.5, 3)
     assert np.array_equal(again[1], masked)
-    other, _ = reconstruct_file(subject, str(folder / "image.png"), 0.5, 4)
+    other, _ = reconstruct_file(named, str(folder / "image.png"), 0.5, 4)
     assert not np.array_equal(other[1], masked)
     for file, ratio, message in ((folder / "broken.png", 0.5, "broken"), (folder / "image.png", 0.999, "mask_ratio")):
         with pytest.raises(ValueError, match=message):
-            reconstruct_file(subject, str(file), ratio, 0)
+            reconstruct_file(named, str(file), ratio, 0)
 
 
 def test_no_models(folder, capsys):
@@ -71,10 +71,10 @@ def test_no_models(folder, capsys):
 
 def test_two_models_of_one_name(folder):
     pytest.importorskip("gradio")
-    subject = load_subject(str(folder / "vit"), kind="pretraining")
-    for subjects in ([], [subject, subject]):
+    named = load_model(str(folder / "vit"), kind="pretraining")
+    for named_models in ([], [named, named]):
         with pytest.raises(ValueError, match="^models: expected one or more, each with its own name"):
-            build_app(subjects)
+            build_app(named_models)
 
 
 def test_files_of_the_space():
@@ -149,8 +149,8 @@ def test_in_a_browser(page, folder):
     page.locator("input[type=file]").first.set_input_files(str(folder / "image.png"))
     said.wait_for()
     first = said.inner_text()
-    subject = load_subject(str(folder / "vit"), kind="pretraining")
-    _, quality = reconstruct_file(subject, str(folder / "image.png"), 0.6, 0)
+    named = load_model(str(folder / "vit"), kind="pretraining")
+    _, quality = reconstruct_file(named, str(folder / "image.png"), 0.6, 0)
     assert f"PSNR {quality['psnr']:.1f} dB and SSIM {quality['ssim']:.2f}" in first
     for label in ("original", "masked", "reconstruction", "pasted"):
         picture = page.locator(".block", has=page.get_by_text(label, exact=True)).locator("img").last
@@ -162,10 +162,10 @@ def test_in_a_browser(page, folder):
     page.get_by_role("button", name="Reconstruct").click()
     page.wait_for_function("before => !document.body.innerText.includes(before)", arg=first)
     said.wait_for()
-    _, quality = reconstruct_file(subject, str(folder / "image.png"), 0.2, 0)
+    _, quality = reconstruct_file(named, str(folder / "image.png"), 0.2, 0)
     page.get_by_text(f"PSNR {quality['psnr']:.1f} dB and SSIM {quality['ssim']:.2f}").wait_for()
     page.get_by_label("model").click()
     page.get_by_role("option", name="resnet").click()
-    other = load_subject(str(folder / "resnet"), kind="pretraining")
+    other = load_model(str(folder / "resnet"), kind="pretraining")
     _, quality = reconstruct_file(other, str(folder / "image.png"), 0.2, 0)
     page.get_by_text(f"PSNR {quality['psnr']:.1f} dB and SSIM {quality['ssim']:.2f}").wait_for()

@@ -1,4 +1,4 @@
-"""Features of frozen encoders, and what nearest neighbours and logistic regression make of them."""
+"""Features of frozen encoders, and what nearest neighbors and logistic regression make of them."""
 
 import numpy as np
 import pytest
@@ -12,16 +12,16 @@ from torch.utils.data import Dataset
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.data.subsets import draw_subset
 from modeling_a2mim.evaluation.frozen import (
-    LONE_STRENGTH,
-    STRENGTHS,
+    C_VALUES,
+    LONE_C,
     _logistic_regression,
-    choose_strength,
+    choose_c,
     evaluate_frozen,
     extract_features,
     frozen_metrics,
     knn_accuracy,
     linear_probe_accuracy,
-    nearest_neighbours,
+    nearest_neighbors,
 )
 from modeling_a2mim.evaluation.summary import results_table
 
@@ -42,18 +42,18 @@ def clusters(per_class, classes=2, distance=20.0, width=4, seed=0):
     return generator.normal(size=(len(labels), width)) + distance * np.eye(classes, width)[labels], labels
 
 
-def test_probe_and_neighbours_separate_what_is_separable():
+def test_probe_and_neighbors_separate_what_is_separable():
     features, labels = clusters(30)
     train, test = (features[::2], labels[::2]), (features[1::2], labels[1::2])
-    for strength in (1.0, None):
-        assert linear_probe_accuracy(train, test, strength) == 1.0
-        assert linear_probe_accuracy(train, (test[0], 1 - test[1]), strength) == 0.0
+    for c in (1.0, None):
+        assert linear_probe_accuracy(train, test, c) == 1.0
+        assert linear_probe_accuracy(train, (test[0], 1 - test[1]), c) == 0.0
     for temperature in (None, 0.07, 1e-4):
         assert knn_accuracy(train, test, temperature=temperature) == 1.0
         assert knn_accuracy(train, (test[0], 1 - test[1]), temperature=temperature) == 0.0
 
 
-def test_weights_of_neighbours():
+def test_weights_of_neighbors():
     # Cosines with the query: 0.8 of class 0; 0.6 and 0.6 of class 1. Weights 1 / (1 - cosine) are 5 against 2 * 2.5;
     # of exp(cosine / t), class 0 wins if 0.2 / t > ln 2, that is t < 0.2885.
     train = np.array([[0.8, 0.6], [0.6, 0.8], [0.6, -0.8]]) * np.array([[1.0], [7.0], [0.1]])  # lengths play no part
@@ -64,7 +64,7 @@ def test_weights_of_neighbours():
 
     assert votes_for(0, temperature=0.28)
     assert votes_for(1, temperature=0.30)
-    assert votes_for(0, temperature=0.30, neighbours=1)
+    assert votes_for(0, temperature=0.30, neighbors=1)
     closer = np.array([[0.81, (1 - 0.81**2) ** 0.5], *train[1:]])
     assert knn_accuracy((closer, np.array([0, 1, 1])), (query, np.array([0]))) == 1.0  # 5.26 against 5
 
@@ -75,21 +75,21 @@ def test_strength_of_noise_and_of_signal():
     generator, labels = np.random.default_rng(0), np.repeat([0, 1], 20)
     noise = generator.normal(size=(40, 20))
     noise[:, 0] += labels
-    assert choose_strength(noise, labels) <= 0.1
-    assert choose_strength(*clusters(20)) >= 10.0
-    assert {choose_strength(noise, labels), choose_strength(*clusters(2))} <= set(STRENGTHS)
+    assert choose_c(noise, labels) <= 0.1
+    assert choose_c(*clusters(20)) >= 10.0
+    assert {choose_c(noise, labels), choose_c(*clusters(2))} <= set(C_VALUES)
     features, labels = clusters(3)
-    assert choose_strength(features[2:], labels[2:]) == LONE_STRENGTH  # one sample of class 0
+    assert choose_c(features[2:], labels[2:]) == LONE_C  # one sample of class 0
     # Many: one split, quick; classes overlap, so that the strongest is not the best by far.
     features, labels = clusters(3000, distance=1.0)
-    assert choose_strength(features, labels) in STRENGTHS
+    assert choose_c(features, labels) in C_VALUES
 
 
 def test_figures_of_frozen_features():
     # Three of four classes are known. The votes and log-odds for each are those of scikit-learn, which ranks by them.
     features, labels = clusters(20, classes=4, distance=1.5)
     train, test = (features[::2][:30], labels[::2][:30]), (features[1::2], labels[1::2])
-    known = nearest_neighbours(train, 20, 0.07)
+    known = nearest_neighbors(train, 20, 0.07)
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(*train)
     for classifier in (known, regression):
         found = frozen_metrics(classifier, test, 4, ["a", "b", "c", "d"])
@@ -115,7 +115,7 @@ def test_weights_of_classes():
     train, test = (features[::2], labels[::2]), (features[1::2], labels[1::2])
     recalls = {}
     for weights in (None, "balanced", {0: 1.0, 1: 1.0}):
-        regression = _logistic_regression(choose_strength(*train, weights), weights).fit(*train)
+        regression = _logistic_regression(choose_c(*train, weights), weights).fit(*train)
         recalls[str(weights)] = frozen_metrics(regression, test, 2, ["good", "bad"])["recall_bad"]
     assert recalls["balanced"] > recalls["None"] == recalls["{0: 1.0, 1: 1.0}"]
 
@@ -207,24 +207,24 @@ def test_evaluation_of_a_frozen_encoder():
     # Colours are plain to see at the first map.
     assert {r["accuracy"] for r in rows if r["layer"] == 0 and r["images"] == 12} == {1.0}
     strengths = [r["strength"] for r in rows if r["method"] == "logistic regression"]
-    assert set(strengths[:4]) == {LONE_STRENGTH}
-    assert set(strengths) <= set(STRENGTHS)
+    assert set(strengths[:4]) == {LONE_C}
+    assert set(strengths) <= set(C_VALUES)
     assert len(results_table(rows).splitlines()) == 2 + 2 * 2 * 2
 
     # The same as from the parts.
     (known,), labels = extract_features(model, train, layers=[0])
-    (judged,), answers = extract_features(model, test, layers=[0])
+    (evaluated,), answers = extract_features(model, test, layers=[0])
     chosen = subsets["1 per class", 1]
     sample = known[chosen], labels[chosen]
-    expected = knn_accuracy(sample, (judged, answers))
+    expected = knn_accuracy(sample, (evaluated, answers))
     assert next(r["accuracy"] for r in rows if (r["images"], r["seed"], r["layer"]) == (3, 1, 0)) == expected
 
     row = next(
         r for r in rows if r["method"] == "logistic regression" and (r["images"], r["seed"], r["layer"]) == (3, 1, 0)
     )
-    assert row["accuracy"] == linear_probe_accuracy(sample, (judged, answers), LONE_STRENGTH)
+    assert row["accuracy"] == linear_probe_accuracy(sample, (evaluated, answers), LONE_C)
 
-    fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, strength=0.5, names=["red", "green", "blue"])
+    fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, c=0.5, names=["red", "green", "blue"])
     assert [r.get("strength") for r in fixed] == [None, 0.5]
     assert {r["recall_green"] for r in fixed} <= {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
     with pytest.raises(ValueError, match="^subsets, layers: expected at least one of each"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import run_finetune
 from benchmarks import shapes
 from modeling_a2mim import A2MIMForObjectDetection
-from modeling_a2mim.analysis.comparison import load_subject
+from modeling_a2mim.analysis.comparison import load_model
 from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.models.heads import load_head, places_of
 from modeling_a2mim.pretrained import open_pretrained
@@ -149,14 +149,14 @@ def test_a_classifier_from_a_segmenter(segmenter, tmp_path):
         with pytest.raises(ValueError, match="^model_name_or_path: weights missing or left over: .*conv_head"):
             build_classifier(arguments, ["a", "b"])
         with pytest.raises(ValueError, match="its encoder lacks weights: .*conv_head"):
-            load_subject(str(out))
+            load_model(str(out))
         return
     model, _ = build_classifier(arguments, ["a", "b"])
     own = model.a2mim.encoder.state_dict()
     stored = start.encoder_weights()
     assert len(stored) > 50
-    subject = load_subject(str(out))
-    assert all(torch.equal(subject.model.encoder.state_dict()[name], value) for name, value in stored.items())
+    named = load_model(str(out))
+    assert all(torch.equal(named.model.encoder.state_dict()[name], value) for name, value in stored.items())
     assert all(torch.equal(own[name], value) for name, value in stored.items())
 
 
