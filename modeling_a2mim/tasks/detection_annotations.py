@@ -296,8 +296,8 @@ def find_objects_column(features, name: str | None = None) -> str:
 class AveragePrecision:
     """Average precision of boxes, and of masks, as COCO defines it (pycocotools).
 
-    torchmetrics' `MeanAveragePrecision` gives the same up to float32, if its recall thresholds are given in float64: its
-    own are float32, which moves figures by up to 0.001. It takes twice the time.
+    torchmetrics' `MeanAveragePrecision` gives the same up to float32, if its recall thresholds are given in float64:
+    its own are float32, which moves figures by up to 0.001. It takes twice the time.
 
     Args:
         names: of the classes.
