@@ -178,7 +178,11 @@ def _conditions(args: TrainingArguments) -> list[tuple[Collection[str], bool, st
             "an optimiser that has them (--optim)",
         ),
         (("gradient_checkpointing_kwargs",), bool(args.gradient_checkpointing), "--gradient_checkpointing"),
-        (("activation_checkpointing_kwargs",), bool(args.activation_checkpointing), "--activation_checkpointing"),
+        (
+            ("activation_checkpointing_kwargs",),
+            bool(get(args, "activation_checkpointing", False)),
+            "--activation_checkpointing",
+        ),
         (("fsdp_config",), bool(args.fsdp), "--fsdp"),
         (("lr_gamma",), bool(args.lr_milestones), "--lr_milestones"),
         (

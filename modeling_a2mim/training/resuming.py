@@ -177,12 +177,19 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
         step: of the checkpoint.
 
     Raises:
-        ValueError: naming the first setting that cannot change in the middle of a run, and both values.
+        ValueError: naming the first setting that cannot change in the middle of a run, and both values; or the length,
+            if it is to be chosen and an older version did not keep it.
     """
     if kept is None:
+        if settings["training"].get("num_train_epochs") == "auto":
+            raise ValueError(
+                f"num_train_epochs: {checkpoint} is of an older version, which kept no settings of training and made 3 "
+                "epochs where no number was given; give --num_train_epochs (or --max_steps) as it was"
+            )
         logger.warning(
-            "%s is of an older version, which kept no settings of training: they cannot be compared, and optimiser "
-            "and learning rate go on as they were then, whatever is given now",
+            "%s is of an older version, which kept no settings of training: they cannot be compared. Optimiser state "
+            "and step go on as they were; all else is as it is given now, or the default of now (that of --crop_scale "
+            "in fine-tuning was 0.35 1)",
             checkpoint,
         )
         return Resumption(step)
