@@ -183,13 +183,13 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
     if kept is None:
         if settings["training"].get("num_train_epochs") == "auto":
             raise ValueError(
-                f"num_train_epochs: {checkpoint} is of an older version, which kept no settings of training and made 3 "
-                "epochs where no number was given; give --num_train_epochs (or --max_steps) as it was"
+                f"num_train_epochs: {checkpoint} is of an older version, which kept no settings of training and made "
+                "3 epochs where no number was given; give --num_train_epochs (or --max_steps) as it was"
             )
         logger.warning(
-            "%s is of an older version, which kept no settings of training: they cannot be compared. Optimiser state "
-            "and step go on as they were; all else is as it is given now, or the default of now (that of --crop_scale "
-            "in fine-tuning was 0.35 1)",
+            "%s is of an older version, which kept no settings of training: they cannot be compared. Optimiser "
+            "and learning rate go on as they were then, whatever is given now; all else is as given, or a default of "
+            "now (that of --crop_scale in fine-tuning was 0.35 1)",
             checkpoint,
         )
         return Resumption(step)

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import run_finetune
 import run_pretraining
-from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, export
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.export.__main__ import main as push
 from modeling_a2mim.models.linear_probe import LinearProbe
 
 
@@ -135,7 +136,7 @@ def test_encoders_are_found_in_all_of_them(copy):
 )
 def test_what_would_be_published(copy, name, pretraining, capsys):
     """Files that name a path of a machine would be refused."""
-    export.main([name, "org/name", "--dry_run"])
+    push([name, "org/name", "--dry_run"])
     listed = capsys.readouterr().out
     assert " model.safetensors\n" in listed
     assert (" pretraining/model.safetensors\n" in listed) == pretraining
@@ -155,8 +156,9 @@ def test_pretraining_goes_on_from_an_export(copy):
     assert 0 < moved < 0.02  # in 8 steps of at most 1e-3
 
 
-def check_end(folder, run, weights, then, exact):
-    """That a run made the steps of then, and ended with the weights of then."""
+def check_end(folder, run, weights, then, exact=False):
+    """That a run made the steps of then, and ended with the weights of then. Pre-training is not exact: its losses were
+    sums over masked cells then, and round otherwise as sums over images (2e-7 of their size)."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     log, expected = [entry for entry in log if "loss" in entry], EXPECTED["log"][run]
     assert [entry["step"] for entry in log] == list(range(1, 9))
@@ -171,20 +173,20 @@ def check_end(folder, run, weights, then, exact):
         torch.testing.assert_close(found[name], tensor, **CLOSE_WEIGHTS)
 
 
-def test_pretraining_is_resumed(copy, exact, caplog):
+def test_pretraining_is_resumed(copy, caplog):
     """Streamed, in the middle of a pass whose last batch is cut as it was then."""
     run_pretraining.main([*PRETRAIN, "--output_dir", "pretraining-run", "--resume_from_checkpoint", "last"])
     assert "checkpoint-5 is of an older version, which kept no settings of training" in caplog.text
-    check_end(copy / "pretraining-run", "pretraining-run", "pretraining/model.safetensors", "resnet", exact)
+    check_end(copy / "pretraining-run", "pretraining-run", "pretraining/model.safetensors", "resnet")
     names = {path.name for path in (copy / "pretraining-run").glob("checkpoint-*")}
     assert names == {"checkpoint-5", "checkpoint-8"}
 
 
-def test_the_rate_goes_on_as_it_was(copy, exact):
+def test_the_rate_goes_on_as_it_was(copy):
     """Also where the rate of today's default is another one."""
     argv = [argument for argument in PRETRAIN if argument not in FAST[:2]]
     run_pretraining.main([*argv, "--output_dir", "run", "--resume_from_checkpoint", "pretraining-run/checkpoint-5"])
-    check_end(copy / "run", "pretraining-run", "pretraining/model.safetensors", "resnet", exact)
+    check_end(copy / "run", "pretraining-run", "pretraining/model.safetensors", "resnet")
 
 
 def test_fine_tuning_is_resumed(copy, exact, caplog):

@@ -212,6 +212,8 @@ def test_classifiers_too(tmp_path, caplog, no_pictures):
 
 
 def test_old_checkpoints_cannot_be_compared(caplog):
+    with pytest.raises(ValueError, match="num_train_epochs: checkpoint-5 is of an older version, .* give --num_train"):
+        compare("checkpoint-5", None, {"training": {"num_train_epochs": "auto"}, "model": {}, "data": {}}, 5)
     found = compare("checkpoint-5", None, {"training": {"learning_rate": 1.0}, "model": {}, "data": {}}, 5)
     assert (found.changed, found.schedule_start, found.history) == ({}, 0, [])
     assert "checkpoint-5 is of an older version, which kept no settings of training: they cannot be" in caplog.text
