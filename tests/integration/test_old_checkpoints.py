@@ -157,8 +157,8 @@ def test_pretraining_goes_on_from_an_export(copy):
 
 
 def check_end(folder, run, weights, then, exact=False):
-    """That a run made the steps of then, and ended with the weights of then. Pre-training is not exact: its losses were
-    sums over masked cells then, and round otherwise as sums over images (2e-7 of their size)."""
+    """That a run made the steps of then, and ended with the weights of then. Not exact in pre-training: its losses
+    were sums over masked cells then; sums over images round otherwise (2e-7 of their size)."""
     log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     log, expected = [entry for entry in log if "loss" in entry], EXPECTED["log"][run]
     assert [entry["step"] for entry in log] == list(range(1, 9))
