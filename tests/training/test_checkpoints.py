@@ -120,7 +120,7 @@ MOMENTS = {
     "after the random state": (torch, "save", "rng_state.pth", "after"),
     "after Trainer's state": (TrainerState, "save_to_json", "trainer_state.json", "after"),
     "half of the record": (Path, "write_text", MANIFEST, "half"),
-    "after the record": (checkpoints, "_put_in_place", "", "before"),
+    "after the record": (checkpoints, "_rename", "", "before"),
     "after the rename": (os, "rename", "", "after"),
     "before what is old is deleted": (checkpoints, "remove_leftovers", "", "before"),
 }
