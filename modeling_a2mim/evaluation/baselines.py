@@ -1,5 +1,5 @@
-"""How far a reconstruction is from trivial: its errors beside those of two guesses that nothing has to be learned for,
-the mean colour of the image (what masked pixels are filled with) and a blur of the visible pixels."""
+"""Errors of a reconstruction on masked pixels, beside those of two baselines without learning: the mean colour of the
+image (what masked pixels are filled with) and a blur of the visible pixels."""
 
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur

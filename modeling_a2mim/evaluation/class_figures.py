@@ -1,4 +1,4 @@
-"""Figures of single classes among the metrics of a classifier: how they are called, and tables of them."""
+"""Metrics of single classes (precision, recall, average precision): their names, a table of them, and the log."""
 
 import logging
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
-"""Where a classifier is wrong: pictures of which classes it takes for which and of its mistakes of the highest loss,
-and a table of all mistakes."""
+"""Where a classifier is wrong: a figure of its confusion matrix, a figure of the images with the highest loss, and a
+table of all wrong predictions."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""How good an encoder is while nothing of it is trained: neighbors and logistic regression on its features."""
+"""Evaluation of a frozen encoder: nearest neighbors and logistic regression on its features."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,8 +40,8 @@ def extract_features(
     Args:
         model: an A2MIMModel, or a model that holds one as `a2mim`; it is run in evaluation mode and put back.
         samples: dataset of dicts with `pixel_values` and `labels`.
-        layers: which features, all from one forward pass (see `probing.layer_features`). Without it, the mean of the
-            last feature map over its positions.
+        layers: which features, all from one forward pass (see `linear_probe.layer_features`). Without it, the mean of
+            the last feature map over its positions.
         dtype: run the encoder under autocast with this type; the features are float32 in any case.
 
     Returns:
@@ -109,7 +109,7 @@ def linear_probe_accuracy(train: tuple, test: tuple, c: float | None = 1.0) -> f
 
 
 def frozen_metrics(classifier, test: tuple, classes: int, names: Sequence[str] | None = None) -> dict[str, float]:
-    """`scores.classification_metrics` (without top-5 accuracy) of a fitted `nearest_neighbors` or logistic regression
+    """`metrics.classification_metrics` (without top-5 accuracy) of a fitted `nearest_neighbors` or logistic regression
     on `test` (features, labels). Samples are ranked by the votes for a class, or by its log-odds.
 
     Args:
@@ -181,8 +181,8 @@ def evaluate_frozen(
         train, test: datasets of dicts with `pixel_values` and `labels`; the images of all subsets, and of `test`, go
             through the encoder once.
         subsets: rows of `train` (see `draw_subset`) by the name of the subset and the seed that drew it, such as
-            `("10 per class", 0)`. Results of one name are summed up over its seeds (`metrics.results_table`).
-        layers: which features (see `probing.layer_features`).
+            `("10 per class", 0)`. Results of one name are summed up over its seeds (`summary.results_table`).
+        layers: which features (see `linear_probe.layer_features`).
         neighbors, temperature, c: see `nearest_neighbors` and `linear_probe_accuracy`.
         names: of the classes; with them, there are also figures of each class.
         class_weights: how much a sample of each class counts in the regression, "balanced" for the inverse of how

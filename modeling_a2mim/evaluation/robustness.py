@@ -1,4 +1,4 @@
-"""How much of a classifier's accuracy is left on images that are corrupted as in ImageNet-C (`analysis.corruptions`).
+"""How much of a classifier's accuracy is left on images that are corrupted as in ImageNet-C (`corruptions`).
 
 What is reported is accuracy, and its mean over corruptions and severities. It is not the mCE of ImageNet-C, which
 divides errors by those of AlexNet, and so is defined for ImageNet alone.
