@@ -20,6 +20,12 @@ from .utils.weights import without_sharing
 
 
 class A2MIMPreTrainedModel(PreTrainedModel):
+    """Base class of all models here: loading and saving, weight initialization, gradient checkpointing.
+
+    The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
+    initializes the mask token and the decoder. Checkpoints are read from safetensors only.
+    """
+
     config: A2MIMConfig
     config_class = A2MIMConfig
     base_model_prefix = "a2mim"
@@ -30,11 +36,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Base class of all models here: loading and saving, weight initialization, gradient checkpointing.
-
-        The encoder is a timm model under `encoder`; its parameter names stay timm's. timm initializes it; this class
-        initializes the mask token and the decoder. Checkpoints are read from safetensors only.
-        """
+        """Initialise what is ours; timm initialises the encoder when it builds it."""
         if isinstance(module, MaskToken):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
             if module.gamma is not None:

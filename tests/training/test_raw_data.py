@@ -242,8 +242,8 @@ def test_rows_that_say_what_to_pass(rows, tmp_path):
         A2MIMTrainer(pretraining(), plain(tmp_path), train_dataset=rows, eval_dataset={"a": rows, "b": text})
 
 
-def test_the_readme(tmp_path, monkeypatch):
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_documentation(tmp_path, monkeypatch):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python_api.md").read_text(), re.DOTALL)
     block = next(text for text in code if "A2MIMTrainer(" in text)
     monkeypatch.chdir(tmp_path)
     for i in range(8):
