@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,9 @@ from .sources import RowSource
 class ShardedSource(RowSource):
     """Rows in shards that are read a chunk at a time; the chunks read last are kept (see `keep_chunks`)."""
 
-    def __init__(self, *args, **kwargs):
+    files: list[str]  # paths or URLs of the shards
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._chunks: collections.OrderedDict = collections.OrderedDict()
         self.chunks_open = 1

@@ -42,7 +42,7 @@ class RowSource(abc.ABC):
         self,
         name: str,
         features: Features,
-        chunks: Sequence[int],
+        chunks: Sequence[int] | np.ndarray,
         storage_options: dict | None = None,
         retries: int = 5,
     ):
@@ -72,7 +72,7 @@ class RowSource(abc.ABC):
         """Keep so many of the chunks read last in memory, where a row cannot be read without its chunk."""
 
     @abc.abstractmethod
-    def read(self, rows: Sequence[int]) -> list[tuple]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         """(image, label) of rows, for a source whose columns are selected.
 
         Returns:
@@ -144,6 +144,8 @@ class DatasetSource(RowSource):
         name, storage_options, retries: as `RowSource`.
         folders: beside `name`, what `file_name` may be relative to.
     """
+
+    _rows: datasets.Dataset  # with the selected columns alone
 
     def __init__(
         self,
@@ -267,7 +269,7 @@ class RowsOf(RowSource):
         rows: their numbers, ascending.
     """
 
-    def __init__(self, source: RowSource, rows: Sequence[int]):
+    def __init__(self, source: RowSource, rows: Sequence[int] | np.ndarray):
         self.source, self.rows = source, np.asarray(rows, dtype=np.int64)
         counts = np.histogram(self.rows, np.concatenate([[0], np.cumsum(source.chunks)]))[0]
         super().__init__(source.name, source.features, counts[counts > 0], source.storage_options, source.retries)

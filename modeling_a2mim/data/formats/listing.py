@@ -175,8 +175,10 @@ def list_images(
     Raises:
         ValueError: if there are no images, or a name is no text.
     """
-    arrays, labels, part = [], {}, []
+    arrays: list[pa.Array] = []
     codes: list[np.ndarray] = []
+    labels: dict[str, int] = {}
+    part: list[str] = []
     root, checksum = len(name) if os.path.isdir(name) else 0, 0
 
     def keep():

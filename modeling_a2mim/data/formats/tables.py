@@ -14,8 +14,10 @@ from ..sources import fingerprint_of
 from .cache import as_data_files
 
 
-PATHS = ("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path")
-PATHS += ("image_file", "image_url", "url", "jpg", "jpeg", "png", "webp")
+PATHS = (
+    *("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path"),
+    *("image_file", "image_url", "url", "jpg", "jpeg", "png", "webp"),
+)
 LOOKED_AT = 100  # values of a column
 
 

@@ -33,13 +33,15 @@ class Listing:
     """
 
     def __init__(self, path: str, storage_options: dict):
-        self.path, self.labels, self.sorted = path, [], True
+        self.path, self.sorted = path, True
+        self.labels: list[str | None] = []
         found: dict[str, dict[int, tuple[int, int]]] = {}
         samples: dict[tuple[str, str], int] = {}
         with open_file(path, storage_options) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             last = -1
             while (member := archive.next()) is not None:
-                archive.members.clear()  # which would hold the whole listing
+                # Which would hold the whole listing.
+                archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, column = base.partition(".")
                 if not member.isreg() or member.issparse() or not dot or not stem:
@@ -165,7 +167,9 @@ class TarSource(ShardedSource):
         if lacking := len(listing.labels) - len(np.unique(samples[good])):
             logger.warning("%s: %d of its samples hold no image", listing.path, lacking)
         main, *others = kinds
-        shard = {c: listing.of(groups.get(c, [c]))[samples[good]] for c in others if c != "cls"}
+        shard: dict[str, np.ndarray | list[int]] = {
+            c: listing.of(groups.get(c, [c]))[samples[good]] for c in others if c != "cls"
+        }
         shard[main] = places[good]
         if "cls" in kinds:
             shard["cls"] = [numbers.get(listing.labels[sample]) for sample in samples[good]]

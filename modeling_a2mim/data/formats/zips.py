@@ -45,7 +45,8 @@ class ZipSource(RowSource):
         retries: int = 5,
         first_folder: bool = False,
     ):
-        self.files, self.storage_options, self._opened = list(files), storage_options or {}, {}
+        self.files, self.storage_options = list(files), storage_options or {}
+        self._opened: dict[tuple[int, int], zipfile.ZipFile] = {}
         listed = map_shards(self._list, self.files, retries)
         census = Census.of(member for members in listed for member in members)
         if not census.images:
