@@ -163,7 +163,7 @@ class ImageSamples(torch_data.Dataset):
             f"max_skipped_ratio: of {len(self)} images {tried} were tried and all are broken, the last one: {reason}"
         )
 
-    def _sample(self, transform: Callable, epoch: int, row: int, image, label) -> dict[str, torch.Tensor]:
+    def _sample(self, transform: Callable, epoch: int, row: int, image: Any, label: Any) -> dict[str, torch.Tensor]:
         try:
             if isinstance(image, BrokenImage):
                 raise image

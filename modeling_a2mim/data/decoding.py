@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def is_image_file(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The header of an image; its pixels are decoded when they are needed.
 
     Args:
@@ -182,7 +183,7 @@ def turned(array: np.ndarray, stored: tuple[bool, bool, bool]) -> np.ndarray:
     return np.ascontiguousarray(array.T if swapped else array)
 
 
-def to_pixels(image, num_channels: int) -> Image.Image | torch.Tensor:
+def to_pixels(image: Any, num_channels: int) -> Image.Image | torch.Tensor:
     """A sample as a PIL image of 1 (grey), 3 (RGB) or 4 (RGBA) channels of 8 bits, or from an array (height, width,
     channels) or (channels, height, width) as a tensor (channels, height, width), uint8 or float32 in [0, 1].
 

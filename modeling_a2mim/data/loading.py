@@ -41,7 +41,7 @@ def load_images(
     image_column: str | None = None,
     train: bool = True,
     needs: str = "columns",
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> Dataset | RowSource:
     """One split of a dataset with images.
 
@@ -105,7 +105,7 @@ def open_folder(
     needs: str,
     opened: dict,
     log: bool,
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> Dataset | RowSource:
     """A folder on this machine: what `save_to_disk` saved, or files of the format that holds the most images, or what
     its card says. Arguments and errors as `load_images`.

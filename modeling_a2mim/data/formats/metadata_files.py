@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import datasets
 from datasets import Dataset, Image
@@ -57,7 +58,7 @@ def _read_one(file: str, token: str | None) -> Dataset:
         raise MetadataError(f"{file} cannot be read as metadata of images: {lines[0]}") from error
 
 
-def image_paths(value) -> Iterator[str]:
+def image_paths(value: Any) -> Iterator[str]:
     """The paths of the images in a row, however deep."""
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"} and isinstance(value["path"], str):

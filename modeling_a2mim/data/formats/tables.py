@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -86,7 +87,7 @@ def _with_images(rows: Dataset, column: str, file: str) -> Dataset:
     return Dataset(table.cast(features.arrow_schema), fingerprint=fingerprint_of(rows))
 
 
-def _place(value, folder: str, file: str) -> str | None:
+def _place(value: Any, folder: str, file: str) -> str | None:
     """Where an image lies that a table in `folder` names."""
     if value is None or is_remote(value := str(value)):
         return value
