@@ -30,8 +30,11 @@ def test_every_field_is_in_one_group(name):
     assert len([group for group, names in groups.items() if name in names]) == 1
 
 
+NEWER = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # than the lowest release of transformers
+
+
 def test_no_group_has_fields_that_there_are_not():
-    known = {f.name for f in fields(TrainingArguments)}
+    known = {f.name for f in fields(TrainingArguments)} | NEWER
     for names in (SUPPORTED.split(), REFUSED, WITHOUT_MEANING):
         assert len(set(names)) == len(list(names))
         assert set(names) <= known
