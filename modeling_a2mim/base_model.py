@@ -54,7 +54,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
                 module.restore_encoder()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but from safetensors only, unless `use_safetensors=False` asks for a pickle. The root of
         an export, which is a checkpoint of another format (timm's, or a segmenter or detector), gives its weights
         where it has all that this class needs.
@@ -75,7 +75,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def _from_other_format(cls, found: Pretrained, *args, config=None, **kwargs):
+    def _from_other_format(cls, found: Pretrained, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         for name in (*HUB_KWARGS, "subfolder", "use_safetensors"):
             kwargs.pop(name, None)
         if config is None:

@@ -10,7 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .encoders.plan import plan_encoder
+from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
 
 
@@ -105,9 +105,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     crop_pct: float = 0.95
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("stage_names", None)  # are the encoder's, see set_stages
-        self.stage_names = self._out_features = self._out_indices = None
+        self.stage_names: list[str] | None = None
+        self._out_features = self._out_indices = None
         for name in ("out_indices", "out_features"):
             if kwargs.get(name) is not None:
                 setattr(self, name, kwargs[name])
@@ -127,18 +128,18 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     # What the paper's official release uses for each family (its configuration files, summarised in the README).
 
     @classmethod
-    def resnet(cls, architecture: str = "resnet50", **kwargs) -> "A2MIMConfig":
+    def resnet(cls, architecture: str = "resnet50", **kwargs: Any) -> "A2MIMConfig":
         """ResNets: focal L1, Fourier term with weight 0.5, gamma, token after the second-to-last stage."""
         return cls(architecture=architecture, **kwargs)
 
     @classmethod
-    def convnext(cls, architecture: str = "convnext_small", **kwargs) -> "A2MIMConfig":
+    def convnext(cls, architecture: str = "convnext_small", **kwargs: Any) -> "A2MIMConfig":
         """ConvNeXts: focal L1 without Fourier term, gamma, token after the last stage's downsampling."""
         defaults = {"mask_site": "stages.3.downsample", "frequency_loss_weight": 0.0}
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def vit(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+    def vit(cls, architecture: str = "vit_base_patch16_224", **kwargs: Any) -> "A2MIMConfig":
         """ViTs: L1, Fourier term with weight 0.1, no gamma, token after the patch embedding."""
         defaults = {
             "mask_gamma_init": None,
@@ -149,7 +150,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def swin(cls, architecture: str = "swin_tiny_patch4_window7_224", **kwargs) -> "A2MIMConfig":
+    def swin(cls, architecture: str = "swin_tiny_patch4_window7_224", **kwargs: Any) -> "A2MIMConfig":
         """Swins: 192 px with windows of 6, L1, Fourier term with weight 0.5, no gamma, token after patch embedding."""
         defaults = {
             "image_size": 192,
@@ -163,7 +164,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def simmim(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+    def simmim(cls, architecture: str = "vit_base_patch16_224", **kwargs: Any) -> "A2MIMConfig":
         """SimMIM (https://arxiv.org/abs/2111.09886): the raw image goes in, the token replaces features at the first
         map of the encoder, L1 on masked pixels, no Fourier term."""
         defaults = {
@@ -177,11 +178,11 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
+    def for_architecture(cls, architecture: str, **kwargs: Any) -> "A2MIMConfig":
         """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
         throughout), `resnet` for hierarchical ones; 224 px, or where the encoder takes no such images its own size."""
 
-        def plan():
+        def plan() -> EncoderPlan:
             shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
             return plan_encoder(cls.for_encoder(architecture=architecture, **shape))
 
@@ -198,7 +199,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls.vit(architecture, **kwargs) if isotropic else cls.resnet(architecture, **kwargs)
 
     @classmethod
-    def for_encoder(cls, image_size: int | list[int] = 224, **kwargs) -> "A2MIMConfig":
+    def for_encoder(cls, image_size: int | list[int] = 224, **kwargs: Any) -> "A2MIMConfig":
         """A configuration where the mask plays no part (classification): its cells are as few as the image allows."""
         few = [next((size // d for d in range(2, size + 1) if size % d == 0), 1) for size in _pair(image_size)]
         return cls(image_size=image_size, mask_patch_size=few, **kwargs)
@@ -239,7 +240,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return masked
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # transformers sets keyword arguments beside a file after validation; ours are validated with the rest.
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in A2MIMConfig.__annotations__}
         cls._refuse_slips(kwargs)

@@ -4,9 +4,10 @@ Shapes cannot tell. Hiera, for one, holds its tokens in another order than the i
 """
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from .encoders.layout import Site
 from .encoders.meta import TimmEncoder
@@ -72,7 +73,7 @@ def alignment(encoder: TimmEncoder, site: Site, config: Any) -> float:
 def run_until(encoder: TimmEncoder, module: str, pixel_values: torch.Tensor) -> Any:
     """The output of a module of the encoder in evaluation mode; what comes after it does not run."""
 
-    def stop(module, args, output):
+    def stop(module: nn.Module, args: Any, output: Any) -> NoReturn:
         raise _Reached(output)
 
     training, handle = encoder.training, encoder.get_submodule(module).register_forward_hook(stop)

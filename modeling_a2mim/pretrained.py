@@ -64,7 +64,7 @@ logger = logging.getLogger("a2mim")
 
 
 def find_file(
-    source: str, name: str, repo_type: str | None = None, argument: str = "model_name_or_path", **hub_kwargs
+    source: str, name: str, repo_type: str | None = None, argument: str = "model_name_or_path", **hub_kwargs: Any
 ) -> Path | None:
     """A file of a folder or Hub repository, `None` if it has no such file. A repository that cannot be asked is
     another matter than one that has no such file.
@@ -126,7 +126,7 @@ def _cached(
     ) from error
 
 
-def read_weights(source: str, subfolder: str = "", **hub_kwargs) -> dict[str, torch.Tensor]:
+def read_weights(source: str, subfolder: str = "", **hub_kwargs: Any) -> dict[str, torch.Tensor]:
     """The weights of a folder or repository, of one file or of several, under the names that are stored.
 
     Raises:
@@ -240,7 +240,7 @@ class Pretrained:
         return f"the {self.kind} in {self.place}" + (f" ({head})" if head else "")
 
 
-def open_pretrained(source: str, subfolder: str = "", **hub_kwargs) -> Pretrained:
+def open_pretrained(source: str, subfolder: str = "", **hub_kwargs: Any) -> Pretrained:
     """What the root of a folder or Hub repository holds: any model of this package, or of timm. Only where the root
     holds nothing, `pretraining/` is what there is. `hub_kwargs`: `revision`, `token`, `cache_dir`.
 
@@ -296,7 +296,7 @@ def _encoder_config(data: dict) -> A2MIMConfig:
     return A2MIMConfig.for_encoder(**{name: data[name] for name in ENCODER_FIELDS if data.get(name) is not None})
 
 
-def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs) -> A2MIMConfig | None:
+def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: Any) -> A2MIMConfig | None:
     """That of the encoder in a model of transformers, `None` if it is none of timm's."""
     if backbone.get("model_type") == A2MIMConfig.model_type:
         return _encoder_config(backbone)

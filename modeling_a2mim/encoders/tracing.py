@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,8 @@ class EncoderTrace:
         self.calls: dict[str, list[OutputTensor]] = {}  # of each module, in the order in which they end
         self.repeated: set[str] = set()  # modules that are called several times
 
-        def record(name):
-            def hook(module, args, output):
+        def record(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
                 if self.calls.pop(name, None) is not None:
                     self.repeated.add(name)
                 # A copy, as the token would make one: what a module has used of its output before it returned does

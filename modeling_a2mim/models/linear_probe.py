@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -134,7 +134,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         _copy_weights(core.encoder, probe.a2mim.encoder, probe.a2mim.plan.names)
         return probe.to(core.device)  # type: ignore[arg-type]  # the stub of transformers' `to` lacks `self`
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         self.a2mim.requires_grad_(False)  # from_pretrained, which ends with eval(), makes new parameters
         return super().train(mode)
 
