@@ -1,6 +1,7 @@
 """A2MIM for Hugging Face: masked image modelling for any timm encoder."""
 
 import importlib
+from typing import Any
 
 from transformers import (
     AutoBackbone,
@@ -39,7 +40,7 @@ TRAINING = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in TRAINING:
         return getattr(importlib.import_module(f".{TRAINING[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

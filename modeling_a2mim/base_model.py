@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from .configuration_a2mim import A2MIMConfig
-from .encoders.meta import NoValues, fill_holes
+from .encoders.meta import NoValues, TimmEncoder, fill_holes
 from .encoders.plan import plan_encoder, supports_gradient_checkpointing
 from .masking import MaskToken
 from .pretrained import HUB_KWARGS, Pretrained, other_format, weights_for
@@ -30,12 +31,12 @@ class A2MIMPreTrainedModel(PreTrainedModel):
     config_class = A2MIMConfig
     base_model_prefix = "a2mim"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple in the models of transformers, too
     _supports_sdpa = True  # timm's attention layers choose it on their own
     accepts_loss_kwargs = False
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Initialise what is ours; timm initialises the encoder when it builds it."""
         if isinstance(module, MaskToken):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
@@ -44,7 +45,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EncoderModel):
             module.restore_encoder()
 
-    def initialize_weights(self):
+    def initialize_weights(self) -> None:
         super().initialize_weights()
         # Inside a model of transformers, _init_weights gets to the encoder; in ours it does not, where transformers
         # skips modules without parameters of their own.
@@ -53,7 +54,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
                 module.restore_encoder()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, but from safetensors only, unless `use_safetensors=False` asks for a pickle. The root of
         an export, which is a checkpoint of another format (timm's, or a segmenter or detector), gives its weights
         where it has all that this class needs.
@@ -74,7 +75,7 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
-    def _from_other_format(cls, found: Pretrained, *args, config=None, **kwargs):
+    def _from_other_format(cls, found: Pretrained, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         for name in (*HUB_KWARGS, "subfolder", "use_safetensors"):
             kwargs.pop(name, None)
         if config is None:
@@ -94,13 +95,13 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         weights = without_sharing(self.state_dict() if state_dict is None else state_dict)
         return super().save_pretrained(save_directory, state_dict=weights, **kwargs)
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> NoReturn:
         raise RuntimeError(
             "nn.DataParallel is not supported: its copies of the encoder would lose the mask token. "
             "Start one process for each GPU with torchrun or accelerate launch."
         )
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs):
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """Switch timm's own (non-reentrant) checkpointing; options of transformers' do not apply to it."""
         for module in self.modules():
             if isinstance(module, EncoderModel):
@@ -123,7 +124,7 @@ class EncoderModel(A2MIMPreTrainedModel):
         super().__init__(config)
         self.plan = plan_encoder(config, for_masking)
         self.num_classes = num_classes
-        self.encoder = self.plan.create(num_classes)
+        self.encoder: TimmEncoder = self.plan.create(num_classes)
         self.supports_gradient_checkpointing = supports_gradient_checkpointing(self.encoder)
         self._gradient_checkpointing = False
         # transformers loads weights into a model made on the meta device; see restore_encoder.
@@ -135,11 +136,11 @@ class EncoderModel(A2MIMPreTrainedModel):
         return self._gradient_checkpointing
 
     @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enable: bool):
+    def gradient_checkpointing(self, enable: bool) -> None:
         self.encoder.set_grad_checkpointing(enable)
         self._gradient_checkpointing = enable
 
-    def restore_encoder(self):
+    def restore_encoder(self) -> None:
         """Give the encoder its own first values where `from_pretrained` found none in the checkpoint."""
         if not self._encoder_is_made:
             fill_holes(self.encoder, lambda: self.plan.create(self.num_classes))

@@ -3,14 +3,14 @@
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .encoders.plan import plan_encoder
+from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
 
 
@@ -105,9 +105,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     crop_pct: float = 0.95
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("stage_names", None)  # are the encoder's, see set_stages
-        self.stage_names = self._out_features = self._out_indices = None
+        self.stage_names: list[str] | None = None
+        self._out_features = self._out_indices = None
         for name in ("out_indices", "out_features"):
             if kwargs.get(name) is not None:
                 setattr(self, name, kwargs[name])
@@ -127,18 +128,18 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     # What the paper's official release uses for each family (its configuration files, summarised in the README).
 
     @classmethod
-    def resnet(cls, architecture: str = "resnet50", **kwargs) -> "A2MIMConfig":
+    def resnet(cls, architecture: str = "resnet50", **kwargs: Any) -> "A2MIMConfig":
         """ResNets: focal L1, Fourier term with weight 0.5, gamma, token after the second-to-last stage."""
         return cls(architecture=architecture, **kwargs)
 
     @classmethod
-    def convnext(cls, architecture: str = "convnext_small", **kwargs) -> "A2MIMConfig":
+    def convnext(cls, architecture: str = "convnext_small", **kwargs: Any) -> "A2MIMConfig":
         """ConvNeXts: focal L1 without Fourier term, gamma, token after the last stage's downsampling."""
         defaults = {"mask_site": "stages.3.downsample", "frequency_loss_weight": 0.0}
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def vit(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+    def vit(cls, architecture: str = "vit_base_patch16_224", **kwargs: Any) -> "A2MIMConfig":
         """ViTs: L1, Fourier term with weight 0.1, no gamma, token after the patch embedding."""
         defaults = {
             "mask_gamma_init": None,
@@ -149,7 +150,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def swin(cls, architecture: str = "swin_tiny_patch4_window7_224", **kwargs) -> "A2MIMConfig":
+    def swin(cls, architecture: str = "swin_tiny_patch4_window7_224", **kwargs: Any) -> "A2MIMConfig":
         """Swins: 192 px with windows of 6, L1, Fourier term with weight 0.5, no gamma, token after patch embedding."""
         defaults = {
             "image_size": 192,
@@ -163,7 +164,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def simmim(cls, architecture: str = "vit_base_patch16_224", **kwargs) -> "A2MIMConfig":
+    def simmim(cls, architecture: str = "vit_base_patch16_224", **kwargs: Any) -> "A2MIMConfig":
         """SimMIM (https://arxiv.org/abs/2111.09886): the raw image goes in, the token replaces features at the first
         map of the encoder, L1 on masked pixels, no Fourier term."""
         defaults = {
@@ -177,11 +178,11 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls(architecture=architecture, **{**defaults, **kwargs})
 
     @classmethod
-    def for_architecture(cls, architecture: str, **kwargs) -> "A2MIMConfig":
+    def for_architecture(cls, architecture: str, **kwargs: Any) -> "A2MIMConfig":
         """The settings of the family that any timm encoder resembles: `vit` for isotropic encoders (one resolution
         throughout), `resnet` for hierarchical ones; 224 px, or where the encoder takes no such images its own size."""
 
-        def plan():
+        def plan() -> EncoderPlan:
             shape = {k: kwargs[k] for k in ("model_args", "image_size", "num_channels") if k in kwargs}
             return plan_encoder(cls.for_encoder(architecture=architecture, **shape))
 
@@ -198,7 +199,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls.vit(architecture, **kwargs) if isotropic else cls.resnet(architecture, **kwargs)
 
     @classmethod
-    def for_encoder(cls, image_size: int | list[int] = 224, **kwargs) -> "A2MIMConfig":
+    def for_encoder(cls, image_size: int | list[int] = 224, **kwargs: Any) -> "A2MIMConfig":
         """A configuration where the mask plays no part (classification): its cells are as few as the image allows."""
         few = [next((size // d for d in range(2, size + 1) if size % d == 0), 1) for size in _pair(image_size)]
         return cls(image_size=image_size, mask_patch_size=few, **kwargs)
@@ -216,7 +217,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def mask_grid(self) -> tuple[int, int]:
         """(rows, columns) of cells in the mask of one image."""
-        return tuple(size // cell for size, cell in zip(self.input_size, self.mask_cell_size, strict=True))
+        (height, width), (cell_height, cell_width) = self.input_size, self.mask_cell_size
+        return height // cell_height, width // cell_width
 
     @property
     def num_masked(self) -> int:
@@ -238,7 +240,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return masked
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # transformers sets keyword arguments beside a file after validation; ours are validated with the rest.
         own = {name: kwargs.pop(name) for name in list(kwargs) if name in A2MIMConfig.__annotations__}
         cls._refuse_slips(kwargs)
@@ -250,28 +252,30 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def out_indices(self) -> list[int] | None:
+        """The feature maps that `A2MIMBackbone` returns, as indices into timm's `feature_info`."""
         return self._out_indices
 
     @out_indices.setter
-    def out_indices(self, indices):
+    def out_indices(self, indices: Sequence[int] | None) -> None:
         self._choose_stages(None, indices)
 
     @property
     def out_features(self) -> list[str] | None:
+        """The same feature maps, by the names of their modules."""
         return self._out_features
 
     @out_features.setter
-    def out_features(self, names):
+    def out_features(self, names: Sequence[str] | None) -> None:
         self._choose_stages(names, None)
 
-    def _choose_stages(self, names, indices):
+    def _choose_stages(self, names: Sequence[str] | None, indices: Sequence[int] | None) -> None:
         # The stages are known once there is an encoder; until then, one of the two is kept as it was given.
         self._out_features = None if names is None else list(names)
         self._out_indices = None if indices is None else list(indices)
         if self.stage_names is not None:
             self.set_output_features_output_indices(self._out_features, self._out_indices)
 
-    def set_stages(self, modules: list[str]):
+    def set_stages(self, modules: Sequence[str]) -> None:
         """Tell the configuration of a backbone its stages: the module of each feature map.
 
         Raises:
@@ -292,13 +296,13 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return output
 
     @staticmethod
-    def _refuse_slips(unknown: dict[str, Any]):
+    def _refuse_slips(unknown: dict[str, Any]) -> None:
         for name in unknown:
             # Transformers keeps unknown names as attributes; one that looks like ours is a slip of the pen.
             close = difflib.get_close_matches(name, list(A2MIMConfig.__annotations__), n=1, cutoff=0.85)
             _require(not close, name, f"is no field of A2MIMConfig; did you mean `{close[0] if close else ''}`?")
 
-    def _validate(self, unknown: dict[str, Any]):
+    def _validate(self, unknown: dict[str, Any]) -> None:
         self._refuse_slips(unknown)
         self._validate_encoder()
         for name, choices in CHOICES.items():
@@ -322,7 +326,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         _require(self.crop_pct > 0, "crop_pct", "must be above 0")
         self._validate_mask()
 
-    def _validate_encoder(self):
+    def _validate_encoder(self) -> None:
         name = self.architecture
         _require(isinstance(name, str), "architecture", f"must be the name of a timm model, got {name!r}")
         if not timm.is_model(name):
@@ -351,7 +355,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             _require(ok, field, f"must hold one number for each of the {channels} channels, got {values!r}")
             check_statistics(field, values)
 
-    def _validate_mask(self):
+    def _validate_mask(self) -> None:
         for name in ("image_size", "mask_patch_size"):
             if name == "mask_patch_size" and self.mask_patch_size is None:
                 cells = [default_cell(size) for size in self.input_size]
@@ -368,7 +372,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         self.masked_cells(self.mask_grid)
 
 
-def check_statistics(field: str, values: Sequence[float]):
+def check_statistics(field: str, values: Sequence[float]) -> None:
     """Refuse an `image_mean` or `image_std` that cannot be of pixels in [0, 1], such as those of 0-255.
 
     Raises:
@@ -402,26 +406,26 @@ def default_cell(size: int) -> int:
     return cell
 
 
-def _pair(size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else cast(tuple[int, int], tuple(size))
 
 
-def _is_int(value) -> bool:
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_real(value) -> bool:
+def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _number(config, name: str, low: float, high: float, open_ends: bool = False):
+def _number(config: A2MIMConfig, name: str, low: float, high: float, open_ends: bool = False) -> None:
     value = getattr(config, name)
     ok = _is_real(value) and (low < value < high if open_ends else low <= value <= high)
     bounds = f"({low}, {high})" if open_ends else f"[{low}, {high}]"
     _require(ok, name, f"must be a finite number in {bounds}, got {value!r}")
 
 
-def _require(condition: bool, field: str, message: str):
+def _require(condition: bool, field: str, message: str) -> None:
     if not condition:
         raise ValueError(f"{field}: {message}")
 

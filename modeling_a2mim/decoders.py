@@ -1,12 +1,16 @@
 """Decoders that predict pixels from feature maps: the paper's, one convolution of the last map, and one that reads
 every stage of a hierarchical encoder, which learns from fewer steps."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_a2mim import A2MIMConfig
+from .encoders.meta import TimmEncoder
 from .encoders.plan import EncoderPlan
 
 
@@ -14,21 +18,21 @@ FINEST_STRIDE = 4  # pixels per cell of the finest map that is read
 WIDTH = 64  # channels that every map is brought to
 
 
-def make_decoder(config: A2MIMConfig, plan: EncoderPlan, encoder: nn.Module) -> tuple[nn.Module, int]:
+def make_decoder(config: A2MIMConfig, plan: EncoderPlan, encoder: TimmEncoder) -> tuple[nn.Module, int]:
     """The decoder that `config.decoder` names, and the pixels per cell of what it gives.
 
     Raises:
         ValueError: naming `decoder`, if the encoder has not the maps that it needs.
     """
-    kernel = {"kernel_size": config.decoder_kernel_size, "padding": config.decoder_kernel_size // 2}
+    kernel: dict[str, Any] = {"kernel_size": config.decoder_kernel_size, "padding": config.decoder_kernel_size // 2}
     if config.decoder == "linear":
         return nn.Conv2d(plan.map_layout.channels, plan.stride**2 * config.num_channels, **kernel), plan.stride
     if not hasattr(encoder, "forward_intermediates"):
         raise ValueError(f"decoder: multiscale needs timm's forward_intermediates; {config.architecture} has none")
     stages = list(encoder.feature_info)
     # Of stages with one stride the last; the last map of all is the one that `forward_features` gives.
-    indices = {stage["reduction"]: i for i, stage in enumerate(stages) if stage["reduction"] >= FINEST_STRIDE}
-    indices = [index for stride, index in sorted(indices.items()) if stride < plan.stride]
+    last = {stage["reduction"]: i for i, stage in enumerate(stages) if stage["reduction"] >= FINEST_STRIDE}
+    indices = [index for stride, index in sorted(last.items()) if stride < plan.stride]
     if not indices:
         strides = sorted({stage["reduction"] for stage in stages})
         raise ValueError(
@@ -52,14 +56,14 @@ class MultiscaleDecoder(nn.Module):
         kernel: size and padding of the convolution that predicts.
     """
 
-    def __init__(self, indices: list[int], channels: list[int], out_channels: int, **kernel: int):
+    def __init__(self, indices: list[int], channels: Sequence[int], out_channels: int, **kernel: Any):
         super().__init__()
         self.indices = indices
         self.lateral = nn.ModuleList([nn.Conv2d(count, WIDTH, 1) for count in channels])
         self.fuse = nn.ModuleList([_fusion() for _ in channels])
         self.predict = nn.Conv2d(WIDTH, out_channels, **kernel)
 
-    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps (batch, channels, rows, columns), the finest first, to (batch, out_channels, rows, columns) at the
         resolution of the finest."""
         below = None
@@ -88,7 +92,7 @@ class _Norm(nn.BatchNorm2d):
         return super().forward(features)
 
 
-def init_decoder(decoder: nn.Module, module: nn.Module, std: float):
+def init_decoder(decoder: nn.Module, module: nn.Module, std: float) -> None:
     """First values of one module of a decoder: small ones (`std`) for what predicts pixels."""
     if isinstance(module, nn.Conv2d):
         if module is getattr(decoder, "predict", decoder):

@@ -55,7 +55,7 @@ def frequency_loss(
         return _focal_loss(residual.mean(0, keepdim=True) if batch_average else residual)
 
 
-def _full_precision(device_type: str):
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
     """No autocast; the meta device knows none."""
     if device_type == "meta":  # torch.amp.is_autocast_available cannot be compiled by torch 2.11
         return contextlib.nullcontext()
@@ -76,7 +76,9 @@ def _focal_loss(residual: torch.Tensor) -> torch.Tensor:
     return _full_spectrum_mean(weight * power, residual.shape[-1])
 
 
-def _prepare(prediction, target, mask):
+def _prepare(
+    prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     mask = F.interpolate(mask[:, None].to(dtype), size=prediction.shape[-2:], mode="nearest")
     return prediction.to(dtype), target.to(dtype), mask
@@ -87,7 +89,7 @@ def _criterion(difference: torch.Tensor, kind: str, alpha: float) -> torch.Tenso
     return distance if kind == "l1" else distance * (2 * torch.sigmoid(alpha * distance) - 1)
 
 
-def _residual(prediction, target, visible, replacement: str) -> torch.Tensor:
+def _residual(prediction: torch.Tensor, target: torch.Tensor, visible: torch.Tensor, replacement: str) -> torch.Tensor:
     """prediction * visible + replacement * (1 - visible) - target, where `visible` is the share with gradient."""
     difference = prediction - target
     if replacement == "target":

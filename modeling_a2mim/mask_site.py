@@ -4,12 +4,13 @@ Shapes cannot tell. Hiera, for one, holds its tokens in another order than the i
 """
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from .encoders.layout import Site
+from .encoders.meta import TimmEncoder
 from .encoders.plan import EncoderPlan
 from .masking import pixel_mask, resize_mask
 
@@ -20,7 +21,7 @@ LEAST_ALIGNMENT = 0.3
 PLACES = 8
 
 
-def choose_site(encoder: nn.Module, plan: EncoderPlan, config) -> tuple[Site, float]:
+def choose_site(encoder: TimmEncoder, plan: EncoderPlan, config: Any) -> tuple[Site, float]:
     """The first of the plan's sites whose cells lie where the image's do, and how well (`alignment`). An encoder
     without values yet (on the meta device) gets the preferred one, and NaN.
 
@@ -46,7 +47,7 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def alignment(encoder: nn.Module, site: Site, config) -> float:
+def alignment(encoder: TimmEncoder, site: Site, config: Any) -> float:
     """How well the cells of a site lie where the image's do, from 0 (elsewhere) to 1.
 
     The pixels of one cell of the mask are changed. Returned is the share of the change at the site that lies under
@@ -69,10 +70,10 @@ def alignment(encoder: nn.Module, site: Site, config) -> float:
     return (under / most).mean().item()
 
 
-def run_until(encoder: nn.Module, module: str, pixel_values: torch.Tensor) -> Any:
+def run_until(encoder: TimmEncoder, module: str, pixel_values: torch.Tensor) -> Any:
     """The output of a module of the encoder in evaluation mode; what comes after it does not run."""
 
-    def stop(module, args, output):
+    def stop(module: nn.Module, args: Any, output: Any) -> NoReturn:
         raise _Reached(output)
 
     training, handle = encoder.training, encoder.get_submodule(module).register_forward_hook(stop)

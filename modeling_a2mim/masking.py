@@ -4,6 +4,7 @@ Masks are boolean, (batch, rows, columns), one value per cell of the image: True
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def as_grid(bool_masked_pos: torch.Tensor, batch_size: int, grid: tuple[int, int
     return mask
 
 
-def resize_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def resize_mask(mask: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
     """Bring a mask (batch, rows, columns) to the resolution of a feature map: a cell of the map is masked if any part
     of it is."""
     if mask.shape[1:] == torch.Size(grid):
@@ -59,7 +60,7 @@ def resize_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return F.adaptive_max_pool2d(mask[:, None].float(), grid)[:, 0] > 0
 
 
-def pixel_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def pixel_mask(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Bring a mask (batch, rows, columns) to (batch, 1, height, width) in pixels, by the nearest cell."""
     return F.interpolate(mask[:, None].float(), size=size, mode="nearest") > 0
 
@@ -90,7 +91,7 @@ class MaskToken(nn.Module):
         layout: of the output of that module.
     """
 
-    def __init__(self, config, layout: FeatureLayout):
+    def __init__(self, config: Any, layout: FeatureLayout):
         super().__init__()
         self.layout = layout
         self.mode = config.mask_token_mode
@@ -113,15 +114,15 @@ class MaskToken(nn.Module):
             return None
         z, (mask, grid) = self.layout.pick(output), state
         shape = (-1, 1, 1) if self.layout.kind == "NCHW" else (-1, 1) if self.layout.kind == "NCL" else (-1,)
-        grid = {"NCHW": z.shape[2:], "NHWC": z.shape[1:3]}.get(self.layout.kind, grid)
-        mask = self.layout.spread(resize_mask(mask, tuple(grid)))
+        own: dict[str, tuple[int, ...]] = {"NCHW": z.shape[2:], "NHWC": z.shape[1:3]}
+        mask = self.layout.spread(resize_mask(mask, tuple(own.get(self.layout.kind, grid))))
         token = self.token.to(z.dtype).view(shape)
         if self.mode == "replace":
             return self.layout.put(output, torch.where(mask, token, z))
         scaled = z if self.gamma is None else z * self.gamma.to(z.dtype).view(shape)
         return self.layout.put(output, torch.where(mask, scaled + token, z))
 
-    def restore_in_backward(self, outputs: Any):
+    def restore_in_backward(self, outputs: Any) -> None:
         """For gradient checkpointing, which runs segments of the encoder, the hook among them, again in backward: when
         the gradient arrives at the outputs of this forward, its mask (or that it had none) becomes valid again.
 

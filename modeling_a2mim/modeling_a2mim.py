@@ -4,7 +4,9 @@
 Architecture-Agnostic Masked Image Modeling (Li et al., ICML 2023, https://arxiv.org/abs/2205.13943).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,12 +36,12 @@ class A2MIMForPreTrainingOutput(ModelOutput):
         hidden_states: the encoder's intermediate feature maps, if `output_hidden_states=True`.
     """
 
-    loss: torch.FloatTensor | None = None
-    spatial_loss: torch.FloatTensor | None = None
-    frequency_loss: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    bool_masked_pos: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    spatial_loss: torch.Tensor | None = None
+    frequency_loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    bool_masked_pos: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class A2MIMModel(EncoderModel):
@@ -109,10 +111,16 @@ class A2MIMModel(EncoderModel):
             raise ValueError(
                 f"pixel_values: expected (batch, {channels}, height, width), got {tuple(pixel_values.shape)}"
             )
-        cells = zip(pixel_values.shape[-2:], self.config.mask_cell_size, strict=True)
-        return tuple(size // cell for size, cell in cells)
+        (height, width), (cell_height, cell_width) = pixel_values.shape[-2:], self.config.mask_cell_size
+        return height // cell_height, width // cell_width
 
-    def encode(self, pixel_values, bool_masked_pos=None, output_hidden_states=False, decoded=False):
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        decoded: bool = False,
+    ) -> tuple[Any, tuple[Any, ...] | None]:
         """The encoder without its head: (last_hidden_state, hidden_states or None). Arguments as in `forward`;
         with `decoded`, the first is what `feature_map` reads, also where timm's `forward_features` gives no map."""
         grid, token = self.mask_grid(pixel_values), self.mask_token
@@ -133,7 +141,9 @@ class A2MIMModel(EncoderModel):
                 token.state = None
         return outputs
 
-    def _run_encoder(self, pixel_values, output_hidden_states, only_map):
+    def _run_encoder(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool, only_map: bool
+    ) -> tuple[Any, tuple[Any, ...] | None]:
         if output_hidden_states:
             last, hidden_states = self.encoder.forward_intermediates(pixel_values)
             return (hidden_states[-1] if only_map else last), tuple(hidden_states)
@@ -141,7 +151,7 @@ class A2MIMModel(EncoderModel):
             return run_last_map(self.encoder, pixel_values), None
         return self.encoder.forward_features(pixel_values), None
 
-    def feature_map(self, last_hidden_state: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def feature_map(self, last_hidden_state: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """The map that the decoder reads, (batch, channels, rows, columns), for images of `size` (height, width)."""
         if self.plan.head_norm is not None:
             last_hidden_state = self.encoder.get_submodule(self.plan.head_norm)(last_hidden_state)
@@ -168,7 +178,7 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if any(module is part for part in self.decoder.modules()):
             init_decoder(self.decoder, module, self.config.initializer_range)
         else:
@@ -230,7 +240,7 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         output = A2MIMForPreTrainingOutput(loss, spatial, frequency, reconstruction, mask, hidden_states)
         return output if return_dict else output.to_tuple()
 
-    def decode(self, features: torch.Tensor | list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    def decode(self, features: torch.Tensor | Sequence[torch.Tensor], size: Sequence[int]) -> torch.Tensor:
         """The last feature map (batch, channels, rows, columns), or those that a multiscale decoder reads, to images
         (batch, image channels, height, width)."""
         image = F.pixel_shuffle(self.decoder(features), self.stride)

@@ -7,8 +7,10 @@ import copy
 import functools
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
@@ -62,7 +64,7 @@ logger = logging.getLogger("a2mim")
 
 
 def find_file(
-    source: str, name: str, repo_type: str | None = None, argument: str = "model_name_or_path", **hub_kwargs
+    source: str, name: str, repo_type: str | None = None, argument: str = "model_name_or_path", **hub_kwargs: Any
 ) -> Path | None:
     """A file of a folder or Hub repository, `None` if it has no such file. A repository that cannot be asked is
     another matter than one that has no such file.
@@ -104,7 +106,9 @@ def find_file(
         return _cached(source, name, repo_type, argument, hub_kwargs, error)
 
 
-def _cached(source: str, name: str, repo_type: str | None, argument: str, hub_kwargs: dict, error: Exception):
+def _cached(
+    source: str, name: str, repo_type: str | None, argument: str, hub_kwargs: dict[str, Any], error: BaseException
+) -> Path | None:
     """What is known of a file of a Hub that does not answer: the file, or `None` if it was not there when the Hub was
     last asked."""
     where = {key: hub_kwargs.get(key) for key in ("cache_dir", "revision")}
@@ -122,7 +126,7 @@ def _cached(source: str, name: str, repo_type: str | None, argument: str, hub_kw
     ) from error
 
 
-def read_weights(source: str, subfolder: str = "", **hub_kwargs) -> dict[str, torch.Tensor]:
+def read_weights(source: str, subfolder: str = "", **hub_kwargs: Any) -> dict[str, torch.Tensor]:
     """The weights of a folder or repository, of one file or of several, under the names that are stored.
 
     Raises:
@@ -173,11 +177,12 @@ class Pretrained:
     kind: str
     config: A2MIMConfig
     names: list[str] | None
-    data: dict
-    hub_kwargs: dict = field(repr=False)
+    data: dict[str, Any]
+    hub_kwargs: dict[str, Any] = field(repr=False)
 
     @property
     def place(self) -> str:
+        """Where it is, as messages name it."""
         return f"{self.source}/{self.subfolder}" if self.subfolder else self.source
 
     @functools.cached_property
@@ -235,7 +240,7 @@ class Pretrained:
         return f"the {self.kind} in {self.place}" + (f" ({head})" if head else "")
 
 
-def open_pretrained(source: str, subfolder: str = "", **hub_kwargs) -> Pretrained:
+def open_pretrained(source: str, subfolder: str = "", **hub_kwargs: Any) -> Pretrained:
     """What the root of a folder or Hub repository holds: any model of this package, or of timm. Only where the root
     holds nothing, `pretraining/` is what there is. `hub_kwargs`: `revision`, `token`, `cache_dir`.
 
@@ -255,7 +260,9 @@ def open_pretrained(source: str, subfolder: str = "", **hub_kwargs) -> Pretraine
     if not isinstance(data, dict):
         raise ValueError(f"model_name_or_path: the config.json of {source} is no JSON object")
     model = functools.partial(Pretrained, source, subfolder, data=data, hub_kwargs=hub_kwargs)
-    labels = PreTrainedConfig(**{name: data[name] for name in ("id2label", "num_labels") if name in data}).id2label
+    labels: dict[Any, str] = PreTrainedConfig(
+        **{name: data[name] for name in ("id2label", "num_labels") if name in data}
+    ).id2label
     names = [labels[i] for i in sorted(labels)]
     model_type, backbone = data.get("model_type"), data.get("backbone_config")
     if model_type == A2MIMConfig.model_type:
@@ -289,7 +296,7 @@ def _encoder_config(data: dict) -> A2MIMConfig:
     return A2MIMConfig.for_encoder(**{name: data[name] for name in ENCODER_FIELDS if data.get(name) is not None})
 
 
-def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs) -> A2MIMConfig | None:
+def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: Any) -> A2MIMConfig | None:
     """That of the encoder in a model of transformers, `None` if it is none of timm's."""
     if backbone.get("model_type") == A2MIMConfig.model_type:
         return _encoder_config(backbone)
@@ -321,7 +328,7 @@ def _square(height: int, width: int) -> int | list[int]:
 # Models of this package from the root of an export, which is a checkpoint of another format
 
 
-def other_format(source, model_type: str, kwargs: dict) -> Pretrained | None:
+def other_format(source: str | os.PathLike | None, model_type: str, kwargs: dict[str, Any]) -> Pretrained | None:
     """What `from_pretrained(source, **kwargs)` was given, if transformers would not find the weights in it: a
     checkpoint that is neither of the model's own type nor of an A2MIM model."""
     if source is None:

@@ -41,13 +41,13 @@ def spatial_reference(prediction, target, mask, kind):
 def frequency_reference(prediction, target, mask, focal, replacement, unmasked_weight, batch_average, kind="l1"):
     share = upscale(mask, prediction)
     share = share + (1 - share) * unmasked_weight
-    stand_in = {
+    replacing = {
         "mixed": 0.5 * prediction + 0.5 * target,
         "prediction": prediction,
         "target": target,
         "mean": target.mean((2, 3), keepdim=True),
     }[replacement].detach()
-    mixed = prediction * share + stand_in * (1 - share)
+    mixed = prediction * share + replacing * (1 - share)
     difference = torch.fft.fft2(mixed, norm="ortho") - torch.fft.fft2(target, norm="ortho")
     if not focal:
         return criterion(difference.abs(), kind).mean()

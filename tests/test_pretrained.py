@@ -24,7 +24,6 @@ from modeling_a2mim import (
 )
 from modeling_a2mim.arguments.dense import DenseModelArguments
 from modeling_a2mim.arguments.model import ClassifierArguments
-from modeling_a2mim.configuration_a2mim import fields_of_timm
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import (
     load_classifier,
@@ -302,21 +301,6 @@ def test_what_timm_saves(architecture, args, size, tmp_path):
             whole = load_classifier(str(tmp_path))
             assert torch.equal(whole(pixels).logits, theirs(pixels))
             assert A2MIMForImageClassification.from_pretrained(tmp_path).config.num_labels == 3
-
-
-def test_names_in_files_of_timm():
-    cfg = {"input_size": [3, 8, 8], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "label_names": {"1": "b", "0": "a"}}
-    data = {
-        "architecture": "resnet10t.c3_in1k",
-        "num_classes": 2,
-        "pretrained_cfg": cfg,
-        "model_args": {"in_chans": 1},
-    }
-    fields = fields_of_timm(data)
-    assert fields["id2label"] == {0: "a", 1: "b"}
-    assert fields["architecture"] == "resnet10t"  # the tag is that of weights which the file replaces
-    assert fields["image_mean"] == [pytest.approx(0.2)]  # as timm takes it
-    assert fields["num_channels"] == 1
 
 
 # From Python

@@ -1,7 +1,7 @@
 """How the output of a module holds a feature map: in which tensor, and where the map's cells are in it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -103,7 +103,11 @@ def copy_output(output: Any) -> Any:
 
 
 def possible_layouts(
-    output: OutputTensor, size: tuple[int, int], strides: list[int], channels: tuple = (), nhwc: bool = False
+    output: OutputTensor,
+    size: tuple[int, int],
+    strides: Sequence[int],
+    channels: Collection[int | None] = (),
+    nhwc: bool = False,
 ) -> list[FeatureLayout]:
     """How a tensor may hold a feature map of one of the given strides, the likeliest layout first. Maps of unpadded
     convolutions, a little smaller than their stride says, are known by their `channels`."""
@@ -135,6 +139,6 @@ def possible_layouts(
     return sorted(found + channels_first, key=lambda layout: layout.prefix)
 
 
-def possible_grids(size: tuple[int, int], strides: list[int]) -> set[tuple[int, int]]:
+def possible_grids(size: tuple[int, int], strides: Sequence[int]) -> set[tuple[int, int]]:
     """The grids that maps of these strides may have: the image divided by the stride, rounded either way."""
     return {(f(size[0] / s), f(size[1] / s)) for s in strides for f in (math.floor, math.ceil)}

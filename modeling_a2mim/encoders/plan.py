@@ -5,6 +5,7 @@ model is known by name.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from .layout import FeatureLayout, Site, output_tensors
+from .meta import TimmEncoder
 from .sites import find_sites
 from .tracing import EncoderSpec, EncoderTrace, describe_shapes, trace_encoder
 
@@ -30,17 +32,18 @@ class EncoderPlan:
     isotropic: bool  # whether the encoder keeps one resolution from its first to its last feature map
     names: frozenset[str]  # of parameters and buffers of the encoder without a classifier
 
-    def create(self, num_classes: int = 0) -> nn.Module:
+    def create(self, num_classes: int = 0) -> TimmEncoder:
         """Make the timm encoder."""
         return timm.create_model(**self.create_args, pretrained=False, num_classes=num_classes)
 
 
-def scale_grid(layout: FeatureLayout, size: tuple[int, int], planned: tuple[int, int]) -> tuple[int, int]:
+def scale_grid(layout: FeatureLayout, size: Sequence[int], planned: tuple[int, int]) -> tuple[int, int]:
     """The grid of a token layout for an image of another size than the planned one."""
-    return tuple(g * s // p for g, s, p in zip(layout.grid, size, planned, strict=True))
+    (rows, columns), (height, width) = layout.grid, size
+    return rows * height // planned[0], columns * width // planned[1]
 
 
-def plan_encoder(config, for_masking: bool = True) -> EncoderPlan:
+def plan_encoder(config: Any, for_masking: bool = True) -> EncoderPlan:
     """Find out, without making weights, how to build an encoder, where its mask token goes and what is decoded.
 
     `for_masking=False` leaves out what only masked images need: the token's site, and that the cells of the last map
@@ -60,7 +63,7 @@ def _plan(spec: EncoderSpec, mask_site: int | str | None, decoder_norm: bool, fo
             f"architecture: {spec.architecture} ends in no feature map that a decoder could read "
             f"(it gives {describe_shapes([output.shape for output in output_tensors(trace.output)])})"
         )
-    sites = ()
+    sites: tuple[Site, ...] = ()
     if for_masking:
         _check_cover(spec, trace)
         sites = tuple(find_sites(spec.architecture, mask_site, trace))
@@ -76,7 +79,7 @@ def _plan(spec: EncoderSpec, mask_site: int | str | None, decoder_norm: bool, fo
     )
 
 
-def _check_cover(spec: EncoderSpec, trace: EncoderTrace):
+def _check_cover(spec: EncoderSpec, trace: EncoderTrace) -> None:
     """Cells that leave a border of the image out lie elsewhere than the decoder's; only an encoder that does so at its
     own size is taken as it is."""
     size, stride, grid = spec.input_size, trace.strides[-1], trace.final.grid
@@ -103,7 +106,7 @@ def _find_head_norm(trace: EncoderTrace) -> str | None:
     return "head.norm" if same and tuple(norm.weight.shape) == (trace.final.channels,) else None
 
 
-def supports_gradient_checkpointing(encoder: nn.Module) -> bool:
+def supports_gradient_checkpointing(encoder: TimmEncoder) -> bool:
     """Whether timm can checkpoint this encoder."""
     if not hasattr(encoder, "set_grad_checkpointing"):
         return False
@@ -115,7 +118,7 @@ def supports_gradient_checkpointing(encoder: nn.Module) -> bool:
     return True
 
 
-def classifier_parameters(encoder: nn.Module) -> set[str]:
+def classifier_parameters(encoder: TimmEncoder) -> set[str]:
     """Names of the parameters of timm's classifier (a distilled encoder has two)."""
     found = encoder.get_classifier()
     heads = found if isinstance(found, (tuple, list)) else (found,)

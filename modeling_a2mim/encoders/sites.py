@@ -8,10 +8,11 @@ from timm.models import group_parameters
 from torch import nn
 
 from .layout import FeatureLayout, Site, possible_grids
+from .meta import TimmEncoder
 from .tracing import EncoderTrace, describe_shapes
 
 
-def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int = 3) -> dict[str, FeatureLayout]:
+def block_layouts(encoder: TimmEncoder, size: tuple[int, int], num_channels: int = 3) -> dict[str, FeatureLayout]:
     """The layers of a timm encoder by depth, as timm counts them for layer-wise decay (`group_matcher`): for each the
     last of its modules that gives a feature map of images of this size, and the layout of that. Where timm does not
     count, the stages that it declares.
@@ -25,7 +26,7 @@ def block_layouts(encoder: nn.Module, size: tuple[int, int], num_channels: int =
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     try:
-        trace = EncoderTrace(twin, tuple(size), num_channels)
+        trace = EncoderTrace(twin, (size[0], size[1]), num_channels)
     except Exception as error:  # timm refuses sizes with many kinds of errors
         raise ValueError(
             f"image_size: {type(encoder).__name__} cannot take images of {size[0]} x {size[1]} px with {num_channels} "

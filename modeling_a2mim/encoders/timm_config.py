@@ -62,7 +62,7 @@ def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
+def _is_dynamic(architecture: Any, args: dict[str, Any]) -> bool:
     """Whether timm would build an encoder that resamples its positions in each forward."""
     if not timm.is_model(without_tag(architecture)) or RESERVED_MODEL_ARGS.keys() & args.keys():
         return False  # which is refused elsewhere
@@ -70,6 +70,6 @@ def _is_dynamic(architecture, args: dict[str, Any]) -> bool:
     return bool(getattr(encoder, "dynamic_img_size", False))
 
 
-def without_tag(name):
+def without_tag(name: Any) -> Any:
     """The name of an architecture in a file, which has weights of its own, without the tag of timm's weights."""
     return name.partition(".")[0] if isinstance(name, str) and timm.is_model(name) else name

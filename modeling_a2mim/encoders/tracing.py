@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from .layout import BATCH, FeatureLayout, OutputTensor, Site, copy_output, output_tensors, possible_layouts
-from .meta import build_on_meta
+from .meta import TimmEncoder, build_on_meta
 
 
-def run_last_map(encoder: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def run_last_map(encoder: TimmEncoder, pixel_values: torch.Tensor) -> torch.Tensor:
     """The last feature map of an encoder whose `forward_features` gives none, (batch, channels, rows, columns)."""
     return encoder.forward_intermediates(pixel_values, indices=1, output_fmt="NCHW", intermediates_only=True)[-1]
 
@@ -28,7 +28,8 @@ class EncoderSpec:
     num_channels: int
 
     @classmethod
-    def from_config(cls, config) -> "EncoderSpec":
+    def from_config(cls, config: Any) -> "EncoderSpec":
+        """Those of an `A2MIMConfig`."""
         model_args = json.loads(json.dumps(config.model_args))  # a copy, with lists for tuples as in config.json
         return cls(config.architecture, model_args, tuple(config.input_size), config.num_channels)
 
@@ -42,7 +43,7 @@ class EncoderSpec:
         return args
 
 
-def encoder_shapes(config, size: tuple[int, int]) -> dict[str, torch.Size]:
+def encoder_shapes(config: Any, size: tuple[int, int]) -> dict[str, torch.Size]:
     """The shapes of what an encoder holds, built for images of `size` (height, width) in pixels.
 
     Raises:
@@ -63,17 +64,17 @@ class EncoderTrace:
     """
 
     def __init__(
-        self, encoder: nn.Module, size: tuple[int, int], num_channels: int, own_size: tuple[int, int] | None = None
+        self, encoder: TimmEncoder, size: tuple[int, int], num_channels: int, own_size: tuple[int, int] | None = None
     ):
         self.encoder, self.size, self.own_size = encoder, size, own_size or size
         self.features = list(encoder.feature_info)
         self.strides = [int(info["reduction"]) for info in self.features]
-        self.modules = dict(encoder.named_modules())
+        self.modules: dict[str, nn.Module] = dict(encoder.named_modules())
         self.calls: dict[str, list[OutputTensor]] = {}  # of each module, in the order in which they end
         self.repeated: set[str] = set()  # modules that are called several times
 
-        def record(name):
-            def hook(module, args, output):
+        def record(name: str) -> Callable[[nn.Module, Any, Any], Any]:
+            def hook(module: nn.Module, args: Any, output: Any) -> Any:
                 if self.calls.pop(name, None) is not None:
                     self.repeated.add(name)
                 # A copy, as the token would make one: what a module has used of its output before it returned does
@@ -104,11 +105,11 @@ class EncoderTrace:
         # Many encoders widen their last map after the last stage that they declare.
         channels = (self.features[-1]["num_chs"], getattr(self.encoder, "num_features", None))
         tensors = reversed(output_tensors(output))
-        found = [possible_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in tensors]
-        found = [layout for layouts in found for layout in layouts]
+        likeliest = [possible_layouts(tensor, self.size, self.strides[-1:], channels)[:1] for tensor in tensors]
+        found = [layout for layouts in likeliest for layout in layouts]
         return min(found, key=lambda layout: layout.channels not in channels, default=None)
 
-    def layout(self, name: str, strides: list[int], channels: int | None = None) -> FeatureLayout | None:
+    def layout(self, name: str, strides: Sequence[int], channels: int | None = None) -> FeatureLayout | None:
         """The layout of a module's output, if it holds a feature map of one of these strides (and so many channels)
         that takes part in the last one."""
         for output in self.calls.get(name, ()):
@@ -121,13 +122,13 @@ class EncoderTrace:
                     return layout
         return None
 
-    def site(self, name: str, strides: list[int], channels: int | None = None) -> Site | None:
+    def site(self, name: str, strides: Sequence[int], channels: int | None = None) -> Site | None:
         """The same as a site for the token."""
         # Gradient checkpointing runs the children of a plain Sequential without it and its hooks: hook its last child.
         while getattr(type(self.modules.get(name)), "forward", None) is nn.Sequential.forward and self.modules[name]:
             name = f"{name}.{list(self.modules[name]._modules)[-1]}"
         layout = self.layout(name, strides, channels)
-        return layout and Site(name, layout)
+        return None if layout is None else Site(name, layout)
 
     def usable(self) -> Iterator[str]:
         """Names of all modules that the token could enter after."""
@@ -145,7 +146,7 @@ def trace_encoder(spec: EncoderSpec) -> tuple[EncoderTrace, dict[str, Any]]:
     Raises:
         ValueError: naming `model_args` or `image_size`, if timm builds no such encoder.
     """
-    failures = []
+    failures: list[Exception] = []
     for sized in (False, True):
         args = spec.create_args(sized)
         try:
@@ -175,7 +176,7 @@ def trace_encoder(spec: EncoderSpec) -> tuple[EncoderTrace, dict[str, Any]]:
     ) from failures[0]
 
 
-def _is_built_otherwise(spec: EncoderSpec, args: dict[str, Any], encoder: nn.Module) -> bool:
+def _is_built_otherwise(spec: EncoderSpec, args: dict[str, Any], encoder: TimmEncoder) -> bool:
     """Whether timm, when it loads a checkpoint for the configured size, builds this encoder otherwise: its weights
     would not fit, or be resampled, which only an encoder that resamples them in each forward does not notice."""
     if getattr(encoder, "dynamic_img_size", False):
@@ -189,7 +190,7 @@ def _is_built_otherwise(spec: EncoderSpec, args: dict[str, Any], encoder: nn.Mod
     return one != two
 
 
-def _ancestors(node) -> set:
+def _ancestors(node: Any) -> set[Any]:
     """All autograd nodes that a tensor was computed by."""
     seen, stack = {node}, [node]
     while stack:
@@ -200,7 +201,7 @@ def _ancestors(node) -> set:
     return seen
 
 
-def describe_shapes(shapes: list[tuple[int, ...]]) -> str:
+def describe_shapes(shapes: Sequence[tuple[int, ...]]) -> str:
     """Tensors in an output, for people."""
     shown = [f"({', '.join(['batch' if s and s[0] == BATCH else str(s[0]), *map(str, s[1:])])})" for s in shapes if s]
     return f"a tensor {shown[0]}" if len(shown) == 1 else f"tensors {', '.join(shown) or 'of no dimensions'}"

@@ -1,5 +1,8 @@
 """A pre-trained encoder under the detectors and segmenters of transformers."""
 
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from timm.layers import LayerNorm2d
 from torch import nn
@@ -41,7 +44,7 @@ class A2MIMBackbone(PartlyFrozen, BackboneMixin, A2MIMPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.ConvTranspose2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)  # torch's own
             init.zeros_(module.bias)
@@ -51,7 +54,7 @@ class A2MIMBackbone(PartlyFrozen, BackboneMixin, A2MIMPreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def freeze_encoder(self):
+    def freeze_encoder(self) -> Self:
         """Only what follows trains (pyramid, heads); the encoder keeps its weights and its running statistics."""
         self.a2mim.requires_grad_(False)
         return self.keep_frozen()
@@ -106,7 +109,7 @@ class FeaturePyramid(nn.Module):
         ValueError: naming `out_indices`, if there are not four.
     """
 
-    def __init__(self, channels: list[int]):
+    def __init__(self, channels: Sequence[int]):
         super().__init__()
         if len(channels) != 4:
             raise ValueError(f"out_indices: a feature pyramid is made of four maps, not of {len(channels)}")

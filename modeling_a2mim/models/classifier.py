@@ -1,5 +1,7 @@
 """An encoder with timm's own classifier head."""
 
+from typing import Self
+
 import torch
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -59,7 +61,7 @@ class A2MIMForImageClassification(PartlyFrozen, A2MIMPreTrainedModel):
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states)
         return output if return_dict else output.to_tuple()
 
-    def freeze_encoder(self):
+    def freeze_encoder(self) -> Self:
         """Linear probe: only the classifier trains; the encoder keeps its weights and its running statistics."""
         classifier = classifier_parameters(self.a2mim.encoder)
         for name, parameter in self.a2mim.encoder.named_parameters():

@@ -2,6 +2,7 @@
 fit; what contradicts them is refused."""
 
 import logging
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ OF_THE_WEIGHTS = ("architecture", "num_channels", "decoder")
 logger = logging.getLogger("a2mim")
 
 
-def with_settings(model: A2MIMForPreTraining, settings: dict) -> tuple[A2MIMForPreTraining, list[str]]:
+def with_settings(model: A2MIMForPreTraining, settings: dict[str, Any]) -> tuple[A2MIMForPreTraining, list[str]]:
     """A pre-trained model under other settings, `model` itself if none of them differs, and what changed: sentences
     like `mask_ratio: 0.6 -> 0.75`, which are logged as well.
 
@@ -56,10 +57,11 @@ def with_settings(model: A2MIMForPreTraining, settings: dict) -> tuple[A2MIMForP
         changed.append(f"start anew: {', '.join(missing)}")
     for sentence in changed:
         logger.info("%s", sentence)
-    return new.to(model.dtype).train(model.training), changed
+    new.to(model.dtype)  # type: ignore[arg-type]  # the stub of transformers' `to` lacks `self`
+    return new.train(model.training), changed
 
 
-def same_setting(config: A2MIMConfig, name: str, value) -> bool:
+def same_setting(config: A2MIMConfig, name: str, value: Any) -> bool:
     """Whether a field of a configuration has this value, which may be spelled otherwise."""
     own = getattr(config, name)
     if name in ("image_size", "mask_patch_size"):
@@ -67,7 +69,9 @@ def same_setting(config: A2MIMConfig, name: str, value) -> bool:
     return own == value
 
 
-def _encoder_weights(model: A2MIMForPreTraining, new: A2MIMForPreTraining, values: dict) -> dict[str, torch.Tensor]:
+def _encoder_weights(
+    model: A2MIMForPreTraining, new: A2MIMForPreTraining, values: dict[str, Any]
+) -> dict[str, torch.Tensor]:
     prefix = "a2mim.encoder."
     weights, expected = model.a2mim.encoder.state_dict(), new.a2mim.encoder.state_dict()
     unfit = sorted(weights.keys() ^ expected.keys())

@@ -7,6 +7,7 @@ The heads, their losses and their settings are torchvision's; what is here joins
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ class A2MIMDetectorConfig(A2MIMConfig):
     nms_threshold: float = 0.5
     detections_per_image: int = 100
 
-    def _validate(self, unknown):
+    def _validate(self, unknown: dict[str, Any]) -> None:
         super()._validate(unknown)
         for name in COUNTS:
             if getattr(self, name) < 1:
@@ -99,11 +100,11 @@ class A2MIMObjectDetectionOutput(ModelOutput):
             `None` without `config.predict_masks`.
     """
 
-    loss: torch.FloatTensor | None = None
-    losses: dict[str, torch.FloatTensor] | None = None
-    logits: torch.FloatTensor | None = None
-    pred_boxes: torch.FloatTensor | None = None
-    pred_masks: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    pred_masks: torch.Tensor | None = None
 
 
 class DetectorHeads(nn.Module):
@@ -152,7 +153,9 @@ class DetectorHeads(nn.Module):
         # Its transform stays behind: images come normalised and resized, as everywhere in this package.
         self.rpn, self.roi_heads = detector.rpn, detector.roi_heads
 
-    def forward(self, maps: tuple[torch.Tensor, ...], images: ImageList, targets: list[dict] | None):
+    def forward(
+        self, maps: tuple[torch.Tensor, ...], images: ImageList, targets: list[dict] | None
+    ) -> tuple[list[dict], dict]:
         """(detections of each image, losses) as torchvision gives them; while training, the first are empty."""
         levels = self.pyramid(OrderedDict((str(i), features) for i, features in enumerate(maps)))
         proposals, proposal_losses = self.rpn(images, levels, targets)
@@ -195,12 +198,12 @@ class A2MIMForObjectDetection(PartlyFrozen, A2MIMPreTrainedModel):
         self._heads_are_made = not next(self.heads.parameters()).is_meta
         self.post_init()
 
-    def initialize_weights(self):
+    def initialize_weights(self) -> None:
         super().initialize_weights()
         if not self._heads_are_made:  # from_pretrained has no weights for heads of another number of classes
             fill_holes(self.heads, lambda: DetectorHeads(self.config, self.channels, self.strides))
 
-    def freeze_batch_norm(self):
+    def freeze_batch_norm(self) -> Self:
         """Let the encoder's BatchNorm keep its statistics, scales and shifts while everything else trains."""
         for module in self.frozen_parts():
             module.requires_grad_(False)
@@ -259,7 +262,9 @@ class A2MIMForObjectDetection(PartlyFrozen, A2MIMPreTrainedModel):
             target["masks"] = F.pad(label["masks"], (0, width - columns, 0, height - rows))
         return target
 
-    def _output(self, detections: list[dict], sizes: list[tuple[int, int]], like: torch.Tensor):
+    def _output(
+        self, detections: list[dict], sizes: list[tuple[int, int]], like: torch.Tensor
+    ) -> A2MIMObjectDetectionOutput:
         batch, count = len(detections), max(len(found["scores"]) for found in detections)
         scores = like.new_zeros(batch, count, self.num_labels + 1, dtype=torch.float32)
         scores[..., -1] = 1.0

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from ..pretrained import Pretrained
 logger = logging.getLogger("a2mim")
 
 
-def kept_as_it_is(name: str, start: Pretrained, theirs, given) -> ValueError:
+def kept_as_it_is(name: str, start: Pretrained, theirs: Any, given: Any) -> ValueError:
     """What to say of an argument that contradicts the model from which a run starts."""
     return ValueError(
         f"{name}: the {start.kind} in {start.place} has {theirs}, not {given}; leave --{name} out, or start from an "
@@ -28,7 +29,7 @@ def load_head(
     by_class: Collection[str] = (),
     names: Sequence[str] = (),
     first: int = 0,
-):
+) -> None:
     """Give a part of a model the weights of the same part of another one.
 
     Args:
@@ -62,7 +63,7 @@ def load_head(
         tensor.copy_(stored)
 
 
-def say_start(start: Pretrained | None, whole: bool, names: Sequence[str], note: str = ""):
+def say_start(start: Pretrained | None, whole: bool, names: Sequence[str], note: str = "") -> None:
     """Say in the log what weights a run starts from."""
     if start is None:
         return

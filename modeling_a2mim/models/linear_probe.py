@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -61,11 +62,13 @@ def layer_features(
     else:
         options = {"output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
         maps = encoder.forward_intermediates(pixel_values, indices=indices, **options)
-    maps = dict(zip(indices, maps, strict=True))
+    by_layer = dict(zip(indices, maps, strict=True))
     if top in layers:
-        last = maps[top] if core.plan.from_intermediates else end
-        maps[top] = core.feature_map(last, tuple(pixel_values.shape[-2:]))
-    pooled = {layer: features.float().mean((2, 3)) for layer, features in maps.items()}
+        last = by_layer[top] if core.plan.from_intermediates else end
+        by_layer[top] = core.feature_map(last, tuple(pixel_values.shape[-2:]))
+    pooled: dict[int | None, torch.Tensor] = {
+        layer: features.float().mean((2, 3)) for layer, features in by_layer.items()
+    }
     if None in layers:
         pooled[None] = encoder.forward_head(end, pre_logits=True).float().flatten(1)
     return [pooled[layer] for layer in layers]
@@ -99,7 +102,8 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         batch_norm = getattr(config, "probe_batch_norm", False)
         self.norm = nn.BatchNorm1d(width, eps=1e-6, momentum=None, affine=False) if batch_norm else None
         if batch_norm:
-            self.norm.takes_single_values = True  # see `_normalised` and `batch_norm`
+            # See `_normalised` and `batch_norm`.
+            self.norm.takes_single_values = True  # type: ignore[assignment]  # torch's stub allows no plain values
         self.classifier = nn.Linear(width, config.num_labels)
         self.post_init()
         self.train()
@@ -120,21 +124,22 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
             batch_norm: whether a BatchNorm comes before the classifier.
             id2label: names of the classes; those of the model, if not given.
         """
-        core, config = getattr(model, "a2mim", model), copy.deepcopy(model.config)
+        core: Any = getattr(model, "a2mim", model)
+        config = copy.deepcopy(model.config)
         config.probe_layer, config.probe_batch_norm = layer, batch_norm
         if id2label is not None:
             config.id2label = dict(id2label)
             config.label2id = {name: index for index, name in config.id2label.items()}
         probe = cls(config)
         _copy_weights(core.encoder, probe.a2mim.encoder, probe.a2mim.plan.names)
-        return probe.to(core.device)
+        return probe.to(core.device)  # type: ignore[arg-type]  # the stub of transformers' `to` lacks `self`
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         self.a2mim.requires_grad_(False)  # from_pretrained, which ends with eval(), makes new parameters
         return super().train(mode)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self.classifier:
             init.normal_(module.weight, std=0.01)
@@ -209,10 +214,11 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
             bias = bias - weight @ self.norm.running_mean.double()
         head.weight.copy_(weight.view_as(head.weight))  # some are 1x1 convolutions
         head.bias.copy_(bias)
-        return model.to(self.device).eval()
+        model.to(self.device)  # type: ignore[arg-type]  # the stub of transformers' `to` lacks `self`
+        return model.eval()
 
 
-def _copy_weights(source: nn.Module, target: nn.Module, names: Collection[str]):
+def _copy_weights(source: nn.Module, target: nn.Module, names: Collection[str]) -> None:
     """Copy these weights between two encoders of one configuration. Buffers that are not saved (relative positions of
     a Swin) are the same in both from the start."""
     weights = source.state_dict()

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.layout import MOST_PREFIX_TOKENS
+from ..encoders.meta import TimmEncoder
 from ..encoders.plan import plan_encoder
 from ..encoders.tracing import encoder_shapes
 from ..modeling_a2mim import A2MIMModel
@@ -68,7 +69,7 @@ def _is_built_for_its_size(before: A2MIMConfig, after: A2MIMModel) -> bool:
     return plan.create_args.get("img_size") != after.plan.create_args.get("img_size")
 
 
-def _relative_positions(old: nn.Module, new: nn.Module) -> Weights:
+def _relative_positions(old: TimmEncoder, new: TimmEncoder) -> Weights:
     """The tables of windows, each at the window of its counterpart."""
     found, twins, table = {}, dict(new.named_modules()), "relative_position_bias_table"
     for name, module in old.named_modules():
@@ -81,7 +82,7 @@ def _relative_positions(old: nn.Module, new: nn.Module) -> Weights:
     return found
 
 
-def _absolute_positions(old: nn.Module, new: nn.Module, before: A2MIMConfig, after: A2MIMModel) -> Weights:
+def _absolute_positions(old: TimmEncoder, new: TimmEncoder, before: A2MIMConfig, after: A2MIMModel) -> Weights:
     """What the encoder itself holds for each patch, (1, prefix tokens + rows x columns, channels)."""
     grids, twins = set(), dict(new.named_modules())
     for name, module in old.named_modules():
@@ -105,7 +106,7 @@ def _absolute_positions(old: nn.Module, new: nn.Module, before: A2MIMConfig, aft
     return found
 
 
-def _timm_reads_the_grid(encoder: nn.Module, config: A2MIMConfig) -> bool:
+def _timm_reads_the_grid(encoder: TimmEncoder, config: A2MIMConfig) -> bool:
     """Whether timm, when it loads positions, takes their grid from the size in `pretrained_cfg` and the patches; other
     families take it for a square."""
     reads = any(hasattr(sys.modules[base.__module__], "get_pretrained_grid_size") for base in type(encoder).__mro__)

@@ -240,7 +240,7 @@ def test_it_trains_with_a_trainer_and_goes_on(tmp_path):
         args = TrainingArguments(
             folder,
             num_train_epochs=20,
-            per_device_train_batch_size=4,  # the last of each pass is one image
+            per_device_train_batch_size=4,  # the last of each epoch is one image
             learning_rate=0.05,
             weight_decay=0.0,
             lr_scheduler_type="constant",
