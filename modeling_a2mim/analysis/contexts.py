@@ -163,7 +163,7 @@ class Subsets(NamedTuple):
     S+i, S+j and S+i+j of each context, (pairs, contexts, 4)."""
 
     packed: np.ndarray
-    index: np.ndarray
+    indices: np.ndarray
 
 
 def unique_subsets(contexts: np.ndarray, pairs: np.ndarray) -> Subsets:

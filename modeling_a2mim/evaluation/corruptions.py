@@ -37,7 +37,7 @@ from ..utils.plotting import to_picture
 # https://github.com/hendrycks/robustness): for each corruption and size, the arguments of its function at severity 1
 # to 5.
 BENCHMARKS = {32: "CIFAR-10-C", 64: "Tiny ImageNet-C", 224: "ImageNet-C"}
-CONSTANTS = {
+CONSTANTS: dict[str, dict[int, tuple]] = {
     "gaussian_noise": {
         32: (0.04, 0.06, 0.08, 0.09, 0.10),
         64: (0.04, 0.08, 0.12, 0.15, 0.18),
@@ -289,11 +289,11 @@ def ice_crystals(height: int, width: int, generator: np.random.Generator, scale:
     roots = start + where * stem
     lines = [np.concatenate([start, start + stem], -1)]
     lines += [np.concatenate([roots, roots + 0.4 * (1 - where) * side], -1) for side in sides]
-    lines = np.concatenate(lines, 1)
-    shades = np.sort(generator.uniform(40, 255, (count, 1)), axis=0) * generator.uniform(0.6, 1, lines.shape[:2])
+    strokes = np.concatenate(lines, 1)
+    shades = np.sort(generator.uniform(40, 255, (count, 1)), axis=0) * generator.uniform(0.6, 1, strokes.shape[:2])
     picture = Image.new("L", finer)
     draw = ImageDraw.Draw(picture)
-    for line, shade in zip(lines.reshape(-1, 4).tolist(), shades.ravel().astype(int).tolist(), strict=True):
+    for line, shade in zip(strokes.reshape(-1, 4).tolist(), shades.ravel().astype(int).tolist(), strict=True):
         draw.line(line, fill=shade)
     haze = plasma(_power_of_two(height, width), 2, generator)[:height, :width]
     ice = np.asarray(picture.resize((width, height), Image.Resampling.BOX)) / 255 + haze

@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -50,7 +51,7 @@ def push(args: argparse.Namespace):
         try:
             folder = _exported(args.folder, Path(temporary) / "export")
             pictures = not args.no_pictures
-            done = push_folder(folder, args.repo_id, metadata=metadata, pictures_of_data=pictures, **options)
+            done: Any = push_folder(folder, args.repo_id, metadata=metadata, pictures_of_data=pictures, **options)
         except ValueError:
             raise
         except Exception as error:  # of the network: the kinds differ between releases of huggingface_hub

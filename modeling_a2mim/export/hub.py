@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def uploaded_files(folder: str | os.PathLike, pictures_of_data: bool = True) -> 
     return sorted(found)
 
 
-def check_files(folder: str | os.PathLike, names: list[str], secrets: list[str | None] = ()):
+def check_files(folder: str | os.PathLike, names: Sequence[str], secrets: Sequence[str | None] = ()):
     """Look at what is about to leave.
 
     Args:
@@ -175,7 +176,9 @@ def push_folder(
         if revision not in (None, "main") and not create_pr:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = _card(Path(folder), name, files, metadata or {})
-        operations = [CommitOperationAdd(f, card if f == "README.md" else str(Path(folder, f))) for f in files]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(f, card if f == "README.md" else str(Path(folder, f))) for f in files
+        ]
         there = api.list_repo_files(name, revision=None if create_pr else revision)
         operations += [CommitOperationDelete(f) for f in there if UPLOADED.fullmatch(f) and f not in files]
         logger.info("uploading %d files to %s", len(files), name)
@@ -199,5 +202,5 @@ def _card(folder: Path, repo_id: str, files: list[str], metadata: dict) -> bytes
     for name, value in metadata.items():
         setattr(card.data, name, value)
     if EXAMPLE not in files and any(EXAMPLE in entry.get("src", "") for entry in card.data.get("widget", [])):
-        del card.data.widget
+        card.data.pop("widget")
     return str(card).encode()

@@ -51,7 +51,6 @@ class A2MIMTrainer(EncoderTrainer):
 
     @property
     def reconstructs(self) -> bool:
-        """Whether the model is one for pre-training."""
         return isinstance(self.unwrapped(), A2MIMForPreTraining)
 
     def figure_callback(self, batch, names):

@@ -118,7 +118,7 @@ def test_sampled_contexts_by_hand(sampling):
         pairs, subsets = settings.draw(number)
         np.testing.assert_array_equal(result.pairs[number], pairs.cells)
         for place, subset in enumerate(subsets):
-            masks = np.unpackbits(subset.packed, axis=-1, count=9)[subset.index]  # (pairs, contexts, 4, 9)
+            masks = np.unpackbits(subset.packed, axis=-1, count=9)[subset.indices]  # (pairs, contexts, 4, 9)
             for pair, of_pair in enumerate(masks):
                 total = 0.0
                 for four in of_pair:
