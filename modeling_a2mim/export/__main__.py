@@ -21,10 +21,11 @@ from .folder import export_model
 from .hub import push_folder
 
 
-SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
+SHOWS = " *"  # behind the name of a figure with images of the data, in a list of files
 
 
 def main(argv: list[str] | None = None):
+    """The command: upload a folder to the Hub, or list what would be uploaded."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_a2mim.export", description="Upload an exported folder, or a checkpoint, to the Hub."
     )

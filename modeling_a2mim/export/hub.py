@@ -1,6 +1,6 @@
 """What goes to the Hub: an exact list of files, looked at before they leave, in one commit.
 
-Anything else in the folder stays: checkpoints, optimiser states, logs, pictures of training, whatever a user put
+Anything else in the folder stays: checkpoints, optimiser states, logs, figures of training, whatever a user put
 there.
 """
 
@@ -58,7 +58,7 @@ def uploaded_files(folder: str | os.PathLike, pictures_of_data: bool = True) -> 
 
     Args:
         folder: what `export.export_model` or a script wrote.
-        pictures_of_data: whether pictures of images of the data (`SHOWING_DATA`) are among them.
+        pictures_of_data: whether figures with images of the data (`SHOWING_DATA`) are among them.
 
     Raises:
         ValueError: if the folder is no export, or one of the files is a link.
@@ -152,7 +152,7 @@ def push_folder(
         commit_message: the title of the commit.
         token: default: the one of `hf auth login` or of the environment.
         create_pr: open a pull request instead of writing to the branch.
-        pictures_of_data: whether the pictures that show images of the data (`SHOWING_DATA`) go too.
+        pictures_of_data: whether the figures that show images of the data (`SHOWING_DATA`) go too.
         metadata: entries of the card to set, such as `license` and `base_model`.
         dry_run: upload nothing, and need no network.
         blocking: wait for the upload.
@@ -193,7 +193,7 @@ def push_folder(
 
 
 def _card(folder: Path, repo_id: str, files: list[str], metadata: dict) -> bytes:
-    """The README with the repository's name in its examples, and without pictures that are not there."""
+    """The README with the repository's name in its examples, and without figures that are not there."""
     text = (folder / "README.md").read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
     for name in PICTURES:
         if name not in files:

@@ -70,6 +70,7 @@ class PaceCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def waiting(self):
+        """Count the time of a `with` block as waiting for images."""
         start = perf_counter()
         yield
         self.waited += perf_counter() - start

@@ -101,6 +101,7 @@ class StreamedSamples(IterableDataset):
         self.seed, self.name, self.epoch = seed, name, 0
 
     def set_epoch(self, epoch: int):
+        """Set the epoch, from 0, on which order and what is drawn depend; `Trainer` calls it."""
         self.epoch = epoch
         self.rows.set_epoch(epoch)
 

@@ -1,4 +1,4 @@
-"""Figures, short names in them, and images as pictures: what every plot of the package shares."""
+"""Figures, short names in them, and tensors as images: what every plot of the package shares."""
 
 import os
 from collections import Counter
@@ -16,7 +16,7 @@ CURVES = {"loss": 1.0, "spatial_loss": 0.5, "frequency_loss": 0.5}
 
 LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
-LONGEST_FILE = 34  # what fits above a small picture
+LONGEST_FILE = 34  # what fits above a small image
 
 
 def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
