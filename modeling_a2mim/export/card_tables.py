@@ -76,8 +76,8 @@ def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
     for task in dict.fromkeys(run.get("task") for run in runs if "steps" in run):
         same = [run for run in runs if run.get("task") == task and "steps" in run]
         if len(same) > 1:
-            steps, passes = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
-            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(passes, 2):,} passes"))
+            steps, epochs = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
+            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(epochs, 2):,} passes"))
     return rows
 
 
