@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    PreTrainedModel,
     TimmWrapperConfig,
 )
 
@@ -54,7 +56,7 @@ class NamedModel:
 class ProcessorTransform:
     """A stored image to `pixel_values` by a processor of transformers, which knows RGB only."""
 
-    def __init__(self, processor):
+    def __init__(self, processor: Any):
         self.processor = processor
 
     def __call__(self, image) -> dict[str, torch.Tensor]:
@@ -78,8 +80,10 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
     source = folder_or_id(source)
     name, classifier = name or Path(source).resolve().name, kind == "classifier"
     if kind == "pretraining":
-        model = load_pretraining_model(source, **hub_kwargs)
-        return NamedModel(name, model.eval(), PreTrainTransform(model.config, train=False))
+        pretrained = load_pretraining_model(source, **hub_kwargs)
+        return NamedModel(name, pretrained.eval(), PreTrainTransform(pretrained.config, train=False))
+    model: PreTrainedModel
+    transform: FineTuneTransform | ProcessorTransform
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
         # Of timm or this package, segmenters among them
@@ -91,15 +95,16 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
             model = load_classifier(source, **hub_kwargs)
         elif ours:
             config, weights = load_encoder(source, **hub_kwargs)
-            model = A2MIMModel(config)
-            own = model.encoder.state_dict()
+            model = encoder = A2MIMModel(config)
+            own = encoder.encoder.state_dict()
             if missing := [name for name in own if name not in weights]:
                 raise ValueError(f"its encoder lacks weights: {', '.join(missing[:5])}")
-            model.encoder.load_state_dict({name: weights[name] for name in own})
+            encoder.encoder.load_state_dict({name: weights[name] for name in own})
         else:
             model = AutoModel.from_pretrained(source, config=config, **SAFE, **hub_kwargs)
         if isinstance(model, A2MIMPreTrainedModel):
-            transform = FineTuneTransform(timm_pretrained_cfg(getattr(model, "a2mim", model)), train=False)
+            core = cast(A2MIMModel, getattr(model, "a2mim", model))
+            transform = FineTuneTransform(timm_pretrained_cfg(core), train=False)
         else:
             transform = ProcessorTransform(AutoImageProcessor.from_pretrained(source, **hub_kwargs))
     except (OSError, ValueError) as error:

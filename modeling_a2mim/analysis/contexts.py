@@ -49,13 +49,13 @@ class Pairs(NamedTuple):
 def draw_pairs(
     grid: int, count: int | None, generator: np.random.Generator, sampling: str = "shared", radius: int = RADIUS
 ) -> Pairs:
-    """Neighbouring cells of one image.
+    """Neighboring cells of one image.
 
     Args:
         grid: cells along each side.
         count: how many pairs; `None` for all there are.
         sampling: "windows": pairs of one window, the smallest that holds enough, anywhere in the grid. They have few
-            cells in all, so that contexts shared by them (`contexts_of`) share most of their values; but neighbouring
+            cells in all, so that contexts shared by them (`contexts_of`) share most of their values; but neighboring
             pairs are alike, so that they say less of the image. A pair at the rim of the grid lies in fewer windows,
             and weighs as much more (Horvitz and Thompson). Else each pair of the grid has the same chance, as in the
             release.
@@ -163,7 +163,7 @@ class Subsets(NamedTuple):
     S+i, S+j and S+i+j of each context, (pairs, contexts, 4)."""
 
     packed: np.ndarray
-    index: np.ndarray
+    indices: np.ndarray
 
 
 def unique_subsets(contexts: np.ndarray, pairs: np.ndarray) -> Subsets:

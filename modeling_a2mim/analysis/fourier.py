@@ -7,9 +7,10 @@ convolutions do the opposite.
 import argparse
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -62,6 +63,7 @@ class FourierAnalysis:
         return np.linspace(0, 1, len(self.layers)) if len(self.layers) > 1 else np.zeros(1)
 
     def to_dict(self) -> dict:
+        """For JSON: of each layer its name, grid, frequencies over pi, relative log amplitude and variance."""
         values = zip(
             self.layers, self.grids, self.frequencies, self.log_amplitude, self.variance.tolist(), strict=True
         )
@@ -93,7 +95,7 @@ def log_amplitude(maps: torch.Tensor) -> torch.Tensor:
     """Mean over channels of log |FFT| along the half diagonal, (batch, channels, rows, columns) to
     (batch, frequencies)."""
     spectrum = torch.fft.rfft2(maps if maps.dtype == torch.float64 else maps.float())
-    rows, columns, _ = diagonal(tuple(maps.shape[-2:]))
+    rows, columns, _ = diagonal((maps.shape[-2], maps.shape[-1]))
     return (spectrum[..., rows.to(maps.device), columns.to(maps.device)].abs() + LEAST).log().mean(1)
 
 
@@ -128,7 +130,7 @@ def fourier_analysis(
     if batch_size < 1:
         raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
     parameter = next(model.parameters())
-    total = len(images) if hasattr(images, "__len__") else total
+    total = len(images) if isinstance(images, Sized) else total
     stream, training, count = iter(images), model.training, 0
     sums: dict[str, list] = {}
     layers = None
@@ -168,10 +170,10 @@ class _Layers:
         core = getattr(model, "a2mim", model)
         encoder = getattr(core, "encoder", None) if hasattr(core, "plan") else getattr(core, "timm_model", core)
         self.timm = hasattr(encoder, "feature_info") and hasattr(encoder, "forward_features")
-        self.encoder = encoder if self.timm else getattr(model, "base_model", model)
+        self.encoder: Any = encoder if self.timm else getattr(model, "base_model", model)
         if not self.timm and not isinstance(self.encoder, PreTrainedModel):
             raise ValueError(f"model: {type(model).__name__} is neither of timm nor of transformers")
-        self.size = tuple(pixels.shape[-2:])
+        self.size = pixels.shape[-2], pixels.shape[-1]
         self.layouts: dict[str, FeatureLayout] = {}
         if self.timm:
             self.layouts = block_layouts(encoder, self.size, pixels.shape[1])
@@ -252,7 +254,7 @@ def fourier_figure(results: Mapping[str, FourierAnalysis], path: str | os.PathLi
     labels = short_names(list(results), LONGEST_LABEL)
     rows = -(-len(results) // COLUMNS)
     figure = new_figure(11, 4 + 3.2 * rows)
-    above, below = figure.subfigures(2, 1, height_ratios=[4, 3.2 * rows])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[4, 3.2 * rows])[:, 0]
     highest, variance = above.subplots(1, 2)
     for label, result in zip(labels, results.values(), strict=True):
         last = [amplitude[-1] for amplitude in result.log_amplitude]

@@ -5,11 +5,12 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,10 +85,10 @@ def interaction_strength(
         raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
     if interval_width is not None and interval_width <= 0:
         raise ValueError(f"interval_width: must be positive, got {interval_width}")
-    if hasattr(images, "__len__") and hasattr(labels, "__len__") and len(images) != len(labels):
+    if isinstance(images, Sized) and isinstance(labels, Sized) and len(images) != len(labels):
         raise ValueError(f"labels: expected one for each of {len(images)} images, got {len(labels)}")
     stream = ((image, None) for image in images) if labels is None else zip(images, labels, strict=True)
-    total = len(images) if hasattr(images, "__len__") else total
+    total = len(images) if isinstance(images, Sized) else total
     run = _Measurement(settings, _Values(model, settings, batch_size, dtype), None if resume is None else Path(resume))
     training = model.training
     model.eval()
@@ -127,10 +128,10 @@ class _Values:
         images = images.to(self.device, self.own_type, non_blocking=True)
         own = labels[0] is None
         classes = self._logits(images).argmax(1) if own else torch.as_tensor(labels, device=self.device)
-        owners, packed = (torch.from_numpy(array).to(self.device) for array in (owners, packed))
+        of_subsets, cells = (torch.from_numpy(array).to(self.device) for array in (owners, packed))
         fill = images.mean((2, 3), keepdim=True) if self.settings.fill == "mean" else images.new_zeros(())
         found = []
-        for of, bits in zip(owners.split(self.batch_size), packed.split(self.batch_size), strict=True):
+        for of, bits in zip(of_subsets.split(self.batch_size), cells.split(self.batch_size), strict=True):
             shown = self._pixels(bits, images.shape[-2:])
             logits = self._logits(torch.where(shown, images[of], fill[of] if fill.ndim else fill))
             self._check(labels, logits.shape[1])
@@ -172,7 +173,8 @@ class _Measurement:
 
     def __init__(self, settings: InteractionSettings, values: _Values, file: Path | None):
         self.settings, self.values, self.file = settings, values, file
-        self.images, self.passes, self.found = 0, 0, []
+        self.images, self.passes = 0, 0
+        self.found: list[dict[str, Any]] = []
         self.known = None if file is None or not file.is_file() else self._read()
         _, subsets = settings.draw(0)
         # Of several images at once where one fills but a few batches, so that few batches are not full.
@@ -214,7 +216,7 @@ class _Measurement:
             raise ValueError(f"images: the model gives image {number} (from 0) values that are not finite")
         parts = iter(np.split(values, np.cumsum([c for of in counts for c in of])[:-1]))
         for (pairs, _), of_orders, count, image, label in zip(drawn, subsets, counts, images, labels, strict=True):
-            found = [_interactions(next(parts)[one.index]) for one in of_orders]
+            found = [_interactions(next(parts)[one.indices]) for one in of_orders]
             self.found.append(
                 {
                     "interactions": np.stack(found),
@@ -228,8 +230,9 @@ class _Measurement:
     def result(self) -> InteractionStrength:
         if not self.found:
             raise ValueError("images: there are none")
-        arrays = [np.stack([one[name] for one in self.found]) for name in ("interactions", "pairs", "weights")]
-        return InteractionStrength(self.settings, np.array(self.settings.orders), *arrays, self.passes)
+        names, orders = ("interactions", "pairs", "weights"), np.array(self.settings.orders)
+        interactions, pairs, weights = (np.stack([one[name] for one in self.found]) for name in names)
+        return InteractionStrength(self.settings, orders, interactions, pairs, weights, self.passes)
 
     def width(self) -> float:
         """The largest width of the intervals of J(m)."""

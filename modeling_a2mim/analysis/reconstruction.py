@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -56,7 +57,9 @@ def reconstruct(
         "original": pixel_values,
         "masked": fill_masked(pixel_values, mask, fill),
         "reconstruction": prediction,
-        "pasted": torch.where(pixel_mask(mask, pixel_values.shape[-2:]), prediction, pixel_values),
+        "pasted": torch.where(
+            pixel_mask(mask, (pixel_values.shape[-2], pixel_values.shape[-1])), prediction, pixel_values
+        ),
     }
     mean = pixel_values.new_tensor(config.image_mean).view(-1, 1, 1)
     std = pixel_values.new_tensor(config.image_std).view(-1, 1, 1)
@@ -206,29 +209,35 @@ def compare(args: argparse.Namespace):
     models, images = load_models(args, "pretraining"), Images.open(args)
     for named in models:
         if args.mask_ratio is not None:
-            named.transform = PreTrainTransform(with_mask_ratio(named.model.config, args.mask_ratio), train=False)
+            config = cast(A2MIMForPreTraining, named.model).config
+            named.transform = PreTrainTransform(with_mask_ratio(config, args.mask_ratio), train=False)
     args.out.mkdir(parents=True, exist_ok=True)
     record, spectra, dtype = {}, {}, DTYPES[args.dtype]
     for named in models:
-        found, quality, samples = {name: [] for name in COLUMNS}, [], images.samples(named)
+        model, mask_ratio = (
+            cast(A2MIMForPreTraining, named.model),
+            cast(PreTrainTransform, named.transform).config.mask_ratio,
+        )
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in COLUMNS}
+        quality, samples = [], images.samples(named)
         with tqdm(total=len(images), desc=named.name, unit=" images") as bar:
             while batch := list(islice(samples, args.batch_size)):
                 pixels, masks = (torch.stack([s[key] for s in batch]) for key in ("pixel_values", "bool_masked_pos"))
-                with torch.autocast(named.model.device.type, dtype, enabled=dtype is not None):
-                    part = reconstruct(named.model, pixels, masks)
+                with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+                    part = reconstruct(model, pixels, masks)
                 quality += reconstruction_quality(part, masks)
                 for name, value in part.items():
-                    found[name].append(value)
+                    parts[name].append(value)
                 bar.update(len(batch))
-        found = {name: torch.cat(parts) for name, parts in found.items()}
-        title = f"{named.name}, mask ratio {named.transform.config.mask_ratio:g}, seed {args.seed}"
+        found = {name: torch.cat(values) for name, values in parts.items()}
+        title = f"{named.name}, mask ratio {mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
         with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
             panel(shown, quality[:MOST_SHOWN], title).save(temporary, "PNG")
         spectra[named.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])
         record[named.name] = {
-            "mask_ratio": named.transform.config.mask_ratio,
+            "mask_ratio": mask_ratio,
             "seed": args.seed,
             "rows": images.rows,
             "mean": {key: _mean([one[key] for one in quality]) for key in quality[0]},

@@ -49,6 +49,7 @@ class InteractionSettings:
 
     @property
     def players(self) -> int:
+        """How many cells the grid has."""
         return self.grid**2
 
     @property
@@ -97,6 +98,7 @@ class InteractionStrength:
 
     @property
     def images(self) -> int:
+        """How many images were measured."""
         return len(self.interactions)
 
     @property
@@ -152,6 +154,7 @@ class InteractionStrength:
 
 
 def relative(mean: np.ndarray) -> np.ndarray:
+    """Values (..., orders) over their mean over all orders; NaN where that is 0."""
     total = mean.mean(-1, keepdims=True)
     return np.divide(mean, total, out=np.full_like(mean, np.nan), where=total > 0)
 
@@ -164,4 +167,5 @@ def rounded(values: np.ndarray) -> list:
 
 
 def interval(resampled: np.ndarray, confidence: float) -> np.ndarray:
+    """Lower and upper end of the bootstrap interval, (resamples, orders) to (orders, 2)."""
     return np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).T

@@ -9,6 +9,7 @@ from .checkpoint import Official, read_official
 
 
 def main(argv: list[str] | None = None):
+    """The command: convert an official checkpoint to an exported folder, and print its model card."""
     parser = argparse.ArgumentParser(prog="python -m modeling_a2mim.conversion", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="an official checkpoint, .pth")
     parser.add_argument("output_folder", help="where the plain encoder or classifier, and pretraining/, are written")

@@ -27,14 +27,16 @@ from ..encoders.meta import NoValues
 from ..encoders.plan import classifier_parameters
 from ..export.eval_results import IMAGENET
 from ..export.methods import EITHER
-from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from .config import official_config, official_family
 from .published import Published, published_for
 
 
+Converted = A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification
+
 # official name (a regular expression) -> timm name, applied in this order to every key of the encoder
-RENAMES = {
+RENAMES: dict[str, list[tuple[str, str | Callable[[re.Match], str]]]] = {
     "convnext": [
         (r"^downsample_layers\.0\.", "stem."),
         (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
@@ -72,7 +74,7 @@ HEADS = ("head.fc", "head.layers.head", "head")  # the last one by `publish_dir_
 class Official(NamedTuple):
     """What was read from an official file."""
 
-    model: A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification
+    model: Converted
     kind: str  # in words
     method: str | None  # "A2MIM" or "SimMIM", `None` if the file does not tell
     by_name: bool = False  # whether the method is known by the file's name alone
@@ -118,9 +120,7 @@ class _Parts(NamedTuple):
     in_format: bool  # whether its names, or a token, are only OpenMixup's
 
 
-def load_official(
-    path: str | Path, mask_site: int | str | None = None, encoder_only: bool = False
-) -> A2MIMForPreTraining | A2MIMModel | A2MIMForImageClassification:
+def load_official(path: str | Path, mask_site: int | str | None = None, encoder_only: bool = False) -> Converted:
     """Read an official checkpoint; which kind it is decides what is returned, in evaluation mode.
 
     Args:
@@ -168,6 +168,7 @@ def convert(
         mask_site=mask_site,
         config_text=config_text,
     )
+    build: Callable[..., Converted]
     if parts.decoder:
         kind, build = "pre-training checkpoint", A2MIMForPreTraining
     elif parts.head:
@@ -242,7 +243,9 @@ def _unwrap(content) -> tuple[dict[str, torch.Tensor], str]:
 
 def _split(state: dict[str, torch.Tensor], encoder_only: bool) -> _Parts:
     is_whole = any(key.startswith("backbone.") for key in state)
-    encoder, neck, head = {}, {}, {}
+    encoder: dict[str, torch.Tensor] = {}
+    neck: dict[str, torch.Tensor] = {}
+    head: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
         group = {"neck": neck, "head": head, "backbone": encoder}.get(key.partition(".")[0])
         if group is None and not is_whole:  # extracted
@@ -296,7 +299,7 @@ def _named_method(name: str) -> str | None:
     return {"a2mim": "A2MIM", "simmim": "SimMIM"}[found[1]] if found else None
 
 
-def _place(parts: _Parts, build: Callable[[], A2MIMPreTrainedModel]) -> dict[str, torch.Tensor]:
+def _place(parts: _Parts, build: Callable[[], Converted]) -> dict[str, torch.Tensor]:
     """The weights, and the indices of relative positions, under the names of the model that `build` makes. Each must
     find its place, and none may be missing."""
     family = official_family(parts.encoder)
@@ -321,7 +324,7 @@ def _place(parts: _Parts, build: Callable[[], A2MIMPreTrainedModel]) -> dict[str
     return weights
 
 
-def _fill(build: Callable[[], A2MIMPreTrainedModel], weights: Mapping) -> A2MIMPreTrainedModel:
+def _fill(build: Callable[[], Converted], weights: Mapping) -> Converted:
     model = build()
     buffers = dict(model.named_buffers())
     for name, index in weights.items():

@@ -127,7 +127,7 @@ def _count(encoder: Mapping, start: str) -> int:
 
 def _stages(encoder: Mapping, start: str, first: int = 0) -> tuple[int, ...]:
     """Blocks of each stage; `start` has `{}` for the number of the stage."""
-    counts = []
+    counts: list[int] = []
     while count := _count(encoder, start.format(first + len(counts))):
         counts.append(count)
     return tuple(counts)

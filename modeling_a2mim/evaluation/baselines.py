@@ -22,7 +22,7 @@ def blur_visible(images: torch.Tensor, mask: torch.Tensor, sigma: float) -> torc
         mask: (batch, rows, columns), 1 = masked.
         sigma: standard deviation in pixels.
     """
-    size = tuple(images.shape[-2:])
+    size = images.shape[-2], images.shape[-1]
     visible = (~pixel_mask(mask, size)).to(images.dtype)
     # Borders are mirrored, which takes more pixels than the blur reaches. Rows and columns one after the other, as one
     # convolution with both would take as many times longer as the blur is wide.
@@ -52,7 +52,7 @@ def masked_errors(
     )
     images, guess = (x.float() * std + mean for x in (pixel_values, reconstruction))
     guesses = (guess, fill_masked(images, mask), blur_visible(images, mask, BLUR_SIGMA * min(config.mask_cell_size)))
-    masked = pixel_mask(mask, tuple(images.shape[-2:])).float()
+    masked = pixel_mask(mask, (images.shape[-2], images.shape[-1])).float()
     sums = [masked.sum((1, 2, 3)) * images.shape[1]]
     for values in guesses:
         error = (values.clamp(0, 1) - images) * masked

@@ -23,7 +23,7 @@ def class_rows(metrics: dict[str, float], counts: dict[str, int]) -> list[dict[s
         metrics: of an evaluation.
         counts: images of each class that it was made on.
     """
-    found = {name: {} for name in counts}
+    found: dict[str, dict[str, str]] = {name: {} for name in counts}
     for name, value in metrics.items():
         kind, of = class_figure(name) or (None, None)
         if of in found:

@@ -1,4 +1,4 @@
-"""The 15 corruptions of ImageNet-C at 5 severities, and a picture of them.
+"""The 15 corruptions of ImageNet-C at 5 severities, and a figure of them.
 
 Hendrycks and Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and Perturbations*, ICLR 2019
 (https://arxiv.org/abs/1903.12261). How strong a severity is depends on the size of the image: a blur that a photograph
@@ -6,7 +6,7 @@ of 224 px survives leaves nothing of one of 32 px. The authors published constan
 those of the nearest: CIFAR-10-C up to 45 px (shorter side), Tiny ImageNet-C up to 119 px, ImageNet-C beyond.
 
 As published: constants, kernels, order of operations, random distributions and borders, including that `glass_blur`
-copies neighbours rather than swapping pixels. Not as published:
+copies neighbors rather than swapping pixels. Not as published:
 
 - `frost` adds ice crystals that are drawn here, about as bright, uneven and blue as the authors' photographs, whose
   origin is not stated;
@@ -37,7 +37,7 @@ from ..utils.plotting import to_picture
 # https://github.com/hendrycks/robustness): for each corruption and size, the arguments of its function at severity 1
 # to 5.
 BENCHMARKS = {32: "CIFAR-10-C", 64: "Tiny ImageNet-C", 224: "ImageNet-C"}
-CONSTANTS = {
+CONSTANTS: dict[str, dict[int, tuple]] = {
     "gaussian_noise": {
         32: (0.04, 0.06, 0.08, 0.09, 0.10),
         64: (0.04, 0.08, 0.12, 0.15, 0.18),
@@ -102,16 +102,8 @@ CONSTANTS = {
         64: ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
         224: ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     },
-    "brightness": {
-        32: (0.05, 0.1, 0.15, 0.2, 0.3),
-        64: (0.1, 0.2, 0.3, 0.4, 0.5),
-        224: (0.1, 0.2, 0.3, 0.4, 0.5),
-    },
-    "contrast": {
-        32: (0.75, 0.5, 0.4, 0.3, 0.15),
-        64: (0.4, 0.3, 0.2, 0.1, 0.05),
-        224: (0.4, 0.3, 0.2, 0.1, 0.05),
-    },
+    "brightness": {32: (0.05, 0.1, 0.15, 0.2, 0.3), 64: (0.1, 0.2, 0.3, 0.4, 0.5), 224: (0.1, 0.2, 0.3, 0.4, 0.5)},
+    "contrast": {32: (0.75, 0.5, 0.4, 0.3, 0.15), 64: (0.4, 0.3, 0.2, 0.1, 0.05), 224: (0.4, 0.3, 0.2, 0.1, 0.05)},
     "elastic_transform": {  # shares of the shorter side; the authors took 244 for 224
         32: ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
         64: ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
@@ -120,11 +112,7 @@ CONSTANTS = {
             for shares in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
         ),
     },
-    "pixelate": {
-        32: (0.95, 0.9, 0.85, 0.75, 0.65),
-        64: (0.9, 0.8, 0.7, 0.6, 0.5),
-        224: (0.6, 0.5, 0.4, 0.3, 0.25),
-    },
+    "pixelate": {32: (0.95, 0.9, 0.85, 0.75, 0.65), 64: (0.9, 0.8, 0.7, 0.6, 0.5), 224: (0.6, 0.5, 0.4, 0.3, 0.25)},
     "jpeg_compression": {32: (80, 65, 58, 50, 40), 64: (65, 58, 50, 40, 25), 224: (25, 18, 15, 10, 7)},
 }
 CORRUPTIONS = tuple(CONSTANTS)
@@ -132,7 +120,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def check_corruptions(corruptions: Sequence[str], severities: Sequence[int] = SEVERITIES):
-    """
+    """Refuse corruptions and severities that do not exist.
+
     Raises:
         ValueError: if there are none, or one is unknown or named twice.
     """
@@ -152,7 +141,8 @@ def published_size(height: int, width: int) -> int:
 
 
 def corrupt(image: np.ndarray, corruption: str, severity: int, generator: np.random.Generator) -> np.ndarray:
-    """
+    """An image with a corruption.
+
     Args:
         image: uint8 (height, width, channels), at least 4 pixels wide and high. Three channels are taken as RGB.
         corruption: one of `CORRUPTIONS`.
@@ -182,22 +172,24 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 # may leave that range.
 
 
-def gaussian_noise(x, generator, deviation):
+def gaussian_noise(x: np.ndarray, generator: np.random.Generator, deviation: float) -> np.ndarray:
+    """Normal noise of this standard deviation is added to each value."""
     return x + generator.normal(0, deviation, x.shape)
 
 
-def shot_noise(x, generator, photons):
+def shot_noise(x: np.ndarray, generator: np.random.Generator, photons: float) -> np.ndarray:
+    """Each value is counted in photons (Poisson), of which white has so many."""
     return generator.poisson(x * photons) / photons
 
 
-def impulse_noise(x, generator, share):
+def impulse_noise(x: np.ndarray, generator: np.random.Generator, share: float) -> np.ndarray:
     """A share of the values becomes black or white, each channel for itself."""
     return np.where(generator.random(x.shape) < share, generator.integers(0, 2, x.shape), x)
 
 
-def defocus_blur(x, generator, radius, deviation):
+def defocus_blur(x: np.ndarray, generator: np.random.Generator, radius: float, deviation: float) -> np.ndarray:
     """A disk, smoothed a little, in place of a point."""
-    reach = max(8, radius)
+    reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
     disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float32)
     disk = gaussian_filter(disk / disk.sum(), deviation, mode="mirror", radius=1 if radius <= 8 else 2)
@@ -205,30 +197,31 @@ def defocus_blur(x, generator, radius, deviation):
     return fftconvolve(padded, disk[..., None], mode="valid", axes=(0, 1))
 
 
-def glass_blur(x, generator, deviation, reach, rounds):
-    """Pixels take on neighbours, one after the other from below to above, and may pass on what they took."""
+def glass_blur(x: np.ndarray, generator: np.random.Generator, deviation: float, reach: int, rounds: int) -> np.ndarray:
+    """Pixels take on neighbors, one after the other from below to above, and may pass on what they took."""
     height, width = x.shape[:2]
     rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
     places = rows[:, None] * width + columns
     origin = list(range(height * width))
     for _ in range(rounds):
         down, right = generator.integers(-reach, reach, (2, *places.shape))
-        neighbours = places + down * width + right
-        for place, neighbour in zip(places.ravel().tolist(), neighbours.ravel().tolist(), strict=True):
-            origin[place] = origin[neighbour]
+        neighbors = places + down * width + right
+        for place, neighbor in zip(places.ravel().tolist(), neighbors.ravel().tolist(), strict=True):
+            origin[place] = origin[neighbor]
     shuffled = _smooth(x, deviation).reshape(height * width, -1)[origin].reshape(x.shape)
     return _smooth(shuffled, deviation)
 
 
-def _smooth(x, deviation):
+def _smooth(x: np.ndarray, deviation: float) -> np.ndarray:
     return gaussian_filter(x, (deviation, deviation, 0), mode="nearest")
 
 
-def motion_blur(x, generator, radius, deviation):
+def motion_blur(x: np.ndarray, generator: np.random.Generator, radius: int, deviation: float) -> np.ndarray:
+    """A trail in a random direction within 45 degrees of the rows."""
     return _motion(x, radius, deviation, generator.uniform(-45, 45))
 
 
-def _motion(x, radius, deviation, angle):
+def _motion(x: np.ndarray, radius: int, deviation: float, angle: float) -> np.ndarray:
     """Half a Gaussian along a line that starts at each pixel. `angle`: of the line with the rows, in degrees."""
     height, width = x.shape[:2]
     steps = np.arange(2 * radius + 1)
@@ -242,12 +235,13 @@ def _motion(x, radius, deviation, angle):
     return result
 
 
-def zoom_blur(x, generator, stop, step):
+def zoom_blur(x: np.ndarray, generator: np.random.Generator, stop: float, step: float) -> np.ndarray:
+    """The mean of the image and of its enlargements by 1, 1 + step, ... below `stop`."""
     factors = np.arange(1, stop, step)
     return (x + sum(_zoom(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
-def _zoom(x, factor):
+def _zoom(x: np.ndarray, factor: float) -> np.ndarray:
     """The middle of an image, enlarged to its size (bilinear, corners on corners)."""
     height, width = x.shape[:2]
     rows, columns = math.ceil(height / factor), math.ceil(width / factor)
@@ -259,18 +253,29 @@ def _zoom(x, factor):
     return enlarged[top : top + height, left : left + width]
 
 
-def snow(x, generator, mean, deviation, factor, threshold, radius, blur, kept):
-    """Flakes that are blown at an angle, in front of a picture that is whitened."""
+def snow(
+    x: np.ndarray,
+    generator: np.random.Generator,
+    mean: float,
+    deviation: float,
+    factor: float,
+    threshold: float,
+    radius: int,
+    blur: float,
+    kept: float,
+) -> np.ndarray:
+    """Flakes that are blown at an angle, in front of an image that is whitened."""
     flakes = _zoom(generator.normal(mean, deviation, (*x.shape[:2], 1)).astype(np.float32), factor)
     flakes = np.where(flakes < threshold, 0, flakes.clip(0, 1))
     flakes = _motion(flakes, radius, blur, generator.uniform(-135, -45))
     weights = (0.299, 0.587, 0.114) if x.shape[-1] == 3 else np.full(x.shape[-1], 1 / x.shape[-1])
-    grey = (x * np.float32(weights)).sum(-1, keepdims=True)
+    grey = (x * np.asarray(weights, np.float32)).sum(-1, keepdims=True)
     return kept * x + (1 - kept) * np.maximum(x, grey * 1.5 + 0.5) + flakes + np.rot90(flakes, 2)
 
 
-def frost(x, generator, kept, added, scale):
-    crystals = ice_crystals(*x.shape[:2], generator, scale)
+def frost(x: np.ndarray, generator: np.random.Generator, kept: float, added: float, scale: float) -> np.ndarray:
+    """Ice crystals (`ice_crystals`) are added to an image that is darkened."""
+    crystals = ice_crystals(x.shape[0], x.shape[1], generator, scale)
     if x.shape[-1] != 3:
         crystals = crystals.mean(-1, keepdims=True)
     return kept * x + added * crystals
@@ -289,33 +294,33 @@ def ice_crystals(height: int, width: int, generator: np.random.Generator, scale:
     roots = start + where * stem
     lines = [np.concatenate([start, start + stem], -1)]
     lines += [np.concatenate([roots, roots + 0.4 * (1 - where) * side], -1) for side in sides]
-    lines = np.concatenate(lines, 1)
-    shades = np.sort(generator.uniform(40, 255, (count, 1)), axis=0) * generator.uniform(0.6, 1, lines.shape[:2])
-    picture = Image.new("L", finer)
-    draw = ImageDraw.Draw(picture)
-    for line, shade in zip(lines.reshape(-1, 4).tolist(), shades.ravel().astype(int).tolist(), strict=True):
+    strokes = np.concatenate(lines, 1)
+    shades = np.sort(generator.uniform(40, 255, (count, 1)), axis=0) * generator.uniform(0.6, 1, strokes.shape[:2])
+    drawn = Image.new("L", finer)
+    draw = ImageDraw.Draw(drawn)
+    for line, shade in zip(strokes.reshape(-1, 4).tolist(), shades.ravel().astype(int).tolist(), strict=True):
         draw.line(line, fill=shade)
     haze = plasma(_power_of_two(height, width), 2, generator)[:height, :width]
-    ice = np.asarray(picture.resize((width, height), Image.Resampling.BOX)) / 255 + haze
+    ice = np.asarray(drawn.resize((width, height), Image.Resampling.BOX)) / 255 + haze
     # Mean, deviation and colour are within those of the authors' photographs, which differ as much from each other.
     ice = generator.uniform(0.48, 0.81) + generator.uniform(0.09, 0.17) * (ice - ice.mean()) / ice.std()
     return (ice[..., None] * (0.93, 1.01, 1.06)).clip(0, 1)
 
 
-def fog(x, generator, strength, decay):
+def fog(x: np.ndarray, generator: np.random.Generator, strength: float, decay: float) -> np.ndarray:
+    """Clouds (`plasma`) are added, and the range of the values is kept."""
     height, width = x.shape[:2]
     clouds = plasma(_power_of_two(height, width), decay, generator)[:height, :width, None]
     return (x + strength * clouds) * x.max() / (x.max() + strength)
 
 
-def _power_of_two(height, width):
+def _power_of_two(height: int, width: int) -> int:
     return 2 ** math.ceil(math.log2(max(height, width)))
 
 
 def plasma(size: int, decay: float, generator: np.random.Generator) -> np.ndarray:
     """Clouds by the diamond-square algorithm on a torus: (size, size) with values in [0, 1]; `size` is a power of two.
-    What is added at random to the mean of four neighbours falls by the square of `decay` whenever they move closer.
-    """
+    What is added at random to the mean of four neighbors falls by the square of `decay` when they move closer."""
     heights = np.zeros((size, size))
     step, most = size, 100.0**2
     while step > 1:
@@ -336,19 +341,22 @@ def plasma(size: int, decay: float, generator: np.random.Generator) -> np.ndarra
     return heights / heights.max()
 
 
-def brightness(x, generator, more):
+def brightness(x: np.ndarray, generator: np.random.Generator, more: float) -> np.ndarray:
     """The value of HSV, the largest of RGB, is raised; hue and saturation stay, so all three grow by one factor."""
     value = x.max(-1, keepdims=True) if x.shape[-1] == 3 else x
     brighter = (value + more).clip(0, 1)
     return np.where(value > 0, x * brighter / np.maximum(value, 1e-6), brighter)
 
 
-def contrast(x, generator, share):
+def contrast(x: np.ndarray, generator: np.random.Generator, share: float) -> np.ndarray:
+    """Values move toward the mean of their channel, and keep a share of their distance."""
     mean = x.mean((0, 1))
     return (x - mean) * share + mean
 
 
-def elastic_transform(x, generator, strength, smoothness, jitter):
+def elastic_transform(
+    x: np.ndarray, generator: np.random.Generator, strength: float, smoothness: float, jitter: float
+) -> np.ndarray:
     """A random affine map, then a random smooth field of displacements."""
     height, width = x.shape[:2]
     side = min(height, width)
@@ -366,41 +374,44 @@ def elastic_transform(x, generator, strength, smoothness, jitter):
     return _sample(x, rows + down, columns + across)
 
 
-def _sample(x, rows, columns):
+def _sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """The values of an image at positions in pixels (bilinear), which is mirrored beyond its borders."""
     height, width = x.shape[:2]
-    grid = np.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], -1)
-    grid = torch.from_numpy(grid.astype(np.float32))[None]
+    places = np.stack([2 * columns / (width - 1) - 1, 2 * rows / (height - 1) - 1], -1)
+    grid = torch.from_numpy(places.astype(np.float32))[None]
     return _from_torch(F.grid_sample(_to_torch(x), grid, padding_mode="reflection", align_corners=True))
 
 
-def pixelate(x, generator, share):
+def pixelate(x: np.ndarray, generator: np.random.Generator, share: float) -> np.ndarray:
+    """The image is reduced to a share of its sides, and enlarged again."""
     height, width = x.shape[:2]
     small = (max(1, int(width * share)), max(1, int(height * share)))
-    return _as_pictures(x, lambda p: p.resize(small, Image.Resampling.BOX).resize(p.size, Image.Resampling.BOX))
+    return _as_images(x, lambda p: p.resize(small, Image.Resampling.BOX).resize(p.size, Image.Resampling.BOX))
 
 
-def jpeg_compression(x, generator, quality):
-    def through_file(picture):
+def jpeg_compression(x: np.ndarray, generator: np.random.Generator, quality: int) -> np.ndarray:
+    """The image is stored as a JPEG of this quality, and read again."""
+
+    def through_file(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
+        image.save(file, "JPEG", quality=quality)
         return Image.open(file)
 
-    return _as_pictures(x, through_file)
+    return _as_images(x, through_file)
 
 
-def _as_pictures(x, function: Callable[[Image.Image], Image.Image]):
-    """An RGB image as one picture, other numbers of channels as one grey picture each."""
+def _as_images(x: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """What a function makes of an RGB image as one of Pillow, of other channels as one grey image each."""
     values = to_bytes(x)
     parts = [values] if x.shape[-1] == 3 else [values[..., channel] for channel in range(x.shape[-1])]
     return np.dstack([np.asarray(function(Image.fromarray(part))) for part in parts]) / np.float32(255)
 
 
-def _to_torch(x):
+def _to_torch(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))[None]
 
 
-def _from_torch(x):
+def _from_torch(x: torch.Tensor) -> np.ndarray:
     return x[0].permute(1, 2, 0).numpy()
 
 

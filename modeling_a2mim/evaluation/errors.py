@@ -5,10 +5,12 @@ import csv
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import confusion_matrix
 
 from ..utils.plotting import new_figure, short_file, short_names, to_picture
@@ -54,7 +56,7 @@ def confusion_matrix_picture(
     if numbered:
         for (row, column), share in np.ndenumerate(shares):
             if share > 0:
-                style = {"ha": "center", "color": "white" if share > 50 else "black"}
+                style: dict[str, Any] = {"ha": "center", "color": "white" if share > 50 else "black"}
                 samples = f"{matrix[row, column]:,}"
                 axes.text(column, row, f"{share:.0f}%", va="bottom", fontsize=8, **style)
                 axes.text(column, row + 0.08, samples, va="top", fontsize=min(7, 45 / len(samples)), **style)
@@ -71,12 +73,12 @@ def confusion_matrix_picture(
         axes.set_xticks(range(count), short, rotation=90, fontsize=size)
         axes.set_yticks(range(count), [f"{n} ({t:,})" for n, t in zip(short, totals, strict=True)], fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class (samples)" if named else "true class")
-    where = {"shrink": 0.7} if numbered else {"location": "left", "shrink": 0.4}
+    where: dict[str, Any] = {"shrink": 0.7} if numbered else {"location": "left", "shrink": 0.4}
     figure.colorbar(image, ax=axes, label="% of the true class", **where)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for text in axes.texts:
-        text.set_in_layout(True)
+    for label in axes.texts:
+        label.set_in_layout(True)
     figure.savefig(path, metadata={"Software": None}, bbox_inches="tight")  # as wide as the list is
 
 
@@ -96,13 +98,14 @@ def worst_examples(logits: np.ndarray, labels: Sequence[int], count: int = 16) -
         logits: (samples, classes).
         labels: class index of each sample.
     """
-    logits, labels = torch.as_tensor(logits).double(), torch.as_tensor(labels).long()
-    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    wrong = (logits.argmax(1) != labels).nonzero().flatten()
+    scores, classes = torch.as_tensor(logits).double(), torch.as_tensor(labels).long()
+    losses = torch.nn.functional.cross_entropy(scores, classes, reduction="none")
+    wrong = (scores.argmax(1) != classes).nonzero().flatten()
     return wrong[losses[wrong].argsort(descending=True, stable=True)][:count].tolist()
 
 
 def row_name(row: int) -> str:
+    """What a sample is called where nothing but its row is known."""
     return f"row {row}"
 
 
@@ -172,7 +175,9 @@ def worst_examples_picture(
     columns = min(4, len(worst))
     rows = math.ceil(len(worst) / columns)
     figure = new_figure(2.4 * columns, 2.9 * rows)
-    figure.get_layout_engine().set(h_pad=0.1)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(h_pad=0.1)
     short = short_names(names)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()

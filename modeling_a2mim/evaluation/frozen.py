@@ -1,6 +1,7 @@
 """Evaluation of a frozen encoder: nearest neighbors and logistic regression on its features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
+from ..modeling_a2mim import A2MIMModel
 from ..models.linear_probe import layer_features, layer_index
 from .metrics import classification_metrics, log_odds
 
@@ -50,9 +52,12 @@ def extract_features(
     Raises:
         ValueError: if the encoder has no such layer.
     """
-    core, training = getattr(model, "a2mim", model), model.training
+    core, training = cast(A2MIMModel, getattr(model, "a2mim", model)), model.training
     wanted = [layer_index(core, layer, "probe_layers") for layer in ([-1] if layers is None else layers)]
-    device, waiting, features, labels = core.device, [], [], []
+    device = core.device
+    waiting: list[list[torch.Tensor]] = []
+    features: list[list[np.ndarray]] = []
+    labels: list[np.ndarray] = []
     loader = DataLoader(
         samples,
         batch_size,
@@ -78,8 +83,8 @@ def extract_features(
         copy_waiting()
     finally:
         model.train(training)
-    features = [np.concatenate(parts) for parts in zip(*features, strict=True)]
-    return features[0] if layers is None else features, np.concatenate(labels)
+    joined = [np.concatenate(parts) for parts in zip(*features, strict=True)]
+    return joined[0] if layers is None else joined, np.concatenate(labels)
 
 
 def nearest_neighbors(train: tuple, neighbors: int = 5, temperature: float | None = None) -> KNeighborsClassifier:
@@ -89,10 +94,10 @@ def nearest_neighbors(train: tuple, neighbors: int = 5, temperature: float | Non
     discrimination (https://arxiv.org/abs/1805.01978, with 0.07) and DINO.
     """
 
-    def weights(distances):  # (samples, neighbors), 1 - cosine; the nearest one weighs 1, so that none underflows
+    def votes(distances):  # (samples, neighbors), 1 - cosine; the nearest one weighs 1, so that none underflows
         return np.exp((distances.min(1, keepdims=True) - distances) / temperature)
 
-    weights = "distance" if temperature is None else weights
+    weights = "distance" if temperature is None else votes
     return KNeighborsClassifier(min(neighbors, len(train[1])), weights=weights, metric="cosine").fit(*train)
 
 
@@ -142,14 +147,17 @@ def choose_c(features: np.ndarray, labels: np.ndarray, class_weights: dict[int, 
         splits = StratifiedKFold(folds, shuffle=True, random_state=0)
     else:
         splits = StratifiedShuffleSplit(1, test_size=0.2, random_state=0)
-    grid, scoring = {"logisticregression__C": C_VALUES}, "neg_log_loss"
+    grid = {"logisticregression__C": C_VALUES}
+    scoring: str | Callable = "neg_log_loss"
     if class_weights is not None:
 
-        def scoring(regression, samples, truth):
+        def weighted(regression, samples, truth):
             weights = compute_sample_weight(class_weights, truth)
             return -log_loss(
                 truth, regression.predict_proba(samples), sample_weight=weights, labels=regression.classes_
             )
+
+        scoring = weighted
 
     regression = _logistic_regression(class_weights=class_weights)
     search = GridSearchCV(regression, grid, scoring=scoring, cv=splits, refit=False)
@@ -186,7 +194,7 @@ def evaluate_frozen(
         neighbors, temperature, c: see `nearest_neighbors` and `linear_probe_accuracy`.
         names: of the classes; with them, there are also figures of each class.
         class_weights: how much a sample of each class counts in the regression, "balanced" for the inverse of how
-            often it occurs. Neighbours do not know of it.
+            often it occurs. Neighbors do not know of it.
 
     Returns:
         One dict for each subset, seed, layer and method: `subset`, `seed`, `images` (how many), `layer` (as given),
@@ -198,7 +206,7 @@ def evaluate_frozen(
     """
     if not subsets or not layers:
         raise ValueError("subsets, layers: expected at least one of each")
-    options = {"batch_size": batch_size, "num_workers": num_workers, "layers": layers, "dtype": dtype}
+    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "layers": layers, "dtype": dtype}
     needed = sorted({row for rows in subsets.values() for row in rows})
     place = {row: i for i, row in enumerate(needed)}
     known, labels = extract_features(model, Subset(train, needed), **options)

@@ -58,7 +58,7 @@ def compute_metrics(prediction, names: Sequence[str] | None = None) -> dict[str,
 
 
 def classification_metrics(
-    best: np.ndarray, scores: np.ndarray, labels: Sequence[int], names: Sequence[str] | None = None
+    best: np.ndarray, scores: np.ndarray, labels: Sequence[int] | np.ndarray, names: Sequence[str] | None = None
 ) -> dict[str, float]:
     """What `compute_metrics` returns, and for each class of `names` that occurs in the labels `precision_NAME` (0 if
     it is never predicted), `recall_NAME` and `average_precision_NAME`.

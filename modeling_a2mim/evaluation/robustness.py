@@ -6,6 +6,7 @@ divides errors by those of AlexNet, and so is defined for ImageNet alone.
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -91,8 +92,9 @@ def evaluate_corruptions(
     if not len(samples):
         raise ValueError("corruptions: there are no images to evaluate on")
     names = [(corruption, severity) for corruption in corruptions for severity in severities]
-    transforms = [CorruptedTransform(pretrained_cfg, *name, samples.transform.max_pixels) for name in names]
-    sets = _Sets(samples, [samples.transform, *transforms])
+    clean_transform = cast(FineTuneTransform, samples.transform)
+    transforms = [CorruptedTransform(pretrained_cfg, *name, clean_transform.max_pixels) for name in names]
+    sets = _Sets(samples, [clean_transform, *transforms])
 
     # One loader for all sets, since starting workers takes seconds on some platforms.
     parallel = distributed.is_available() and distributed.is_initialized()

@@ -39,7 +39,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3f}" if self.half_width is None else f"{self.mean:.3f} ± {self.half_width:.3f}"
 
 
-def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_and_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
     """The mean of values that vary at random (seeds), and the half-width of its interval by Student's t.
 
     Raises:

@@ -7,6 +7,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import get_token
 
@@ -20,10 +21,11 @@ from .folder import export_model
 from .hub import push_folder
 
 
-SHOWS = " *"  # behind the name of a picture of images of the data, in a list of files
+SHOWS = " *"  # behind the name of a figure with images of the data, in a list of files
 
 
 def main(argv: list[str] | None = None):
+    """The command: upload a folder to the Hub, or list what would be uploaded."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_a2mim.export", description="Upload an exported folder, or a checkpoint, to the Hub."
     )
@@ -50,7 +52,7 @@ def push(args: argparse.Namespace):
         try:
             folder = _exported(args.folder, Path(temporary) / "export")
             pictures = not args.no_pictures
-            done = push_folder(folder, args.repo_id, metadata=metadata, pictures_of_data=pictures, **options)
+            done: Any = push_folder(folder, args.repo_id, metadata=metadata, pictures_of_data=pictures, **options)
         except ValueError:
             raise
         except Exception as error:  # of the network: the kinds differ between releases of huggingface_hub

@@ -76,8 +76,8 @@ def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
     for task in dict.fromkeys(run.get("task") for run in runs if "steps" in run):
         same = [run for run in runs if run.get("task") == task and "steps" in run]
         if len(same) > 1:
-            steps, passes = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
-            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(passes, 2):,} passes"))
+            steps, epochs = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
+            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(epochs, 2):,} passes"))
     return rows
 
 
@@ -121,13 +121,13 @@ def evaluation_section(record: dict, encoder: bool = False) -> str:
             parts.append(record["evaluation_note"])
     if record.get("measured"):
         parts.append(f"Measured {record['measured_on']}:")
-        for columns, rows in itertools.groupby(record["measured"], key=tuple):
-            parts.append(markdown_table(columns, (row.values() for row in rows)))
+        for columns, measured in itertools.groupby(record["measured"], key=tuple):
+            parts.append(markdown_table(columns, (row.values() for row in measured)))
     if record.get("published"):
         columns = ("method", "architecture", "dataset", "metric", "value", "protocol")
-        rows = ([row[name] for name in columns] for row in record["published"])
+        published = ([row[name] for name in columns] for row in record["published"])
         parts += [] if parts else ["Not evaluated here."]
-        parts += ["These numbers are the paper's, not measured here:", markdown_table(columns, rows)]
+        parts += ["These numbers are the paper's, not measured here:", markdown_table(columns, published)]
     parts = parts or ["Not evaluated."]
     if encoder and not record.get("measured"):
         parts.append("How well the features serve a task after fine-tuning or probing was not evaluated here.")

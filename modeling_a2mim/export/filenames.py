@@ -9,6 +9,6 @@ PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
 CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
 PREDICTIONS = "predictions.png"  # of segmenters and detectors
 PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION)
-SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # pictures of images that were trained or evaluated on
+SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # figures with images that were trained or evaluated on
 
 PLACEHOLDER = "ORG/NAME"  # in a model card, until the name of the repository is known

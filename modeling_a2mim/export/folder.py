@@ -64,7 +64,8 @@ def timm_config(model: A2MIMModel) -> dict:
         "pretrained_cfg": timm_pretrained_cfg(model),
     }
     if model.num_classes:
-        result["label_names"] = [config.id2label[i] for i in range(model.num_classes)]
+        id2label: dict = config.id2label  # by numbers; transformers allows names too, as in JSON
+        result["label_names"] = [id2label[i] for i in range(model.num_classes)]
         if config.problem_type not in (None, "single_label_classification"):
             result["problem_type"] = config.problem_type
     return result

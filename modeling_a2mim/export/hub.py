@@ -1,6 +1,6 @@
 """What goes to the Hub: an exact list of files, looked at before they leave, in one commit.
 
-Anything else in the folder stays: checkpoints, optimiser states, logs, pictures of training, whatever a user put
+Anything else in the folder stays: checkpoints, optimiser states, logs, figures of training, whatever a user put
 there.
 """
 
@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def uploaded_files(folder: str | os.PathLike, pictures_of_data: bool = True) -> 
 
     Args:
         folder: what `export.export_model` or a script wrote.
-        pictures_of_data: whether pictures of images of the data (`SHOWING_DATA`) are among them.
+        pictures_of_data: whether figures with images of the data (`SHOWING_DATA`) are among them.
 
     Raises:
         ValueError: if the folder is no export, or one of the files is a link.
@@ -80,7 +81,7 @@ def uploaded_files(folder: str | os.PathLike, pictures_of_data: bool = True) -> 
     return sorted(found)
 
 
-def check_files(folder: str | os.PathLike, names: list[str], secrets: list[str | None] = ()):
+def check_files(folder: str | os.PathLike, names: Sequence[str], secrets: Sequence[str | None] = ()):
     """Look at what is about to leave.
 
     Args:
@@ -151,7 +152,7 @@ def push_folder(
         commit_message: the title of the commit.
         token: default: the one of `hf auth login` or of the environment.
         create_pr: open a pull request instead of writing to the branch.
-        pictures_of_data: whether the pictures that show images of the data (`SHOWING_DATA`) go too.
+        pictures_of_data: whether the figures that show images of the data (`SHOWING_DATA`) go too.
         metadata: entries of the card to set, such as `license` and `base_model`.
         dry_run: upload nothing, and need no network.
         blocking: wait for the upload.
@@ -175,7 +176,9 @@ def push_folder(
         if revision not in (None, "main") and not create_pr:
             api.create_branch(name, branch=revision, exist_ok=True)
         card = _card(Path(folder), name, files, metadata or {})
-        operations = [CommitOperationAdd(f, card if f == "README.md" else str(Path(folder, f))) for f in files]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(f, card if f == "README.md" else str(Path(folder, f))) for f in files
+        ]
         there = api.list_repo_files(name, revision=None if create_pr else revision)
         operations += [CommitOperationDelete(f) for f in there if UPLOADED.fullmatch(f) and f not in files]
         logger.info("uploading %d files to %s", len(files), name)
@@ -190,7 +193,7 @@ def push_folder(
 
 
 def _card(folder: Path, repo_id: str, files: list[str], metadata: dict) -> bytes:
-    """The README with the repository's name in its examples, and without pictures that are not there."""
+    """The README with the repository's name in its examples, and without figures that are not there."""
     text = (folder / "README.md").read_text(encoding="utf-8").replace(PLACEHOLDER, repo_id)
     for name in PICTURES:
         if name not in files:
@@ -199,5 +202,5 @@ def _card(folder: Path, repo_id: str, files: list[str], metadata: dict) -> bytes
     for name, value in metadata.items():
         setattr(card.data, name, value)
     if EXAMPLE not in files and any(EXAMPLE in entry.get("src", "") for entry in card.data.get("widget", [])):
-        del card.data.widget
+        card.data.pop("widget")
     return str(card).encode()

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -132,18 +133,19 @@ def load_into_encoder(model: A2MIMPreTrainedModel, weights: dict[str, torch.Tens
     Raises:
         ValueError: if any other weight is missing, left over or of another shape.
     """
-    encoder, names = model.a2mim.encoder, set(model.a2mim.plan.names)
+    core = cast(A2MIMModel, model.a2mim)
+    names = core.plan.names
     kept = {name: value for name, value in weights.items() if name in names}
-    new = set()
+    new: set[str] = set()
     pooled_norm = {name for name in names if name.startswith("fc_norm.")}
     if pooled_norm and not pooled_norm & set(weights):
         # Mean pooling: a new norm after it takes the place of the old one (MAE, BEiT).
         new, weights = pooled_norm, {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
     over = [name for name in weights if name not in names]
     if over:
-        over = sorted(set(over) - classifier_names(model.a2mim))
+        over = sorted(set(over) - classifier_names(core))
     try:
-        missing, _ = encoder.load_state_dict(kept, strict=False)
+        missing, _ = core.encoder.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
     # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).

@@ -50,6 +50,7 @@ def recorded_method(record: dict) -> str | None:
 
 
 def names_in(method: str | None) -> list[str]:
+    """The keys of `PAPERS` that a method names."""
     return [name for name in PAPERS if name in (method or "")]
 
 

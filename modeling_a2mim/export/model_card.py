@@ -6,6 +6,7 @@ Nothing is filled in that is not known: what was not evaluated says so, and numb
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
@@ -79,7 +80,7 @@ def model_card(
     core = model if isinstance(model, A2MIMModel) else model.a2mim
     pipeline_tag = "image-classification" if classifier else "image-feature-extraction"
     data = _metadata(record, method, "timm", pipeline_tag, "accuracy")
-    data.widget = _widget(config, record, repo, files) if classifier else None
+    data["widget"] = _widget(config, record, repo, files) if classifier else None
     parameters = f"{sum(p.numel() for p in core.encoder.parameters()):,}"
     return _render(
         "template.md",
@@ -253,8 +254,9 @@ def _decoder(model: A2MIMForPreTraining) -> str:
     parameters = f"{sum(p.numel() for p in model.decoder.parameters()):,} parameters"
     if config.decoder == "linear":
         return f"one {size} convolution of the last feature map, {parameters}"
-    stages = model.a2mim.encoder.feature_info
-    strides = [stages[index]["reduction"] for index in model.decoder.indices]
+    encoder: Any = model.a2mim.encoder
+    decoder: Any = model.decoder  # a MultiscaleDecoder
+    strides = [encoder.feature_info[index]["reduction"] for index in decoder.indices]
     read = f"the feature maps of {', '.join(map(str, strides))} and {model.a2mim.plan.stride} px a cell"
     return f"multiscale, of {read}, predicts with a {size} convolution, {parameters}"
 

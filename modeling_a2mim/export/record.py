@@ -29,7 +29,7 @@ PACE = ("images_per_second", "data_wait", "time_left")  # which differ from run 
 NOT_LOGGED = ("epoch", "total_flos", *PACE)
 
 # What is kept of an earlier run; `origin` is what is said of a converted model instead.
-KEPT = dict.fromkeys(("task", "method", "origin", "data", "recipe"), str)
+KEPT: dict[str, type | tuple[type, ...]] = dict.fromkeys(("task", "method", "origin", "data", "recipe"), str)
 KEPT |= dict.fromkeys(("steps", "epochs", "images", "total_batch_size", "learning_rate"), (int, float))
 
 
@@ -43,6 +43,7 @@ def hardware(device: torch.device, processes: int) -> str:
 
 
 def versions() -> dict[str, str]:
+    """The releases of Python and of the packages that results depend on."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
@@ -96,6 +97,7 @@ def pretraining_runs(runs: list[dict]) -> list[dict]:
 
 
 def dataset_length(dataset) -> int | None:
+    """How many samples a dataset has; `None` for a stream, and for several datasets (a dict)."""
     counted = hasattr(dataset, "__len__") and not isinstance(dataset, dict)  # of several data sets
     return len(dataset) if counted else None
 

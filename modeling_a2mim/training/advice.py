@@ -17,7 +17,7 @@ def before_training(model: A2MIMForPreTraining, images: int, args: A2MIMTraining
     most runs."""
     config, site_grid = model.config, model.a2mim.site.layout.grid
     found, batch, per_epoch = [], args.step_batch_size, args.steps_per_epoch(images)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(float(args.num_train_epochs) * per_epoch)
     if steps * FEW < args.USUAL_STEPS:
         found.append(
             f"{steps:,} steps, {steps / per_epoch:.3g} passes over {images:,} images, are few: an encoder needs some "

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -69,6 +70,7 @@ class PaceCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def waiting(self):
+        """Count the time of a `with` block as waiting for images."""
         start = perf_counter()
         yield
         self.waited += perf_counter() - start
@@ -113,7 +115,8 @@ class ReconstructionCallback(TrainerCallback):
     """Writes figures of the reconstructions of the same images while training goes on, and one at the end."""
 
     def __init__(self, batch: dict[str, torch.Tensor], names: list[str] | None = None):
-        self.batch, self.names = batch, names
+        self.batch: dict[str, Any] = batch
+        self.names = names
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if args.reconstruction_steps and state.global_step % args.reconstruction_steps == 0:

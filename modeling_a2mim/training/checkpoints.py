@@ -197,7 +197,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if not resumes(value):
         return None
     latest = value is True or str(value).lower() in ("true", "last")
-    folder = Path(output_dir if latest else value)
+    folder = Path(output_dir if latest else str(value))
     if latest and not _begun(folder):
         if thorough:
             logger.info("resume_from_checkpoint %s: %s holds no checkpoint yet: a new run begins", value, folder)
@@ -213,7 +213,7 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
         return str(folder)
     if thorough:
         _finish_renaming(folder)
-    broken = []
+    broken: list[str] = []
     for checkpoint in newest_first(folder) if thorough else newest_first(folder, folder / TEMPORARY):
         problems = _resume_problems(checkpoint, thorough)
         if not problems:

@@ -14,7 +14,7 @@ class Diverged(ValueError):
 
 def non_finite_weights(model: nn.Module) -> list[str]:
     """The names of parameters, and of statistics of BatchNorms, that hold NaN or infinity."""
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             tensors |= {f"{name}.{key}": value for key, value in module.named_buffers(recurse=False)}

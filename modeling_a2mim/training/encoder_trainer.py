@@ -48,7 +48,6 @@ class EncoderTrainer(PublishingTrainer):
 
     arguments_class = A2MIMTrainingArguments
     default_collator = staticmethod(collate_samples)
-    reconstructs = False  # whether the model is one for pre-training
 
     def __init__(
         self,
@@ -81,6 +80,11 @@ class EncoderTrainer(PublishingTrainer):
             self.args = with_length(self.args, images)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping)
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether the model is one for pre-training."""
+        return False
 
     def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
         """The callback that draws `picture_samples`, given as a batch."""

@@ -4,7 +4,7 @@ import logging
 
 from transformers.trainer_utils import IntervalStrategy
 
-from ..arguments.training import LOGGING_STEPS, A2MIMTrainingArguments, with_values
+from ..arguments.training import LOGGING_STEPS, A2MIMTrainingArguments, FineTuningArguments, with_values
 
 
 logger = logging.getLogger("a2mim")
@@ -31,6 +31,7 @@ def with_length(args: A2MIMTrainingArguments, images: int) -> A2MIMTrainingArgum
     most = args.MOST_EVALUATIONS
     if most is None or epochs <= most or args.eval_strategy != IntervalStrategy.EPOCH:
         return with_values(args, num_train_epochs=epochs)
+    assert isinstance(args, FineTuningArguments)  # which alone have MOST_EVALUATIONS
     if args.evaluations_given or args.eval_steps is not None or args.load_best_model_at_end:
         return with_values(args, num_train_epochs=epochs)
     return with_values(args, num_train_epochs=epochs, eval_strategy=IntervalStrategy.STEPS, eval_steps=1 / most)

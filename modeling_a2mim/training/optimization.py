@@ -2,6 +2,7 @@
 
 import ast
 import math
+from typing import Any
 
 import torch
 from timm.optim import (
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
+from ..arguments.training import A2MIMTrainingArguments
 from ..modeling_a2mim import A2MIMModel
 
 
@@ -82,14 +84,14 @@ def layer_groups(
     ]
 
 
-def timm_optimizer(groups: list[dict], args: TrainingArguments) -> torch.optim.Optimizer:
+def timm_optimizer(groups: list[dict], args: A2MIMTrainingArguments) -> torch.optim.Optimizer:
     """The optimiser of timm that `args.timm_optim` names, with `args.optim_args` (`key=value,key=value`). Its betas
     and eps are timm's, where `args.adam_beta1`, `adam_beta2` and `adam_epsilon` are transformers' defaults.
 
     Raises:
         ValueError: naming `optim_args`, if it takes no such arguments.
     """
-    options = {"lr": args.learning_rate}
+    options: dict[str, Any] = {"lr": args.learning_rate}
     if (args.adam_beta1, args.adam_beta2) != (TrainingArguments.adam_beta1, TrainingArguments.adam_beta2):
         options["betas"] = (args.adam_beta1, args.adam_beta2)
     if args.adam_epsilon != TrainingArguments.adam_epsilon:
@@ -106,7 +108,7 @@ def timm_optimizer(groups: list[dict], args: TrainingArguments) -> torch.optim.O
         raise ValueError(f"optim_args: timm's {args.timm_optim} does not take {args.optim_args!r}: {error}") from error
 
 
-def check_schedule(scheduler, args: TrainingArguments, steps: int) -> list[str]:
+def check_schedule(scheduler, args: A2MIMTrainingArguments, steps: int) -> list[str]:
     """What is wrong with the learning rates of a run of so many steps, in words; nothing of most.
 
     Args:
@@ -143,7 +145,7 @@ def check_schedule(scheduler, args: TrainingArguments, steps: int) -> list[str]:
     return found
 
 
-def milestone_schedule(optimizer: torch.optim.Optimizer, args: TrainingArguments, steps: int) -> LambdaLR:
+def milestone_schedule(optimizer: torch.optim.Optimizer, args: A2MIMTrainingArguments, steps: int) -> LambdaLR:
     """Linear warm-up, then a constant rate that is multiplied by `args.lr_gamma` at each of `args.lr_milestones`
     (steps, or below 1 shares of the run).
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
+from ..arguments.training import A2MIMTrainingArguments
 from ..export.folder import export_model, write_card
 from ..export.hub import push_folder
 from ..export.record import describe_run
@@ -55,6 +56,8 @@ class PublishingTrainer(ResumableTrainer):
 
     Subclasses may override `model_to_export`, `export`, `write_card` and `after_evaluation`.
     """
+
+    args: A2MIMTrainingArguments
 
     def __init__(self, *args, pretraining_model=None, provenance: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)

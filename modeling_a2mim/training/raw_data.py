@@ -3,6 +3,7 @@ are checked before training."""
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import datasets
 import torch
@@ -22,7 +23,11 @@ from ..models.linear_probe import LinearProbe
 
 
 LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them
-AUGMENTATION = {"scale": (0.8, 1.0), "hflip": 0.5, "vflip": 0.0}  # the command's defaults for classifiers
+AUGMENTATION: dict[str, Any] = {
+    "scale": (0.8, 1.0),
+    "hflip": 0.5,
+    "vflip": 0.0,
+}  # the command's defaults for classifiers
 MAX_SKIPPED_RATIO = 0.05
 ROWS = (datasets.Dataset, datasets.IterableDataset)
 
@@ -57,6 +62,7 @@ def as_samples(dataset, model, seed: int, name: str):
             f"{error}; cast one, dataset.cast_column('image', datasets.Image()), or pass {_wanted(model)}"
         ) from None
     label = None
+    transform: PreTrainTransform | FineTuneTransform
     if isinstance(model, A2MIMForPreTraining):
         transform = PreTrainTransform(model.config, train=train)
     else:
@@ -95,6 +101,7 @@ class StreamedSamples(IterableDataset):
         self.seed, self.name, self.epoch = seed, name, 0
 
     def set_epoch(self, epoch: int):
+        """Set the epoch, from 0, on which order and what is drawn depend; `Trainer` calls it."""
         self.epoch = epoch
         self.rows.set_epoch(epoch)
 
@@ -102,7 +109,7 @@ class StreamedSamples(IterableDataset):
         worker, skipped = get_worker_info(), SkippedImages(MAX_SKIPPED_RATIO, rows=None)
         image, label = self.columns
         for place, row in enumerate(self.rows):
-            report = {"seen": {self.name: 1}, "skipped": []}
+            report: dict[str, Any] = {"seen": {self.name: 1}, "skipped": []}
             try:
                 with generators_kept():
                     seed_generators(self.seed, self.epoch, worker.id if worker else 0, place)

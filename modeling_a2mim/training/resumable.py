@@ -216,7 +216,7 @@ class ResumableTrainer(Trainer):
 
     def _find_checkpoint(self, value) -> str | None:
         """Found by one process for each disk; all go on from the same checkpoint, or raise the same error."""
-        answer = []
+        answer: list[tuple[str | None, str | None]] = []
         if self.args.should_save:
             try:
                 checkpoint = find_checkpoint(value, self.args.output_dir, thorough=True)

@@ -146,6 +146,7 @@ class Resumption:
 
     @property
     def restarts_schedule(self) -> bool:
+        """Whether a setting of the learning rate differs, so that its schedule begins anew."""
         return bool(RATE & self.changed.keys())
 
     @property

@@ -2,6 +2,7 @@
 pixels as metrics."""
 
 import logging
+from typing import Any
 
 import torch
 from transformers import EvalPrediction
@@ -41,7 +42,7 @@ class A2MIMTrainer(EncoderTrainer):
         picture_names: what to call them there.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._terms: dict[str, list] = {}
         self._pixels: torch.Tensor | None = None
@@ -51,7 +52,6 @@ class A2MIMTrainer(EncoderTrainer):
 
     @property
     def reconstructs(self) -> bool:
-        """Whether the model is one for pre-training."""
         return isinstance(self.unwrapped(), A2MIMForPreTraining)
 
     def figure_callback(self, batch, names):

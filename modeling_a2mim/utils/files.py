@@ -72,8 +72,8 @@ def atomic_files(folder: str | os.PathLike) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
-        temporary = Path(temporary)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as path:
+        temporary = Path(path)
         yield temporary
         new = files_in(temporary)
         for name in new:

@@ -1,8 +1,9 @@
-"""Figures, short names in them, and images as pictures: what every plot of the package shares."""
+"""Figures, short names in them, and tensors as images: what every plot of the package shares."""
 
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,7 +16,7 @@ CURVES = {"loss": 1.0, "spatial_loss": 0.5, "frequency_loss": 0.5}
 
 LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
-LONGEST_FILE = 34  # what fits above a small picture
+LONGEST_FILE = 34  # what fits above a small image
 
 
 def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
@@ -36,7 +37,7 @@ def short_file(name: str, length: int = LONGEST_FILE) -> str:
     return line.replace("$", r"\$")
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """A figure of so many inches that no window shows."""
     figure = Figure(figsize=(width, height), dpi=120, layout=layout)  # without pyplot, which picks a display
     FigureCanvasAgg(figure)
@@ -46,8 +47,8 @@ def new_figure(width: float, height: float, layout: str | None = "constrained") 
 def to_picture(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
     """An image (channels, height, width), normalised with `mean` and `std`, in RGB; of images that are neither grey
     nor RGB the first channel is shown."""
-    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    shown = (image * std + mean).clamp(0, 1)[: 3 if len(image) == 3 else 1]
+    shift, scale = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    shown = (image * scale + shift).clamp(0, 1)[: 3 if len(image) == 3 else 1]
     return Image.fromarray((shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 

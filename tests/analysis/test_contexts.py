@@ -155,7 +155,7 @@ def test_each_subset_once(order):
     contexts = contexts_of(draw_permutations(16, 12, generator()), pairs, order)
     subsets = unique_subsets(contexts, pairs)
     assert len(np.unique(subsets.packed, axis=0)) == len(subsets.packed)
-    shown = np.unpackbits(subsets.packed, axis=-1, count=16).astype(bool)[subsets.index]
+    shown = np.unpackbits(subsets.packed, axis=-1, count=16).astype(bool)[subsets.indices]
     np.testing.assert_array_equal(shown, with_pairs(contexts, pairs))
     for pair, context, four in zip(pairs, contexts[:, 0], shown[:, 0], strict=True):
         one, other = (np.arange(16) == cell for cell in pair)

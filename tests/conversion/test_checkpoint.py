@@ -24,7 +24,6 @@ from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2M
 from modeling_a2mim.conversion import checkpoint as conversion
 from modeling_a2mim.conversion.__main__ import main
 from modeling_a2mim.conversion.checkpoint import _reorder_merging, convert, load_official, read_official
-from modeling_a2mim.conversion.config import official_config
 from modeling_a2mim.conversion.published import PUBLISHED
 
 from .. import official
@@ -186,19 +185,6 @@ def test_classifiers_as_they_are_saved(vit_classifier, tmp_path):
         assert model.config.id2label[9] == "LABEL_9"
 
 
-def test_site_of_the_token(resnet, vit):
-    assert convert(resnet, mask_site="layer3.0").model.a2mim.site.module == "layer3.0"
-    text = {"config": "backbone=dict(mask_layer=3)"}
-    assert convert(vit).model.a2mim.site.module == "patch_embed"
-    assert convert({"state_dict": vit, "meta": text}).model.a2mim.site.module == "blocks.1"
-    # Without the text, a CNN's token tells by its width.
-    encoder = {k: v for k, v in bare(resnet).items() if not k.startswith("mask_")}
-    for width, site in ((64, "maxpool"), (128, "layer2"), (256, "layer3")):
-        assert official_config(encoder, torch.zeros(1, width, 1, 1)).mask_site == site
-    with pytest.raises(ValueError, match="mask_token: it has 5 channels, the stages have 64, 64, 128, 256"):
-        official_config(encoder, torch.zeros(5))
-
-
 def test_method(vit, vit_classifier):
     simmim = {k.replace("decoder_pred", "decoder"): v for k, v in vit.items()}
     assert convert(simmim, name="a2mim.pth").method == "SimMIM"
@@ -330,12 +316,6 @@ def test_contents_that_are_refused(vit, vit_classifier, tmp_path):
     check({**vit, **types}, r"of another shape or type: a2mim\.encoder\.blocks\.1\.norm2\.bias \(32,\)")
     with pytest.raises(ValueError, match="mask_site: 'stem' given, but there is no mask token"):
         convert(vit_classifier, mask_site="stem")
-
-
-def test_other_depths_are_refused(resnet):
-    shallow = {k: v for k, v in resnet.items() if ".layer4.1." not in k}
-    with pytest.raises(ValueError, match=r"timm has no ResNet with \(\(2, 2, 2, 1\), False\)"):
-        convert(shallow)
 
 
 def test_small_files_do_not_make_large_models(vit, tmp_path):

@@ -3,11 +3,9 @@
 import re
 
 import pytest
-import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export.eval_results import eval_results
 from modeling_a2mim.export.filenames import PLACEHOLDER
 from modeling_a2mim.export.model_card import TEMPLATES, model_card
 from modeling_a2mim.export.record import earlier_runs
@@ -231,12 +229,6 @@ def test_of_a_run_that_goes_on_from_others(encoder, classifier):
     assert facts["masked image modelling, in all"] == "at least 6,678 steps, 11.75 passes"
 
 
-def test_what_is_kept_of_records_of_others():
-    foreign = {"steps": "many", "task": ["x"], "origin": "converted", "earlier": [3, {"steps": 5, "note": "n"}]}
-    assert earlier_runs(foreign) == [{"steps": 5}, {"origin": "converted"}]
-    assert earlier_runs({"earlier": "none"}) == [{}]
-
-
 def test_of_a_classifier(classifier):
     card = model_card(classifier, {**RECORD, "example": "a | b"}, "org/name", ALL, family_config("vit"))
     found = parts(card)
@@ -267,18 +259,6 @@ def test_published_numbers_are_marked(encoder):
     assert "Not evaluated here.\n\nThese numbers are the paper's, not measured here:\n\n" in found["evaluation"]
     assert "| A2MIM | ResNet-50 | ImageNet-1K | top-1 accuracy | 80.4 | fine-tuned, RSB A2 |" in found["evaluation"]
     assert found["facts"]["training"] == "converted from the official release"
-
-
-def test_eval_results():
-    files = eval_results(RECORD)
-    assert list(files) == ["org-birds.yaml"]
-    (entry,) = parse_eval_result_entries(yaml.safe_load(files["org-birds.yaml"]))
-    assert (entry.dataset_id, entry.value) == ("org/birds", 81.25)
-    assert entry.notes == "accuracy in percent on 500 images, split validation"
-    for missing in ("evaluated_on", "evaluation"):
-        assert eval_results({**RECORD, missing: None}) == {}
-    assert eval_results({**RECORD, "evaluation": {"step": 1, "images": 1, "loss": 1.0}}) == {}
-    assert eval_results(None) == {}
 
 
 def test_the_hub_accepts_it(hub, classifier):

@@ -1,12 +1,9 @@
 """What is said of a run of pre-training before and after it, with its numbers."""
 
 import logging
-import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from PIL import Image
 
 import run_pretraining
@@ -84,40 +81,6 @@ def test_a_token_that_is_nearly_everywhere(tmp_path):
     assert found.startswith(
         "the mask token enters a map of 4 x 4, coarser than the mask of 8 x 8 cells: it is at about 97%"
     )
-
-
-@pytest.mark.parametrize(
-    ("images", "batch", "passes"),
-    [(10_000, 64, 13), (1968, 64, 65), (1968, 16, 17), (50, 64, USUAL_EPOCHS[1]), (10**7, 256, USUAL_EPOCHS[0])],
-)
-def test_length(tmp_path, images, batch, passes, caplog):
-    caplog.set_level(logging.INFO, "a2mim")
-    args = arguments(tmp_path, per_device_train_batch_size=batch)
-    assert with_length(args, images).num_train_epochs == passes
-    assert args.num_train_epochs == "auto"
-    assert f"num_train_epochs auto: {passes} passes over {images:,} images in steps of {batch}" in caplog.text
-
-
-def test_a_given_length_stays(tmp_path):
-    for options in ({"num_train_epochs": 3}, {"num_train_epochs": "2.5"}, {"max_steps": 7}):
-        args = arguments(tmp_path, **options)
-        before = args.num_train_epochs, args.max_steps
-        args = with_length(args, 100)
-        assert (args.num_train_epochs, args.max_steps) == before
-    for wrong in ("many", 0, -2, "nan", None):
-        with pytest.raises(ValueError, match="^num_train_epochs: expected a number above 0 or auto, got"):
-            arguments(tmp_path, num_train_epochs=wrong)
-
-
-def test_auto_survives_a_copy(tmp_path):
-    args = with_length(replace(arguments(tmp_path), seed=3), 1968)
-    assert (args.num_train_epochs, args.seed) == (65, 3)
-
-
-def test_passes_without_their_last_steps(tmp_path):
-    args = arguments(tmp_path, dataloader_drop_last=True, gradient_accumulation_steps=3)
-    assert args.steps_per_epoch(703) == 4  # 10 batches
-    assert args.usual_epochs(10_000) == math.ceil(USUAL_STEPS / 52)
 
 
 def test_what_to_change(tmp_path):

@@ -1,6 +1,5 @@
-"""Training: logs, parameter groups, pictures, checkpoints, and runs that are killed and go on."""
+"""Training: both losses in its log, parameter groups, figures, precision, and runs that are killed and go on."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
-from modeling_a2mim.export.record import PACE
-from modeling_a2mim.training import callbacks
-from modeling_a2mim.training.length import logging_steps
 from modeling_a2mim.training.optimization import parameter_groups
-from modeling_a2mim.training.outputs import METRICS
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from ..families import FAMILIES, family_config
@@ -157,19 +152,6 @@ def test_parameter_groups(family):
     assert decay["decoder.weight"] == 0.3
 
 
-def test_token_rate_follows_the_release(tmp_path):
-    def rates(config):
-        trainer = make_trainer(tmp_path)
-        trainer.model = A2MIMForPreTraining(config)
-        return [group.get("lr") for group in trainer.parameter_groups(trainer.model)][-1]
-
-    assert rates(A2MIMConfig(**CONFIG)) == pytest.approx(1e-4)
-    assert rates(A2MIMConfig(**CONFIG, mask_gamma_init=None)) == pytest.approx(1e-3)
-    frozen = A2MIMForImageClassification(A2MIMConfig(**CONFIG)).freeze_encoder()
-    groups = parameter_groups(frozen, 1.0, 0.1)
-    assert sum(p.numel() for group in groups for p in group["params"]) == frozen.num_parameters(only_trainable=True)
-
-
 def test_learning_rate_follows_the_batch(tmp_path):
     common = {"output_dir": str(tmp_path), "use_cpu": True}
     sizes = {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}
@@ -205,92 +187,3 @@ def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
     log = trainer.state.log_history[-1]
     assert {"eval_spatial_loss", "eval_frequency_loss"} <= log.keys()
     assert "eval_bool_masked_pos" not in log
-
-
-# Logs
-
-
-class Clock(TrainerCallback):
-    """Time that passes only when an image is read, for a quarter of a second, and when a step is made, for six."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.now += 6
-
-
-def test_pace(tmp_path, monkeypatch, capsys):
-    clock = Clock()
-    monkeypatch.setattr(callbacks, "perf_counter", clock)
-    sample = ImageSamples._sample
-
-    def slow(self, *args):
-        clock.now += 0.25
-        return sample(self, *args)
-
-    trainer = make_trainer(tmp_path, callbacks=[clock], max_steps=5, save_strategy="no")
-    monkeypatch.setattr(ImageSamples, "_sample", slow)
-    trainer.train()
-    found = [[log[name] for name in PACE] for log in trainer.state.log_history if "loss" in log]
-    # Eight images are two seconds; accelerate is one batch ahead, so that the first step waits for two, the last of a
-    # pass for none.
-    assert found == [
-        [0.8, 0.4, 4 * 10.0],
-        [1.0, 0.25, 3 * 9.0],
-        [1.0, 0.25, pytest.approx(2 * 26 / 3, abs=0.1)],
-        [1.0, 0.25, 1 * 8.5],
-        [pytest.approx(8 / 6, abs=0.01), 0.0, 0.0],
-    ]
-    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
-    assert lines == trainer.state.log_history
-    assert not {name for entry in trainer.record()["log"] for name in entry} & set(PACE)
-    assert "'time_left': '0:00:40'" in capsys.readouterr().out
-
-
-def test_evaluations_are_lines_too(tmp_path):
-    trainer = make_trainer(tmp_path / "run", max_steps=2, save_strategy="no")
-    samples = trainer.train_dataset
-    trainer.evaluate(samples)
-    assert not (tmp_path / "run" / METRICS).exists()  # before training, there is no log to write to
-    trainer.train()
-    trainer.log({"eval_loss": float("nan")})
-    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 2, 2]
-    assert "train_runtime" in lines[2]
-    assert lines[3]["eval_loss"] is None
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-def test_the_bar_can_be_turned_off(tmp_path, capsys, disabled):
-    make_trainer(tmp_path, max_steps=2, save_strategy="no", disable_tqdm=disabled).train()
-    out, err = capsys.readouterr()
-    assert out.count("'time_left': '0:00:00'") == 2
-    assert ("2/2" in err) != disabled
-
-
-@pytest.mark.parametrize(
-    ("given", "steps", "logged"),
-    [
-        ({}, 5, [1, 2, 3, 4, 5]),
-        ({}, 43, list(range(2, 43, 2))),
-        ({"logging_steps": 10}, 15, [10]),
-        ({"logging_steps": 0.5}, 4, [2, 4]),
-    ],
-)
-def test_short_runs_log_more_often(tmp_path, monkeypatch, given, steps, logged):
-    trainer = make_trainer(tmp_path, count=16, max_steps=steps, save_strategy="no", **{"logging_steps": None, **given})
-    fixed = torch.tensor(1.0, requires_grad=True)
-    monkeypatch.setattr(A2MIMTrainer, "training_step", lambda self, *args: fixed.detach())
-    trainer.train()
-    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == logged
-
-
-def test_logging_steps_by_length(tmp_path):
-    args = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    found = [logging_steps(args, steps) for steps in (1, 5, 93, 999, 1000, 100_000)]
-    assert found == [1, 1, 4, 49, 50, 50]
-    given = A2MIMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, logging_steps=50)
-    assert logging_steps(given, 5) == 50

@@ -1,4 +1,4 @@
-"""Pushes while training goes on; `tests/test_hub.py` makes real ones."""
+"""Pushes while training goes on; `tests/export/test_hub.py` makes real ones."""
 
 import logging
 from concurrent.futures import Future

@@ -1,0 +1,40 @@
+"""What pre-training and fine-tuning share: how the optimizer is made, how often is logged."""
+
+import pytest
+import torch
+
+from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.training.optimization import parameter_groups
+from modeling_a2mim.training.trainer import A2MIMTrainer
+
+from .test_trainer import CONFIG, make_trainer
+
+
+def test_token_rate_follows_the_release(tmp_path):
+    def rates(config):
+        trainer = make_trainer(tmp_path)
+        trainer.model = A2MIMForPreTraining(config)
+        return [group.get("lr") for group in trainer.parameter_groups(trainer.model)][-1]
+
+    assert rates(A2MIMConfig(**CONFIG)) == pytest.approx(1e-4)
+    assert rates(A2MIMConfig(**CONFIG, mask_gamma_init=None)) == pytest.approx(1e-3)
+    frozen = A2MIMForImageClassification(A2MIMConfig(**CONFIG)).freeze_encoder()
+    groups = parameter_groups(frozen, 1.0, 0.1)
+    assert sum(p.numel() for group in groups for p in group["params"]) == frozen.num_parameters(only_trainable=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "logged"),
+    [
+        ({}, 5, [1, 2, 3, 4, 5]),
+        ({}, 43, list(range(2, 43, 2))),
+        ({"logging_steps": 10}, 15, [10]),
+        ({"logging_steps": 0.5}, 4, [2, 4]),
+    ],
+)
+def test_short_runs_log_more_often(tmp_path, monkeypatch, given, steps, logged):
+    trainer = make_trainer(tmp_path, count=16, max_steps=steps, save_strategy="no", **{"logging_steps": None, **given})
+    fixed = torch.tensor(1.0, requires_grad=True)
+    monkeypatch.setattr(A2MIMTrainer, "training_step", lambda self, *args: fixed.detach())
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == logged
