@@ -136,7 +136,7 @@ def stored_classes(sources: list[RowSource], column: str) -> dict[int | str, str
     """The classes that occur in sources that do not name them, as `id2label`."""
     fields = object_fields(sources[0].features[column]) or {}
     category = next((name for name in CLASS_FIELDS if name in fields), CLASS_FIELDS[0])
-    found = set()
+    found: set[int | str] = set()
     for source in sources:
         for _, value in values(source, column, "classes"):
             try:

@@ -154,7 +154,7 @@ def judged(truth, found, size=(200, 200), classes=None, scores=None, crowd=None,
         for mask, (x0, y0, x1, y1) in zip(filled, boxes.int().tolist(), strict=True):
             mask[y0:y1, x0:x1] = True
         detections["masks"] = filled
-    return AveragePrecision.judged(objects, size, detections)
+    return AveragePrecision.evaluated(objects, size, detections)
 
 
 def measured(*images, masks=False):
