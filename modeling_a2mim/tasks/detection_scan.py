@@ -47,7 +47,7 @@ class SizedRows(RowsOf):
 
     def __init__(self, source: RowSource, sizes: RowSource | None = None):
         super().__init__(source, range(len(source)))
-        self.folders, self.sizes = source.folders, source.select("height", "width") if sizes is None else sizes
+        self.sizes = source.select("height", "width") if sizes is None else sizes
 
     @property
     def fingerprint(self):

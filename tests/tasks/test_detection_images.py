@@ -3,14 +3,19 @@
 import json
 import logging
 
+import datasets
 import pytest
+from PIL import Image
 
 import run_finetune
+from modeling_a2mim.arguments.detection import DetectionArguments
 from modeling_a2mim.tasks.detection_data import CLIPPED, DROPPED
-from modeling_a2mim.tasks.detection_images import given_names
+from modeling_a2mim.tasks.detection_images import annotated_samples, given_names, load_annotated
+from modeling_a2mim.tasks.detection_scan import Sized
 
 from .test_annotation_folders import coco, image, write
 from .test_detection import SMALL
+from .test_detection_annotations import NAMES, as_rows, rows
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,6 +109,21 @@ def test_a_validation_set_without_objects(folder, tmp_path, caplog):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="^objects_column_name: 'objects' of the training data holds no objects"):
         start(["--train_dir", other, "--validation_dir", folder / "val"], tmp_path / "out")
+
+
+def test_a_stream_with_sizes(tmp_path):
+    """Of parquet files whose rows tell the size of their image, as many on the Hub do."""
+    values = {"image": [Image.new("L", (40, 30))] * 3, "width": [40] * 3, "height": [30] * 3}
+    stored = datasets.Dataset.from_dict({**values, "objects": [as_rows(rows())] * 3})
+    stored = stored.cast_column("image", datasets.Image())
+    stored.to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    args = DetectionArguments(dataset_name=[str(tmp_path)], streaming=True, id2label=json.dumps(NAMES))
+    images = load_annotated(args, masks=False)
+    source = annotated_samples(args, images.train, dict, 0, images.column).source
+    for part in (source, source.take(2)):
+        ((_, value),) = part.read([1])
+        assert isinstance(value, Sized)
+        assert (value.height, value.width) == (30, 40)
 
 
 def test_given_names(tmp_path):
