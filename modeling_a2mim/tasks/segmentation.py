@@ -212,6 +212,7 @@ class Predictions:
         self.samples, self.names = samples, names
 
     def __call__(self, model: nn.Module) -> PILImage:
+        """The figure for this model, which is in evaluation mode."""
         core: Any = next(module for module in model.modules() if hasattr(module, "a2mim"))
         mean, std = core.config.image_mean, core.config.image_std
         pixels = torch.stack([sample["pixel_values"] for sample in self.samples])
