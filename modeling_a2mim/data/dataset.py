@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import datasets
 import torch
@@ -67,7 +68,7 @@ class ImageSamples(torch_data.Dataset):
         max_skipped_ratio: float = 0.05,
         repeats: int = 1,
     ):
-        source = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+        source: RowSource = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
         self.source = source.select(image_column, label_column) if image_column else source
         self.transform, self.seed = transform, seed
         self.shuffle_size, self.max_skipped_ratio, self.repeats = shuffle_size, max_skipped_ratio, repeats
@@ -99,15 +100,16 @@ class ImageSamples(torch_data.Dataset):
             total_batch: images in a step, over all processes and accumulated batches.
             layouts: `ShuffleLayout.state` of each source, of a run that goes on; chosen if not given.
         """
-        mixed = isinstance(self.source, MixedSource) and self.source.weights is not None
-        sources = self.source.sources if mixed else [self.source]
+        sources, weights = [self.source], None
+        if isinstance(self.source, MixedSource) and self.source.weights is not None:
+            sources, weights = self.source.sources, self.source.weights
         cuts = [ShuffleLayout.from_state(layout) for layout in layouts or []] or [
             ShuffleLayout.choose(source.chunks, total_batch, self.shuffle_size, source.row_bytes) for source in sources
         ]
         if self.repeats > 1:
             return RepeatedOrder(self.source.chunks, cuts[0], self.seed, self.repeats)
         orders = [EpochOrder(s.chunks, c, self.seed + i) for i, (s, c) in enumerate(zip(sources, cuts, strict=True))]
-        return MixedOrder(orders, self.source.weights, self.seed) if mixed else orders[0]
+        return orders[0] if weights is None else MixedOrder(orders, weights, self.seed)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, row = key if isinstance(key, tuple) else (0, int(key))
@@ -127,8 +129,9 @@ class ImageSamples(torch_data.Dataset):
         training = isinstance(keys[0], tuple)
         # Bytes go to the training process and its device, which normalises them: a quarter of the memory to fill.
         transform = getattr(self.transform, "draw", self.transform) if training else self.transform
-        pairs = keys if training else [(0, int(key)) for key in keys]
-        samples, skipped = [], []
+        pairs = [key if isinstance(key, tuple) else (0, int(key)) for key in keys]
+        samples: list[dict[str, Any]] = []
+        skipped: list[tuple[int, BrokenImage]] = []
         for (epoch, row), value in zip(pairs, self.source.read([row for _, row in pairs]), strict=True):
             try:
                 samples.append(self._sample(transform, epoch, row, *value))
@@ -160,7 +163,7 @@ class ImageSamples(torch_data.Dataset):
             f"max_skipped_ratio: of {len(self)} images {tried} were tried and all are broken, the last one: {reason}"
         )
 
-    def _sample(self, transform: Callable, epoch: int, row: int, image, label) -> dict[str, torch.Tensor]:
+    def _sample(self, transform: Callable, epoch: int, row: int, image: Any, label: Any) -> dict[str, torch.Tensor]:
         try:
             if isinstance(image, BrokenImage):
                 raise image

@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -109,7 +110,7 @@ def is_image_file(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The header of an image; its pixels are decoded when they are needed.
 
     Args:
@@ -153,7 +154,7 @@ def open_image(value, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def upright_size(image: Image.Image | torch.Tensor) -> tuple[int, int]:
     """Height and width of an image the right way up."""
     if isinstance(image, torch.Tensor):
-        return tuple(image.shape[-2:])
+        return image.shape[-2], image.shape[-1]
     swapped, _, _ = orientation(image)
     width, height = image.size
     return (width, height) if swapped else (height, width)
@@ -178,11 +179,11 @@ def upright(image: Image.Image) -> Image.Image:
 def turned(array: np.ndarray, stored: tuple[bool, bool, bool]) -> np.ndarray:
     """An array (height, width) that lies as an image is stored (see `orientation`), the right way up."""
     swapped, mirrored, upside_down = stored
-    array = np.flip(array, [axis for axis, flip in ((0, upside_down), (1, mirrored)) if flip])
+    array = np.flip(array, tuple(axis for axis, flip in ((0, upside_down), (1, mirrored)) if flip))
     return np.ascontiguousarray(array.T if swapped else array)
 
 
-def to_pixels(image, num_channels: int) -> Image.Image | torch.Tensor:
+def to_pixels(image: Any, num_channels: int) -> Image.Image | torch.Tensor:
     """A sample as a PIL image of 1 (grey), 3 (RGB) or 4 (RGBA) channels of 8 bits, or from an array (height, width,
     channels) or (channels, height, width) as a tensor (channels, height, width), uint8 or float32 in [0, 1].
 
@@ -278,12 +279,13 @@ def resized_crop(
     scale = _draft(image, int(reduction / MIN_REDUCTION))
     whole = None if scale > 1 or reduction >= 6 else _plain_jpeg(image, num_channels)
     image = image if whole is not None else to_pixels(image, num_channels)
+    assert isinstance(image, Image.Image)  # as that is what went in
     if whole is not None:
         pixels = _resize(whole[:, top : top + height, left : left + width], (rows, columns))
     elif scale > 1 or reduction >= 6 or image.mode == "RGBA":
         # A reduced crop begins between pixels, which only Pillow can; and there is no second copy of a large image.
-        box = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
-        image = image.resize((columns, rows), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+        part = (left / scale, top / scale, (left + width) / scale, (top + height) / scale)
+        image = image.resize((columns, rows), Image.Resampling.BICUBIC, part, reducing_gap=3.0)
         pixels = torch.from_numpy(np.array(image))
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     else:
@@ -299,7 +301,9 @@ def _plain_jpeg(image: Image.Image, num_channels: int) -> torch.Tensor | None:
     """A grey or colour JPEG that is stored as such, (channels, height, width), from the same library as Pillow's, but
     without its copies. None for what is not so plain, or not in order, which is left to Pillow."""
     mode = {1: "L", 3: "RGB"}.get(num_channels)
-    if simplejpeg is None or image.format not in JPEGS or image.mode != mode or not isinstance(image.fp, io.BytesIO):
+    if simplejpeg is None or image.format not in JPEGS or image.mode != mode:
+        return None
+    if not isinstance(image, ImageFile.ImageFile) or not isinstance(image.fp, io.BytesIO):
         return None
     try:
         pixels = simplejpeg.decode_jpeg(image.fp.getvalue(), "GRAY" if mode == "L" else "RGB")

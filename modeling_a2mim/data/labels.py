@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
@@ -16,7 +17,7 @@ logger = logging.getLogger("a2mim")
 NAMED = 5  # classes that a message names
 
 
-def has_label(value, kind) -> bool:
+def has_label(value: Any, kind: Any) -> bool:
     """Whether a stored value is a label. `kind`: its type in the features of the dataset."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return False
@@ -102,7 +103,7 @@ def with_classes(dataset: Dataset, column: str, words: Sequence[str | None], nam
     return with_column(dataset, column, indices, ClassLabel(names=list(names)))
 
 
-def with_column(dataset: Dataset, column: str, values: list, kind) -> Dataset:
+def with_column(dataset: Dataset, column: str, values: list, kind: Any) -> Dataset:
     """The dataset with other values in a column; its images are not copied, as `Dataset.map` does."""
     return dataset.remove_columns(column).add_column(column, values, feature=kind)
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -40,7 +41,7 @@ def load_images(
     image_column: str | None = None,
     train: bool = True,
     needs: str = "columns",
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> Dataset | RowSource:
     """One split of a dataset with images.
 
@@ -74,8 +75,8 @@ def load_images(
         if not any(SAMPLE.glob("*.parquet")):
             raise ValueError("the bundled sample is only in a clone of the repository; name a folder or a Hub dataset")
     text, path = str(source), local_path(source)
-    opened = {"streaming": streaming, "retries": retries, "image_column": image_column, "first_folder": every_file}
-    opened["token"] = hub_kwargs.get("token")
+    opened: dict[str, Any] = {"streaming": streaming, "retries": retries, "token": hub_kwargs.get("token")}
+    opened |= {"image_column": image_column, "first_folder": every_file}
     if path.is_file():
         return open_files(one_format([text]), str(path), [str(path)], split, **opened)
     if path.is_dir():
@@ -84,7 +85,8 @@ def load_images(
         )
     if not is_remote(text) and any(sign in text for sign in "*?["):
         return open_pattern(text, split, opened)
-    builder, options = text, {}
+    builder = text
+    options: dict[str, Any] = {}
     if is_remote(text):
         builder, options = BUILDERS[one_format([text])], {"data_files": {split: text}}
     else:
@@ -103,7 +105,7 @@ def open_folder(
     needs: str,
     opened: dict,
     log: bool,
-    **hub_kwargs,
+    **hub_kwargs: Any,
 ) -> Dataset | RowSource:
     """A folder on this machine: what `save_to_disk` saved, or files of the format that holds the most images, or what
     its card says. Arguments and errors as `load_images`.
@@ -241,14 +243,14 @@ def open_remote(
         if kind != IMAGES:
             return open_files(kind, name, files_of_split(root, split, files), split, **opened)
     found = datasets.load_dataset_builder(builder, config_name, data_files=data_files, token=token, revision=revision)
-    files = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
-    if files.get(split):
+    by_split = {str(key): list(value) for key, value in (found.config.data_files or {}).items()}
+    if by_split.get(split):
         theirs = type(found).__module__.rsplit(".", 1)[-1]
         kind = next((ours for ours, name_of_builder in BUILDERS.items() if name_of_builder == theirs), None)
-        zips = [file for file in files[split] if format_of(file) == "zip"]
+        zips = [file for file in by_split[split] if format_of(file) == "zip"]
         if kind in ("tar", "csv", "json") or zips:
-            return open_files(*(("zip", name, zips) if zips else (kind, name, files[split])), split, **opened)
-    arguments = {"data_files": data_files, "token": token, "revision": revision}
+            return open_files(*(("zip", name, zips) if zips else (kind, name, by_split[split])), split, **opened)
+    arguments: dict[str, Any] = {"data_files": data_files, "token": token, "revision": revision}
     if opened["streaming"]:
         return open_stream(name, builder, split, config_name, opened["retries"], needs=needs, **arguments)
     return datasets.load_dataset(builder, config_name, split=split, **arguments)

@@ -89,14 +89,14 @@ class EpochOrder:
         seed: of all randomness.
     """
 
-    def __init__(self, chunks: Sequence[int], layout: ShuffleLayout, seed: int = 0):
+    def __init__(self, chunks: Sequence[int] | np.ndarray, layout: ShuffleLayout, seed: int = 0):
         self.chunks, self.layout, self.seed = np.asarray(chunks, dtype=np.int64), layout, seed
         self.starts = np.cumsum(self.chunks) - self.chunks
         self.length = int(self.chunks.sum())
         # Streams have equal numbers of whole turns; what is left over is shuffled among itself and comes last.
         self.stream_rows = self.length // (layout.streams * layout.turn) * layout.turn
-        self._sequence = functools.lru_cache(1)(self._sequence)
-        self._shuffled = functools.lru_cache(layout.streams + 1)(self._shuffled)
+        self._sequence = functools.lru_cache(1)(self._draw_sequence)
+        self._shuffled = functools.lru_cache(layout.streams + 1)(self._shuffle)
 
     def rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Rows of the source at the positions `start` to `stop` of an epoch, (stop - start,) int64."""
@@ -118,7 +118,7 @@ class EpochOrder:
         chunk = np.searchsorted(ends, places, side="right")
         return self.starts[order[chunk]] + places - (ends[chunk] - self.chunks[order[chunk]])
 
-    def _sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_sequence(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The chunks in the order of this epoch, and where each ends in the sequence of rows."""
         if len(self.chunks) == 1:
             order = np.zeros(1, dtype=np.int64)
@@ -126,7 +126,7 @@ class EpochOrder:
             order = np.random.default_rng((self.seed, epoch, self.layout.streams + 1)).permutation(len(self.chunks))
         return order, np.cumsum(self.chunks[order])
 
-    def _shuffled(self, epoch: int, stream: int, block: int) -> np.ndarray:
+    def _shuffle(self, epoch: int, stream: int, block: int) -> np.ndarray:
         """Places in the sequence of a block's rows, shuffled; the stream `layout.streams` is what is left over."""
         first = stream * self.stream_rows
         left_over = stream == self.layout.streams
@@ -183,8 +183,8 @@ class MixedOrder:
         self.counts = mix_counts(weights)
         self.firsts = np.cumsum([0] + [order.length for order in orders])
         self.length = int(self.firsts[-1])
-        self._turns = functools.lru_cache(2)(self._turns)
-        self._window = functools.lru_cache(2 * len(self.orders))(self._window)
+        self._turns = functools.lru_cache(2)(self._draw_turns)
+        self._window = functools.lru_cache(2 * len(self.orders))(self._rows_in_window)
 
     def keys(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """(epoch of the source, row of the mix) at these positions."""
@@ -197,7 +197,7 @@ class MixedOrder:
             keys.append((int(own_epoch), int(self.firsts[source] + self._row(source, own_epoch, position))))
         return keys
 
-    def _turns(self, window: int) -> np.ndarray:
+    def _draw_turns(self, window: int) -> np.ndarray:
         """(2, 1000): whose turn it is, and how often it was before in this window."""
         turns = np.repeat(np.arange(len(self.counts)), self.counts)
         np.random.default_rng((self.seed, window, 2**31)).shuffle(turns)
@@ -211,7 +211,7 @@ class MixedOrder:
         start = position // MIX_WINDOW * MIX_WINDOW
         return self._window(source, epoch, start)[position - start]
 
-    def _window(self, source: int, epoch: int, start: int) -> np.ndarray:
+    def _rows_in_window(self, source: int, epoch: int, start: int) -> np.ndarray:
         order = self.orders[source]
         return order.rows(epoch, start, min(start + MIX_WINDOW, order.length))
 
@@ -228,13 +228,13 @@ def mix_counts(weights: Sequence[float]) -> list[int]:
     Raises:
         ValueError: naming the weight that is not positive or too small.
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise ValueError(f"dataset_weights: must be positive, got {weights.tolist()}")
-    exact = weights / weights.sum() * MIX_WINDOW
+    given = np.asarray(weights, dtype=np.float64)
+    if not (np.isfinite(given).all() and (given > 0).all()):
+        raise ValueError(f"dataset_weights: must be positive, got {given.tolist()}")
+    exact = given / given.sum() * MIX_WINDOW
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: MIX_WINDOW - counts.sum()]:
         counts[index] += 1
     if not counts.all():
-        raise ValueError(f"dataset_weights: {weights.tolist()} gives a source less than one sample in {MIX_WINDOW}")
+        raise ValueError(f"dataset_weights: {given.tolist()} gives a source less than one sample in {MIX_WINDOW}")
     return counts.tolist()

@@ -31,7 +31,9 @@ class SkippedImages:
 
     def __init__(self, most: float, rows: dict[str, int] | None, world: int = 1):
         self.most, self.rows, self.world = most, rows, world
-        self.seen, self.skipped, self._warned = Counter(), Counter(), set()
+        self.seen: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self._warned: set[str] = set()
 
     def add(self, report: dict):
         """Count the report of a batch.
@@ -106,7 +108,7 @@ class TrainingData:
                 f"resume_from_checkpoint: the training data has changed since the checkpoint: {then} then, {now} now "
                 "(images, and a checksum of their files)"
             )
-        self.order = samples.order(self.total_batch, resumed and resumed["order"]["layouts"])
+        self.order = samples.order(self.total_batch, None if resumed is None else resumed["order"]["layouts"])
         cut = CUT if resumed is None else resumed.get("cut", FIRST_CUT)
         self.batches = EpochBatches(self.order, batch_size, rank, world, accumulated, drop_last, cut)
         sources = getattr(samples.source, "sources", [samples.source])
@@ -120,13 +122,12 @@ class TrainingData:
             if rank == 0:  # which carries on what all have counted
                 self.skipped.seen.update(resumed["seen"])
                 self.skipped.skipped.update(resumed["skipped"])
-        mixed = isinstance(self.order, MixedOrder)
-        readers = (1, 1) if mixed else (world, workers)  # whose turn it is in a mix does not follow the streams
+        if isinstance(self.order, MixedOrder):  # in which whose turn it is does not follow the streams
+            orders, readers = self.order.orders, (1, 1)
+        else:
+            orders, readers = [self.order], (world, workers)
         samples.source.keep_chunks(
-            max(
-                order.layout.chunks_open(order.chunks, self.total_batch, *readers)
-                for order in (self.order.orders if mixed else [self.order])
-            )
+            max(order.layout.chunks_open(order.chunks, self.total_batch, *readers) for order in orders)
         )
 
     def _check(self, resumed: dict):

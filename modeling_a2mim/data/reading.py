@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import aiohttp
 import fsspec
@@ -24,7 +25,7 @@ class ReadError(OSError):
     """Data that could not be read, however often it was tried."""
 
 
-def with_retries(action: Callable, what: str, retries: int, final: tuple = ()):
+def with_retries(action: Callable, what: str, retries: int, final: tuple[type[Exception], ...] = ()) -> Any:
     """The result of `action()`, which is tried again after 1, 2, 4, ... seconds: whatever goes wrong with a remote
     file, and what the operating system reports of a local one. Errors of the classes `final` are raised at once.
 
@@ -44,7 +45,7 @@ def with_retries(action: Callable, what: str, retries: int, final: tuple = ()):
             time.sleep(FIRST_WAIT * 2**attempt)
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error in one line, with its class where its message alone does not say much."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -87,7 +88,7 @@ def relative_name(path: str, folders: Sequence[str]) -> str:
     return "/".join(path.split("/")[-2:])
 
 
-def open_file(path: str, storage_options: dict):
+def open_file(path: str, storage_options: dict) -> BinaryIO:
     """A binary file, local or remote. Opened by each process for itself: remote file systems do not survive a fork."""
     if not is_remote(path):
         return open(path, "rb")

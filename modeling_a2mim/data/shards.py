@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,37 +20,39 @@ from .sources import RowSource
 class ShardedSource(RowSource):
     """Rows in shards that are read a chunk at a time; the chunks read last are kept (see `keep_chunks`)."""
 
-    def __init__(self, *args, **kwargs):
+    files: list[str]  # paths or URLs of the shards
+
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._chunks: collections.OrderedDict = collections.OrderedDict()
         self.chunks_open = 1
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_chunks": collections.OrderedDict()}
 
-    def select(self, image_column, label_column=None):
+    def select(self, image_column: str, label_column: str | None = None) -> Self:
         source = super().select(image_column, label_column)
         source._chunks = collections.OrderedDict()
         return source
 
-    def keep_chunks(self, count):
+    def keep_chunks(self, count: int):
         self.chunks_open = count
 
-    def read(self, rows):
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         return [self._row(self._chunk(chunk), place) for chunk, place in self._find(rows)]
 
-    def _find(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+    def _find(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
         """The chunk of each row, and its place there."""
         ends = np.cumsum(self.chunks)
         chunks = np.searchsorted(ends, rows, side="right")
         return list(zip(chunks.tolist(), (rows - ends[chunks] + self.chunks[chunks]).tolist(), strict=True))
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         names = "\n".join(os.path.basename(file) for file in self.files)
         return f"{len(self)}-{zlib.crc32(names.encode(), zlib.crc32(self.chunks.tobytes())):08x}"
 
-    def _chunk(self, chunk: int):
+    def _chunk(self, chunk: int) -> Any:
         if chunk in self._chunks:
             self._chunks.move_to_end(chunk)
             return self._chunks[chunk]
@@ -59,11 +62,11 @@ class ShardedSource(RowSource):
         return self._chunks[chunk]
 
     @abc.abstractmethod
-    def _read_chunk(self, chunk: int):
+    def _read_chunk(self, chunk: int) -> Any:
         """A chunk in memory, as `_row` takes it."""
 
     @abc.abstractmethod
-    def _row(self, opened, place: int) -> tuple:
+    def _row(self, opened: Any, place: int) -> tuple:
         """(image, label) of the row at a place in a chunk, as `RowSource.read` gives them."""
 
     @abc.abstractmethod
@@ -108,31 +111,31 @@ class ParquetSource(ShardedSource):
         with open_file(path, self.storage_options) as file:
             return pq.read_metadata(file)
 
-    def _read_chunk(self, chunk):
+    def _read_chunk(self, chunk: int) -> Any:
         index, group = self.groups[chunk]
         with open_file(self.files[index], self.storage_options) as file:
             shard = pq.ParquetFile(file, metadata=self.footers[index], pre_buffer=True)
             return shard.read_row_group(group, columns=[c for c in self.columns if c], use_threads=False)
 
-    def column(self, name):
+    def column(self, name: str) -> list | None:
         own, values = self.select(name), []
         for chunk, rows in enumerate(self.chunks):
             values += own._chunk(chunk)[name].to_pylist()[:rows]
         return values
 
-    def _row(self, opened, place):
+    def _row(self, opened: Any, place: int) -> tuple:
         image, label = self.columns
         return self._image(opened[image][place].as_py()), opened[label][place].as_py() if label else None
 
-    def _describe_chunk(self, chunk):
+    def _describe_chunk(self, chunk: int) -> str:
         file, group = self.groups[chunk]
         return f"{self.files[file]}, row group {group}"
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         [(chunk, place)] = self._find([row])
         return f"row {place} of {self._describe_chunk(chunk)}"
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         [(chunk, place)] = self._find([row])
         file, group = self.groups[chunk]
         return f"row {place} of {relative_name(self.files[file], [self.name])}, row group {group}"

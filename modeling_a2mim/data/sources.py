@@ -9,6 +9,7 @@ import collections
 import copy
 import zlib
 from collections.abc import Sequence
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -36,13 +37,13 @@ class RowSource(abc.ABC):
 
     row_bytes = 0.0
     remote = False  # from another machine: rows may not name files of this one
-    definite: tuple = DEFINITE  # errors of one image's file that no further attempt changes
+    definite: tuple[type[Exception], ...] = DEFINITE  # errors of one image's file that no further attempt changes
 
     def __init__(
         self,
         name: str,
         features: Features,
-        chunks: Sequence[int],
+        chunks: Sequence[int] | np.ndarray,
         storage_options: dict | None = None,
         retries: int = 5,
     ):
@@ -54,13 +55,13 @@ class RowSource(abc.ABC):
     def __len__(self) -> int:
         return int(self.chunks.sum())
 
-    def select(self, image_column: str, label_column: str | None = None) -> "RowSource":
+    def select(self, image_column: str, label_column: str | None = None) -> Self:
         """The same rows, of which `read` gives these columns; this source stays as it is."""
         source = copy.copy(self)
         source.columns = (image_column, label_column)
         return source
 
-    def take(self, count: int) -> "RowSource":
+    def take(self, count: int) -> Self:
         """The first rows, all if there are no more; this source stays as it is."""
         source = copy.copy(self)
         ends = np.minimum(np.cumsum(self.chunks), count)
@@ -72,7 +73,7 @@ class RowSource(abc.ABC):
         """Keep so many of the chunks read last in memory, where a row cannot be read without its chunk."""
 
     @abc.abstractmethod
-    def read(self, rows: Sequence[int]) -> list[tuple]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         """(image, label) of rows, for a source whose columns are selected.
 
         Returns:
@@ -106,7 +107,7 @@ class RowSource(abc.ABC):
         """Changes when the data does, as far as can be seen without reading it."""
         return f"{len(self)}"
 
-    def _image(self, value):
+    def _image(self, value: Any) -> Any:
         """A stored image with its bytes, which may lie in a file of their own."""
         if isinstance(value, (bytes, bytearray)):
             return {"bytes": value, "path": None}
@@ -145,6 +146,8 @@ class DatasetSource(RowSource):
         folders: beside `name`, what `file_name` may be relative to.
     """
 
+    _rows: datasets.Dataset  # with the selected columns alone
+
     def __init__(
         self,
         dataset: datasets.Dataset,
@@ -157,11 +160,11 @@ class DatasetSource(RowSource):
         self.dataset, self.folders = dataset, list(folders)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         found = fingerprint_of(self.dataset)
         return f"{len(self)}-{found}" if found.startswith(LISTED) else f"{len(self)}"
 
-    def select(self, image_column, label_column=None):
+    def select(self, image_column: str, label_column: str | None = None) -> Self:
         source = super().select(image_column, label_column)
         source._rows = self.dataset.select_columns([c for c in source.columns if c])
         for column in source._rows.column_names:  # a label may be a map of classes
@@ -169,29 +172,29 @@ class DatasetSource(RowSource):
                 source._rows = source._rows.cast_column(column, Image(decode=False))
         return source
 
-    def take(self, count):
+    def take(self, count: int) -> "DatasetSource":
         rows = self.dataset.take(min(count, len(self)))
         taken = DatasetSource(rows, self.name, self.storage_options, self.retries, self.folders)
         return taken.select(*self.columns) if self.columns else taken
 
-    def read(self, rows):
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         found = self._rows[[int(row) for row in rows]]
         image, label = self.columns
         labels = found[label] if label else [None] * len(rows)
         return list(zip(map(self._image, found[image]), labels, strict=True))
 
-    def column(self, name):
+    def column(self, name: str) -> list | None:
         return list(self.dataset[name])
 
     def _path(self, row: int) -> str | None:
         value = self._rows[int(row)][self.columns[0]]
         return value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         path = self._path(row)
         return f"row {row} of {self.name}" + (f", {path}" if path else "")
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         path = self._path(row)
         return relative_name(path, [*self.folders, self.name]) if path else None
 
@@ -215,11 +218,11 @@ class MixedSource(RowSource):
         self.columns = sources[0].columns
         self.firsts = np.cumsum([0] + [len(s) for s in sources])
 
-    def keep_chunks(self, count):
+    def keep_chunks(self, count: int):
         for source in self.sources:
             source.keep_chunks(count)
 
-    def take(self, count):
+    def take(self, count: int) -> "MixedSource":
         sources, left = [], count
         for source in self.sources:
             sources.append(source.take(left))
@@ -227,7 +230,7 @@ class MixedSource(RowSource):
         return MixedSource([source for source in sources if len(source)])
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return "+".join(source.fingerprint for source in self.sources)
 
     def _find(self, row: int) -> tuple[int, int]:
@@ -235,8 +238,8 @@ class MixedSource(RowSource):
         index = int(np.searchsorted(self.firsts, row, side="right")) - 1
         return index, int(row - self.firsts[index])
 
-    def read(self, rows):
-        found = [None] * len(rows)
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
+        found: list[Any] = [None] * len(rows)
         wanted = collections.defaultdict(list)
         for place, row in enumerate(rows):
             index, own = self._find(row)
@@ -247,15 +250,15 @@ class MixedSource(RowSource):
                 found[place] = value
         return found
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         index, own = self._find(row)
         return self.sources[index].describe(own)
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         index, own = self._find(row)
         return self.sources[index].file_name(own)
 
-    def source_of(self, row):
+    def source_of(self, row: int) -> str:
         return self.sources[self._find(row)[0]].name
 
 
@@ -267,40 +270,40 @@ class RowsOf(RowSource):
         rows: their numbers, ascending.
     """
 
-    def __init__(self, source: RowSource, rows: Sequence[int]):
+    def __init__(self, source: RowSource, rows: Sequence[int] | np.ndarray):
         self.source, self.rows = source, np.asarray(rows, dtype=np.int64)
         counts = np.histogram(self.rows, np.concatenate([[0], np.cumsum(source.chunks)]))[0]
         super().__init__(source.name, source.features, counts[counts > 0], source.storage_options, source.retries)
         self.row_bytes, self.remote, self.columns = source.row_bytes, source.remote, source.columns
 
-    def keep_chunks(self, count):
+    def keep_chunks(self, count: int):
         self.source.keep_chunks(count)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return f"{self.source.fingerprint}-rows-{zlib.crc32(self.rows.tobytes()):08x}"
 
-    def select(self, image_column, label_column=None):
+    def select(self, image_column: str, label_column: str | None = None) -> "RowsOf":
         return RowsOf(self.source.select(image_column, label_column), self.rows)
 
-    def take(self, count):
+    def take(self, count: int) -> "RowsOf":
         return RowsOf(self.source, self.rows[:count])
 
-    def read(self, rows):
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         return self.source.read(self.rows[np.asarray(rows, dtype=np.int64)])
 
-    def column(self, name):
+    def column(self, name: str) -> list | None:
         values = self.source.column(name)
         return None if values is None else [values[row] for row in self.rows]
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         return self.source.describe(int(self.rows[row]))
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         own = int(self.rows[row])
         return self.source.file_name(own) or f"row {own}"  # of the data, not of the sample
 
-    def source_of(self, row):
+    def source_of(self, row: int) -> str:
         return self.source.source_of(int(self.rows[row]))
 
 

@@ -85,7 +85,9 @@ def find_evaluation_split(args: DataArguments) -> str | None:
     return args.validation_split
 
 
-def load_pretraining_splits(args: PreTrainingDataArguments, token: str | None = None) -> tuple:
+def load_pretraining_splits(
+    args: PreTrainingDataArguments, token: str | None = None
+) -> tuple[datasets.Dataset | RowSource, datasets.Dataset | RowSource, str | None]:
     """The images to train on, those to evaluate on (there always are some), and what the latter are, in words for the
     card: `None` for a split that the user named. Raises as `load_training_split`."""
     train = load_training_split(args, token, needs="images")
@@ -167,7 +169,9 @@ def class_names(dataset: datasets.Dataset | RowSource, label_column_name: str | 
     return column, names
 
 
-def _load(args: DataArguments, source: str | None, split: str, every_file: bool, train: bool, token, needs: str):
+def _load(
+    args: DataArguments, source: str | None, split: str, every_file: bool, train: bool, token: str | None, needs: str
+) -> datasets.Dataset | RowSource:
     return load_images(
         source,
         split,

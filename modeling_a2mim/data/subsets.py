@@ -31,9 +31,9 @@ def draw_subset(
         raise ValueError(f"labels_per_class: must be at least 1, got {per_class}")
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"label_fraction: must be in (0, 1], got {fraction}")
-    labels, generator, chosen = _as_classes(labels), np.random.default_rng(seed), []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
+    classes, generator, chosen = _as_classes(labels), np.random.default_rng(seed), []
+    for label in np.unique(classes):
+        rows = generator.permutation(np.flatnonzero(classes == label))
         count = max(1, int(fraction * len(rows) + 0.5)) if per_class is None else per_class
         if count > len(rows):
             raise ValueError(f"labels_per_class: class {label} has only {len(rows)} images, not {count}")

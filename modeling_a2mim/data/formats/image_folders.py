@@ -25,7 +25,8 @@ class LeftOut:
     """What is not used of a folder: how much for each reason, and the first of it by name."""
 
     def __init__(self, root: str):
-        self.root, self.found = root, {}
+        self.root = root
+        self.found: dict[str, list] = {}  # by reason: how much, and the first of it
 
     def add(self, reason: str, path: str, count: int = 1):
         """Count so many files (or folders, or links), of which `path` is the first."""

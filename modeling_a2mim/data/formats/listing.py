@@ -123,7 +123,12 @@ def check_splits(root: str, split: str, found: dict[str, list[str]], images: Seq
 
 
 def with_metadata(
-    files: Sequence[str], images: Sequence[str], left_out: LeftOut, needs: str, excluded=(), token: str | None = None
+    files: Sequence[str],
+    images: Sequence[str],
+    left_out: LeftOut,
+    needs: str,
+    excluded: Iterable[str] = (),
+    token: str | None = None,
 ) -> Dataset | None:
     """The rows of metadata files; `None` where they are not imagefolder's and only images are needed, which is said.
 
@@ -175,8 +180,10 @@ def list_images(
     Raises:
         ValueError: if there are no images, or a name is no text.
     """
-    arrays, labels, part = [], {}, []
+    arrays: list[pa.Array] = []
     codes: list[np.ndarray] = []
+    labels: dict[str, int] = {}
+    part: list[str] = []
     root, checksum = len(name) if os.path.isdir(name) else 0, 0
 
     def keep():

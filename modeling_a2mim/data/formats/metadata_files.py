@@ -3,7 +3,8 @@
 import glob
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import datasets
 from datasets import Dataset, Image
@@ -57,7 +58,7 @@ def _read_one(file: str, token: str | None) -> Dataset:
         raise MetadataError(f"{file} cannot be read as metadata of images: {lines[0]}") from error
 
 
-def image_paths(value) -> Iterator[str]:
+def image_paths(value: Any) -> Iterator[str]:
     """The paths of the images in a row, however deep."""
     if isinstance(value, dict):
         if set(value) == {"bytes", "path"} and isinstance(value["path"], str):
@@ -70,7 +71,13 @@ def image_paths(value) -> Iterator[str]:
             yield from image_paths(inner)
 
 
-def rows_of(files: Collection[str], listed: Collection[str], left_out: LeftOut, excluded=(), token=None) -> Dataset:
+def rows_of(
+    files: Collection[str],
+    listed: Collection[str],
+    left_out: LeftOut,
+    excluded: Iterable[str] = (),
+    token: str | None = None,
+) -> Dataset:
     """The rows of metadata files whose images are there. What the files do not name is counted.
 
     Args:
@@ -87,18 +94,19 @@ def rows_of(files: Collection[str], listed: Collection[str], left_out: LeftOut, 
         if isinstance(feature, Image):
             undecoded = undecoded.cast_column(name, Image(decode=False))
     place = min(files)
-    if not is_remote(place):  # as `read_metadata` gives them
-        listed, excluded = map(os.path.abspath, listed), map(os.path.abspath, excluded)
-    listed, named, kept = set(listed), set(), []
-    excluded = tuple(folder + os.sep for folder in excluded)
+    remote = is_remote(place)
+    there = set(listed) if remote else set(map(os.path.abspath, listed))  # as `read_metadata` gives them
+    starts = tuple((folder if remote else os.path.abspath(folder)) + os.sep for folder in excluded)
+    named: set[str] = set()
+    kept = []
     for index, row in enumerate(undecoded):
         paths = list(image_paths(row))
         if not paths:
             left_out.add(f"rows of {os.path.basename(place)} name no image", place)
             continue
-        away = [path for path in paths if path not in listed]
-        if away and not is_remote(place):
-            if away[0].startswith(excluded):
+        away = [path for path in paths if path not in there]
+        if away and not remote:
+            if away[0].startswith(starts):
                 continue  # counted where the folder is
             if not os.path.exists(away[0]):
                 left_out.add(f"images that {os.path.basename(place)} names are not there", away[0])
@@ -109,7 +117,7 @@ def rows_of(files: Collection[str], listed: Collection[str], left_out: LeftOut, 
         kept.append(index)
     if not kept:
         raise MetadataError(f"{place} names none of the images")
-    outside = sorted(listed - named)
+    outside = sorted(there - named)
     if outside:
         name = os.path.basename(place)
         left_out.add(f"images are left out, as {name} does not name them", outside[0], len(outside))

@@ -64,8 +64,8 @@ def open_files(
     if kind in ("tar", "zip"):
         local = files if streaming else download(files, token)
         if kind == "zip":
-            source = ZipSource(name, local, options, retries, first_folder)
-            return source if streaming else prepare(source, split)
+            zipped = ZipSource(name, local, options, retries, first_folder)
+            return zipped if streaming else prepare(zipped, split)
         if streaming and (compressed := [file for file in files if is_compressed(file)]):
             raise ValueError(
                 f"{name}: {compressed[0]} is compressed as a whole, of which no part can be read alone; leave "

@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -14,8 +15,10 @@ from ..sources import fingerprint_of
 from .cache import as_data_files
 
 
-PATHS = ("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path")
-PATHS += ("image_file", "image_url", "url", "jpg", "jpeg", "png", "webp")
+PATHS = (
+    *("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path"),
+    *("image_file", "image_url", "url", "jpg", "jpeg", "png", "webp"),
+)
 LOOKED_AT = 100  # values of a column
 
 
@@ -84,7 +87,7 @@ def _with_images(rows: Dataset, column: str, file: str) -> Dataset:
     return Dataset(table.cast(features.arrow_schema), fingerprint=fingerprint_of(rows))
 
 
-def _place(value, folder: str, file: str) -> str | None:
+def _place(value: Any, folder: str, file: str) -> str | None:
     """Where an image lies that a table in `folder` names."""
     if value is None or is_remote(value := str(value)):
         return value

@@ -4,6 +4,7 @@ import copy
 import logging
 import tarfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Features, Image, Value
@@ -33,13 +34,15 @@ class Listing:
     """
 
     def __init__(self, path: str, storage_options: dict):
-        self.path, self.labels, self.sorted = path, [], True
+        self.path, self.sorted = path, True
+        self.labels: list[str | None] = []
         found: dict[str, dict[int, tuple[int, int]]] = {}
         samples: dict[tuple[str, str], int] = {}
         with open_file(path, storage_options) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             last = -1
             while (member := archive.next()) is not None:
-                archive.members.clear()  # which would hold the whole listing
+                # Which would hold the whole listing.
+                archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, column = base.partition(".")
                 if not member.isreg() or member.issparse() or not dot or not stem:
@@ -165,18 +168,20 @@ class TarSource(ShardedSource):
         if lacking := len(listing.labels) - len(np.unique(samples[good])):
             logger.warning("%s: %d of its samples hold no image", listing.path, lacking)
         main, *others = kinds
-        shard = {c: listing.of(groups.get(c, [c]))[samples[good]] for c in others if c != "cls"}
+        shard: dict[str, np.ndarray | list[int]] = {
+            c: listing.of(groups.get(c, [c]))[samples[good]] for c in others if c != "cls"
+        }
         shard[main] = places[good]
         if "cls" in kinds:
             shard["cls"] = [numbers.get(listing.labels[sample]) for sample in samples[good]]
         return shard
 
-    def _read_chunk(self, chunk):
+    def _read_chunk(self, chunk: int) -> Any:
         index, first, last = self.runs[chunk]
         shard = self.shards[index]
         columns = [(c, shard[c][first:last]) for c in self.columns if c]
         places = [tuple(p) for c, found in columns if c != "cls" for p in found.tolist() if p[0] >= 0]
-        data = {}
+        data: dict[tuple[int, int], bytes] = {}
         with open_file(self.files[index], self.storage_options) as file:
             for start, stop, members in _byte_ranges(sorted(set(places))):
                 file.seek(start)
@@ -186,7 +191,7 @@ class TarSource(ShardedSource):
                 data |= {(o, size): read[o - start : o - start + size] for o, size in members}
         return data, columns
 
-    def _row(self, opened, place):
+    def _row(self, opened: Any, place: int) -> tuple:
         data, columns = opened
         cells = [_cell(c, found[place], data) for c, found in columns]
         label = cells[1] if len(cells) == 2 else None
@@ -204,16 +209,16 @@ class TarSource(ShardedSource):
             for place in range(last - first):
                 yield {c: _cell(c, found[place], data) for c, found in columns}
 
-    def _describe_chunk(self, chunk):
+    def _describe_chunk(self, chunk: int) -> str:
         index, first, last = self.runs[chunk]
         return f"{self.files[index]}, samples {first} to {last - 1}"
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         [(chunk, place)] = self._find([row])
         index, first, _ = self.runs[chunk]
         return f"sample {first + place} of {self.files[index]}"
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         [(chunk, place)] = self._find([row])
         index, first, _ = self.runs[chunk]
         return f"sample {first + place} of {relative_name(self.files[index], [self.name])}"
@@ -223,7 +228,7 @@ def _is_image(column: str) -> bool:
     return is_image_file(f"x.{column}")
 
 
-def _cell(column: str, found, data: dict):
+def _cell(column: str, found: Any, data: dict[tuple[int, int], bytes]) -> Any:
     """What a row has in a column: the number of its class, the bytes of a file, or None."""
     return found if column == "cls" else data.get(tuple(found.tolist()))
 

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from lzma import LZMAError
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,8 @@ class ZipSource(RowSource):
         retries: int = 5,
         first_folder: bool = False,
     ):
-        self.files, self.storage_options, self._opened = list(files), storage_options or {}, {}
+        self.files, self.storage_options = list(files), storage_options or {}
+        self._opened: dict[tuple[int, int], zipfile.ZipFile] = {}
         listed = map_shards(self._list, self.files, retries)
         census = Census.of(member for members in listed for member in members)
         if not census.images:
@@ -63,7 +65,7 @@ class ZipSource(RowSource):
             self.labels = [numbers.get(c) for c in classes]
         super().__init__(name, Features(kinds), [len(places)], self.storage_options, retries)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
 
     def _list(self, path: str) -> list[str]:
@@ -94,7 +96,7 @@ class ZipSource(RowSource):
     def _member(self, row: int) -> tuple[int, str]:
         return int(self.archives[row]), self.members[row].as_py()
 
-    def read(self, rows):
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         found = []
         for row in map(int, rows):
             if row >= len(self):
@@ -105,7 +107,7 @@ class ZipSource(RowSource):
                 read = with_retries(
                     lambda n=number, m=member: self._read_member(n, m), what, self.retries, (*DEFINITE, *BROKEN)
                 )
-                value = {"bytes": read, "path": member}
+                value: dict[str, Any] | BrokenImage = {"bytes": read, "path": member}
             except (*DEFINITE, *BROKEN) as error:
                 value = BrokenImage(describe(error))
             found.append((value, self.labels[row] if self.labels and self.columns[1] else None))
@@ -120,18 +122,18 @@ class ZipSource(RowSource):
                 value = {"bytes": b"", "path": self.file_name(row)}
             yield {"image": {**value, "path": self.file_name(row)}, **({"label": label} if self.labels else {})}
 
-    def describe(self, row):
+    def describe(self, row: int) -> str:
         number, member = self._member(row)
         return f"{member} of {self.files[number]}"
 
-    def file_name(self, row):
+    def file_name(self, row: int) -> str | None:
         number, member = self._member(row)
         if len(self.files) == 1:
             return member
         return f"{relative_name(self.files[number], [self.name])}/{member}"
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         names = "\n".join(self.members[: len(self)].to_pylist())
         return f"{len(self)}-{zlib.crc32(names.encode(errors='surrogateescape')):08x}"
 
