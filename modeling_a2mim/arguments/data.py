@@ -1,6 +1,7 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from transformers.hf_argparser import HfArg
@@ -96,7 +97,7 @@ def images_field(args: DataArguments, train: bool) -> str:
     return "validation_split" if args.validation_dir is None else "validation_dir"
 
 
-def sources_by_field(args: DataArguments) -> dict[str, list[str | None]]:
+def sources_by_field(args: DataArguments) -> dict[str, Collection[str | None]]:
     """All sources, by the argument that names them."""
     return {images_field(args, train=True): sources_of(args), "validation_dir": [args.validation_dir]}
 

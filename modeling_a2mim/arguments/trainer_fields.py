@@ -7,6 +7,8 @@ from dataclasses import fields
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from .training import A2MIMTrainingArguments
+
 
 # Names, as `.split()` gives them.
 SUPPORTED = """
@@ -128,7 +130,7 @@ def _check(args: TrainingArguments, names: Collection[str]):
             raise ValueError(f"{name}: {REFUSED[name]}; leave --{name} out")
 
 
-def without_effect(args: TrainingArguments, given: Collection[str]) -> Iterator[str]:
+def without_effect(args: A2MIMTrainingArguments, given: Collection[str]) -> Iterator[str]:
     """What was given and does nothing, each with the reason, in words for the log.
 
     Args:
@@ -157,7 +159,7 @@ def idle_arguments(given: Collection[str], values: dict) -> Iterator[str]:
             yield f"{name} has no effect beside --{other}"
 
 
-def _conditions(args: TrainingArguments) -> list[tuple[Collection[str], bool, str]]:
+def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], bool, str]]:
     """Fields, whether they have an effect, and what they need for it."""
     best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
     best = best or getattr(args, "early_stopping_patience", None) is not None

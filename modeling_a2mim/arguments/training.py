@@ -5,7 +5,7 @@ import difflib
 import logging
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, TypeVar, cast
 
 from timm.optim import list_optimizers
 from transformers import TrainingArguments
@@ -18,6 +18,8 @@ from ..recipes import recipe_names
 
 
 logger = logging.getLogger("a2mim")
+
+SomeArguments = TypeVar("SomeArguments", bound=TrainingArguments)
 
 LOGGING_STEPS = 50
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
@@ -185,6 +187,7 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     @property
     def optimizer_name(self) -> str:
+        """The optimiser as `--optim` names it: one of timm or of transformers."""
         return self.timm_optim or str(getattr(self.optim, "value", self.optim))
 
     @property
@@ -259,7 +262,8 @@ class A2MIMTrainingArguments(TrainingArguments):
         if name in [known.value for known in OptimizerNames]:
             return None
         if name not in list_optimizers():
-            close = difflib.get_close_matches(name, [*list_optimizers(), *(o.value for o in OptimizerNames)])
+            known = cast(list[str], list_optimizers())  # without descriptions
+            close = difflib.get_close_matches(name, [*known, *(o.value for o in OptimizerNames)])
             hint = f"; did you mean {', '.join(close)}?" if close else ""
             raise ValueError(f"optim: {name!r} is no optimiser of transformers or timm{hint}")
         self.optim = TrainingArguments.optim
@@ -288,7 +292,7 @@ class A2MIMTrainingArguments(TrainingArguments):
         return f"{note}; learning rate scaled from {given:g} to {self.learning_rate:g} ({self.learning_rate_scaling})"
 
 
-def with_values(args: TrainingArguments, **values) -> TrainingArguments:
+def with_values(args: SomeArguments, **values) -> SomeArguments:
     """A copy with other values of some fields; what was worked out from the old ones stays."""
     args = copy.copy(args)
     for name, value in values.items():

@@ -7,6 +7,7 @@ needs gradio (`pip install 'a2mim[app]'`). `model_cards/space/` makes a Space of
 
 import argparse
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from ..analysis.comparison import NamedModel, load_model
 from ..analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quality, with_mask_ratio
 from ..data.transforms import PreTrainTransform, seeded
+from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.command import run_command
 from ..utils.plotting import to_picture
 
@@ -34,11 +36,12 @@ def reconstruct_file(named: NamedModel, file: str, mask_ratio: float, seed: int)
     Raises:
         ValueError: if the file is no image, or the mask ratio hides all or nothing.
     """
-    transform = PreTrainTransform(with_mask_ratio(named.model.config, mask_ratio), train=False)
+    model = cast(A2MIMForPreTraining, named.model)
+    transform = PreTrainTransform(with_mask_ratio(model.config, mask_ratio), train=False)
     with seeded(seed):
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
-    images = reconstruct(named.model, pixels, mask)
+    images = reconstruct(model, pixels, mask)
     shown = [to_picture(images[name][0]) for name in COLUMNS]
     scale = max(1, SHOWN // min(shown[0].size))
     size = [side * scale for side in shown[0].size]
@@ -60,7 +63,7 @@ def build_app(named_models: Sequence[NamedModel]):
     models = {named.name: named for named in named_models}
     if not named_models or len(models) < len(named_models):
         raise ValueError("models: expected one or more, each with its own name")
-    first = named_models[0].model.config.mask_ratio
+    first = cast(A2MIMForPreTraining, named_models[0].model).config.mask_ratio
 
     def run(file: str | None, name: str, mask_ratio: float, seed: float):
         if file is None:
@@ -101,6 +104,7 @@ def build_app(named_models: Sequence[NamedModel]):
 
 
 def main(argv: list[str] | None = None):
+    """Serve the page for the models that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_a2mim.app", description="A page that shows what pre-trained models reconstruct."
     )

@@ -57,6 +57,8 @@ class Row:
 
 @dataclass
 class SweepArguments:
+    """The command line."""
+
     names: list[str] | None = field(
         default=None, metadata={"help": "Names or patterns like 'resnet*'; all of timm if not given.", "nargs": "*"}
     )
@@ -130,7 +132,7 @@ def examine_all(names: Iterable[str], max_parameters: float, jobs: int | None = 
 
 def summary(rows: list[Row]) -> str:
     """One line for each family of encoders, as a Markdown table."""
-    families = {}
+    families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row.family, []).append(row)
     lines = []
@@ -180,7 +182,13 @@ def write(rows: list[Row], folder: Path, seconds: float):
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
-    (args,) = HfArgumentParser(SweepArguments).parse_args_into_dataclasses(argv)
+    """Look at the encoders that the command line names, print and write the table of them, and return its rows.
+
+    Raises:
+        ValueError: naming `names`, if timm has no such encoder.
+    """
+    parser = HfArgumentParser(SweepArguments)  # type: ignore[arg-type] # transformers' NewType takes no class
+    (args,) = parser.parse_args_into_dataclasses(argv)
     known = timm.list_models()
     if nothing := [pattern for pattern in args.names or () if not fnmatch.filter(known, pattern)]:
         raise ValueError(

@@ -43,16 +43,17 @@ def parse(
     Raises:
         ValueError: naming the argument that is wrong.
     """
-    parser = HfArgumentParser((model_type, data_type, training_type), allow_abbrev=False)
+    types = (model_type, data_type, training_type)
+    parser = HfArgumentParser(types, allow_abbrev=False)  # type: ignore[arg-type] # its NewType takes no class
     if task is not None:
         parser.add_argument("--task", default=task, help=f"What to train for: {', '.join(TASK_NAMES)}.")
     argv = own = list(sys.argv[1:] if argv is None else argv)
     name = peek(argv).recipe
     if name is not None:
-        recipe = dict(load_recipe(name, script, task)["arguments"])
+        settings = dict(load_recipe(name, script, task)["arguments"])
         if any(flag.partition("=")[0] == "--architecture" for flag in argv):
-            recipe.pop("model_args", None)  # which are for the recipe's own architecture
-        recipe = as_flags(recipe, {action.dest for action in parser._actions})
+            settings.pop("model_args", None)  # which are for the recipe's own architecture
+        recipe = as_flags(settings, {action.dest for action in parser._actions})
         argv = recipe + argv
     model_args, data_args, args = parser.parse_args_into_dataclasses(argv)[:3]
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 NAMED = 5  # files that a message names
 
 
-def annotated_splits(folder: Path) -> dict[str, Callable[[], Dataset]] | None:
+def annotated_splits(folder: Path) -> Mapping[str, Callable[[], Dataset]] | None:
     """The splits of a folder in COCO's or YOLO's form, each with what reads it: `train`, `validation`, `test`, or `""`
     for all of a folder that has none. `None` for a folder of another form.
 
@@ -69,7 +69,7 @@ def annotated_splits(folder: Path) -> dict[str, Callable[[], Dataset]] | None:
     return {split: partial(read_yolo, folder, part, texts) for split, part in parts.items()}
 
 
-def choose_split(splits: dict[str, Callable], given: str | None, train: bool, folder) -> str | None:
+def choose_split(splits: Mapping[str, Callable], given: str | None, train: bool, folder: Path) -> str | None:
     """Which of the splits of a folder is meant: the one that is given, else the one for training, or for evaluation
     (`None` if there is none).
 
@@ -98,8 +98,8 @@ def _split_of(path: Path) -> str:
     return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), "")
 
 
-def _by_split(folder: Path, files: list[Path], read: Callable) -> dict[str, Callable[[], Dataset]]:
-    splits = {}
+def _by_split(folder: Path, files: list[Path], read: Callable) -> dict[str, partial[Dataset]]:
+    splits: dict[str, partial[Dataset]] = {}
     for path in files:
         split = _split_of(path.relative_to(folder).with_suffix(""))
         if split in splits:
@@ -156,7 +156,8 @@ def read_coco(folder: Path, files: list[Path], path: Path) -> Dataset:
     if not found:
         raise ValueError(f"dataset_name: of the {len(known):,} images in {path} none is in {folder}")
     order = {key: index for index, key in enumerate(names)}  # of the class, by the id of its category
-    objects, lost, unknown = defaultdict(list), 0, Counter()
+    objects, lost = defaultdict(list), 0
+    unknown: Counter[str] = Counter()
     for one in annotations:
         image, category = (one.get(key) if isinstance(one, dict) else None for key in ("image_id", "category_id"))
         if not _in(image, known):
@@ -258,8 +259,9 @@ def read_yolo(folder: Path, images: list[Path], texts: set[Path]) -> Dataset:
         images: to read.
         texts: all text files in the folder.
     """
-    names, rows, counts = yolo_names(folder), [], Counter()
-    wrong, without, unknown = [], [], Counter()
+    names, rows, wrong, without = yolo_names(folder), [], [], []
+    counts: Counter[int] = Counter()
+    unknown: Counter[str] = Counter()
     for image in tqdm(images, desc="reading labels", unit=" images", delay=3):
         label, size, objects = yolo_labels(image), _size(image), []
         if label not in texts:

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+from datasets import Dataset
 from transformers import set_seed
 
 from ..arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
@@ -22,6 +24,7 @@ from ..export.filenames import CONFUSION, ERRORS
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import folder_or_id, load_classifier, pretraining_beside
 from ..export.provenance import classification_provenance
+from ..models.classifier import A2MIMForImageClassification
 from ..models.continuing import same_setting
 from ..models.linear_probe import LinearProbe
 from ..training.best_model import with_best_model, without_evaluation
@@ -99,15 +102,18 @@ def adapt(args: FineTuningArguments, images: LabelledImages) -> FineTuningArgume
         ValueError: naming the argument that asks for what no evaluation gives.
     """
     if images.validation is not None:
-        return with_best_model(args, images.metrics())
-    args = without_evaluation(args)
+        return cast(FineTuningArguments, with_best_model(args, images.metrics()))
+    args = cast(FineTuningArguments, without_evaluation(args))
     if args.metric_for_best_model is not None:
         raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
     return args
 
 
-def build(model_args: ClassifierArguments, images: LabelledImages, token: str | None = None):
+def build(
+    model_args: ClassifierArguments, images: LabelledImages, token: str | None = None
+) -> A2MIMForImageClassification | LinearProbe:
     """The classifier, or the probe of a frozen encoder. Raises as `build_classifier`."""
+    model: A2MIMForImageClassification | LinearProbe
     model, _ = build_classifier(model_args, images.names, images.problem_type, token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
@@ -117,7 +123,7 @@ def build(model_args: ClassifierArguments, images: LabelledImages, token: str | 
     elif model_args.linear_probe:
         model.freeze_encoder()
     if images.problem_type == REGRESSION:
-        start_at_mean(model, images.chosen[images.column])
+        start_at_mean(model, cast(Dataset, images.chosen)[images.column])  # numbers are not streamed
     return model
 
 
@@ -234,7 +240,7 @@ class ClassificationTrainer(FineTuningTrainer):
     ):
         super().__init__(*args, compute_metrics=self._metrics, **kwargs)
         self.names, self.counts, self.corruptions, self._prediction = names, counts, corruptions, None
-        self.problem_type = self.model.config.problem_type or SINGLE
+        self.problem_type: str = self.model.config.problem_type or SINGLE
 
     def _metrics(self, prediction) -> dict[str, float]:
         self._prediction = prediction
@@ -281,6 +287,7 @@ class ClassificationTrainer(FineTuningTrainer):
 
 
 def shown_weights(weights: Sequence[float], names: Sequence[str]) -> str:
+    """The weights of the first classes in words."""
     shown = [f"{name} {weight:.4g}" for name, weight in zip(names, weights, strict=True)]
     return ", ".join(shown[:MOST_LISTED]) + (", ..." if len(shown) > MOST_LISTED else "")
 
@@ -306,10 +313,10 @@ def try_corruptions(
         write_json(folder / "corruptions.json", result)
         (folder / "corruptions.md").write_text(table + "\n")
         example = samples.first(1)[0]["pixel_values"]
-        picture = corruption_picture(
+        figure = corruption_picture(
             example, model.config.image_mean, model.config.image_std, list(result["corruptions"])
         )
-        picture.save(folder / "corruptions.png")
+        figure.save(folder / "corruptions.png")
     names = ("clean_accuracy", "mean_corruption_accuracy", "relative_robustness")
     rows = [
         {"corruption": name.replace("_", " ")}
@@ -337,7 +344,7 @@ def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMCon
     logits, labels = prediction.predictions, prediction.label_ids
     confusion_matrix_picture(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
     errors_table(logits, labels, names, Path(folder, ERROR_TABLE), samples.name)
-    looks = {"mean": config.image_mean, "std": config.image_std}
+    looks: dict[str, Any] = {"mean": config.image_mean, "std": config.image_std}
     worst_examples_picture(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
 
 

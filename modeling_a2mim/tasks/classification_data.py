@@ -2,6 +2,9 @@
 
 import copy
 from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
 
 from ..arguments.data import ClassificationArguments
 from ..data.augmentation import finetuning_augmentation
@@ -22,7 +25,7 @@ def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed
     """The rows to train on, `None` for all."""
     if few_labels(data_args) is None:
         return None
-    labels = images.train[images.column]
+    labels = cast(Dataset, images.train)[images.column]  # nothing is drawn from a stream
     if data_args.label_subset is not None:
         return load_subset(data_args.label_subset, labels)
     return draw_subset(labels, per_class=data_args.labels_per_class, fraction=data_args.label_fraction, seed=seed)
@@ -31,12 +34,13 @@ def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed
 def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments, images: LabelledImages, seed: int):
     """Write `subset.json`, with which a later run trains on the same images."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    drawn = {} if data_args.label_subset else {"seed": seed}
+    drawn: dict[str, Any] = {} if data_args.label_subset else {"seed": seed}
     drawn |= {"per_class": data_args.labels_per_class, "fraction": data_args.label_fraction}
-    save_subset(Path(folder, SUBSET), rows, images.train[images.column], **drawn)
+    save_subset(Path(folder, SUBSET), rows, cast(Dataset, images.train)[images.column], **drawn)
 
 
 def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:
+    """The images to evaluate on, as the trainer reads them."""
     transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
     return image_samples(data_args, images.validation, transform, seed, images.column)
 

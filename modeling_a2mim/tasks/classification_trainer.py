@@ -15,6 +15,8 @@ from transformers import TrainerCallback
 
 from ..arguments.training import FineTuningArguments
 from ..data.transforms import seeded
+from ..models.classifier import A2MIMForImageClassification
+from ..models.linear_probe import LinearProbe
 from ..training.encoder_trainer import EncoderTrainer
 
 
@@ -33,6 +35,7 @@ class FineTuningTrainer(EncoderTrainer):
     """
 
     args: FineTuningArguments
+    model: A2MIMForImageClassification | LinearProbe
     arguments_class = FineTuningArguments
 
     def __init__(self, *args, class_weights: Sequence[float] | None = None, **kwargs):
@@ -199,9 +202,9 @@ def make_class_weights(given: Sequence[str], counts: Sequence[int] | None, names
         return [float(weight) for weight in given]
     if counts is None:
         raise ValueError("class_weights: the labels of this stream are not known before they are read; give numbers")
-    counts = np.asarray(counts)
-    there = counts > 0
-    return np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 1.0).tolist()
+    images = np.asarray(counts)
+    there = images > 0
+    return np.where(there, images.sum() / (there.sum() * np.maximum(images, 1)), 1.0).tolist()
 
 
 def soft_labels(labels: torch.Tensor, classes: int, smoothing: float) -> torch.Tensor:

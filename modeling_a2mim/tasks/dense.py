@@ -1,5 +1,5 @@
 """What semantic segmentation and detection share: a trainer whose result is a folder of transformers (config.json,
-model.safetensors, preprocessor_config.json) with its card and picture."""
+model.safetensors, preprocessor_config.json) with its card and figure."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
 
 from ..arguments.dense import DenseTrainingArguments
+from ..data.dataset import ImageSamples
 from ..export.filenames import PREDICTIONS
 from ..export.folder import export_dense_model, write_dense_card
 from ..export.model_card import DenseTask
@@ -26,6 +27,8 @@ class DenseTrainer(EncoderTrainer):
         shown: the names of the images in it, from the top.
     """
 
+    eval_dataset: ImageSamples | None
+    processing_class: BaseImageProcessor
     arguments_class = DenseTrainingArguments
 
     def __init__(

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections import Counter
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -61,7 +62,7 @@ class DetectionTrainer(DenseTrainer):
     """Trains an `A2MIMForObjectDetection`, logs the terms of its loss, and measures average precision; arguments as
     `DenseTrainer`'s. The loss of an evaluation is not known: torchvision's heads give losses or detections."""
 
-    _judge: AveragePrecision
+    _precision: AveragePrecision
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -92,16 +93,16 @@ class DetectionTrainer(DenseTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         names = label_names(self.unwrapped().config)
-        self._judge = AveragePrecision(names, self.unwrapped().config.predict_masks)
+        self._precision = AveragePrecision(names, self.unwrapped().config.predict_masks)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        reasons = sum((image["objects"].reasons for image in self._judge.images), Counter())
-        clipped = sum(image["objects"].clipped for image in self._judge.images)
+        reasons = sum((image["objects"].reasons for image in self._precision.images), Counter())
+        clipped = sum(image["objects"].clipped for image in self._precision.images)
         if (reasons or clipped) and self.args.should_log:
             words = [f"{count:,} objects left out, {reason}" for reason, count in reasons.items()]
             words += [f"{clipped:,} boxes cut off at the edge of their image"] * (clipped > 0)
             logger.warning("evaluated with %s", "; ".join(words))
         # Each process is asked which checkpoint is best, one computes it.
-        found = broadcast_object_list([self._judge.compute() if self.is_world_process_zero() else None])[0]
+        found = broadcast_object_list([self._precision.compute() if self.is_world_process_zero() else None])[0]
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
@@ -111,11 +112,12 @@ class DetectionTrainer(DenseTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         found = self.unwrapped().post_process_object_detection(outputs, 0.0, [image["size"] for image in truth])
-        judged = [
-            self._judge.judged(image["objects"], image["size"], f) for image, f in zip(truth, found, strict=True)
+        known = [
+            self._precision.evaluated(image["objects"], image["size"], f)
+            for image, f in zip(truth, found, strict=True)
         ]
         # Images that fill up the last batch of several processes are counted once.
-        self._judge.add(self.accelerator.gather_for_metrics(judged, use_gather_object=True))
+        self._precision.add(self.accelerator.gather_for_metrics(known, use_gather_object=True))
         return None, None, None
 
 
@@ -137,10 +139,10 @@ def load(
 def adapt(args: DetectionTrainingArguments, images: AnnotatedImages) -> DetectionTrainingArguments:
     """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        return without_evaluation(args)
+        return cast(DetectionTrainingArguments, without_evaluation(args))
     metrics = [*FIGURES, *(f"map_class_{name}" for name in images.annotations.names)]
     metrics += [f"mask_{name}" for name in metrics] if images.annotations.masks else []
-    return with_best_model(args, dict.fromkeys(metrics, True))
+    return cast(DetectionTrainingArguments, with_best_model(args, dict.fromkeys(metrics, True)))
 
 
 def build(
@@ -209,6 +211,7 @@ def resize_for(model: A2MIMForObjectDetection, data_args: DetectionArguments) ->
 
 
 def log_result(trainer: DetectionTrainer, metrics: dict[str, float]):
+    """Log the average precision, if there was an evaluation, and where the detector is, if one was trained."""
     if trainer.eval_dataset is not None:
         kinds = (("box", "eval_map"), ("mask", "eval_mask_map"))
         found = [f"{kind} AP {metrics[name]:.4f}" for kind, name in kinds if name in metrics]
@@ -234,7 +237,7 @@ def evaluate(
     annotations.renumber(start.names, places_of(annotations.names, start))
     model = build_detector(model_args, start.names, masks, args.hub_token)
     sizes = resize_for(model, data_args)
-    options = {"resize": sizes, "train": False, "max_pixels": data_args.max_image_pixels}
+    options: dict[str, Any] = {"resize": sizes, "train": False, "max_pixels": data_args.max_image_pixels}
     transform = DetectionTransform(model.config, annotations, **options)
     trainer = DetectionTrainer(
         model=model,

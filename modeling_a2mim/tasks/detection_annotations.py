@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import datasets
 import numpy as np
@@ -29,7 +30,7 @@ NO_NUMBERS, NO_CLASS, NO_AREA = "with a box that is not four finite numbers", "o
 NO_MASK, OUTSIDE = "without a usable mask", "outside the image"
 ROUNDING = 1e-5  # share of an image's side that a box may be outside by without being counted as cut off
 # What COCOeval.summarize counts, in its order: precision, then recall with 1, 10 and 100 detections.
-FIGURES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+FIGURES: tuple[str, ...] = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 FIGURES += ("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
 
 
@@ -57,6 +58,7 @@ class Objects:
 
     @property
     def dropped(self) -> int:
+        """How many objects were left out."""
         return self.reasons.total()
 
     def decoded_masks(self, height: int, width: int) -> torch.Tensor:
@@ -121,7 +123,7 @@ class Annotations:
             raise ValueError(f"id2label: {column}.{self.category} names no classes; give their names")
         self.id2label, self.names = id2label, list(id2label.values())
         # Classes may be stored as any of these.
-        self._index = {name: i for i, name in enumerate(self.names)}
+        self._index: dict[int | str, int] = {name: i for i, name in enumerate(self.names)}
         self._index |= {key: i for i, key in enumerate(id2label)}
         self._index |= {int(key): i for i, key in enumerate(id2label) if str(key).lstrip("-").isdigit()}
 
@@ -181,9 +183,9 @@ class Annotations:
             boxes[:, 2:] += boxes[:, :2]
         whole = boxes
         boxes = np.stack([boxes[:, 0::2].clip(0, width), boxes[:, 1::2].clip(0, height)], axis=2).reshape(-1, 4)
-        inside = (boxes[:, 2:] - boxes[:, :2] > 0).all(1)
+        inside = np.all(boxes[:, 2:] - boxes[:, :2] > 0, axis=1)
         reasons[OUTSIDE] += int((~inside).sum())
-        masks = [None] * len(rows)
+        masks: list[dict | None] = [None] * len(rows)
         if self.masks:
             masks = [self._mask(row, height, width) if good else None for row, good in zip(rows, inside, strict=True)]
             without = inside & np.array([mask is None for mask in masks], dtype=bool)
@@ -309,11 +311,11 @@ class AveragePrecision:
         self.images: list[dict] = []
 
     def add(self, images: list[dict]):
-        """Count images in, as `judged` gives them."""
+        """Count images in, as `evaluated` gives them."""
         self.images += images
 
     @staticmethod
-    def judged(objects: Objects, size: tuple[int, int], found: dict[str, torch.Tensor]) -> dict:
+    def evaluated(objects: Objects, size: tuple[int, int], found: dict[str, torch.Tensor]) -> dict:
         """What is known and what was found of an image of `size` (height, width), without tensors.
 
         Args:
@@ -340,12 +342,12 @@ class AveragePrecision:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
             truth = _index(known)
             results = truth.loadRes(found) if found else _index({**known, "annotations": []})
-            judge = COCOeval(truth, results, kind)
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-        figures = dict(zip(FIGURES, judge.stats.tolist(), strict=True))
-        precision = judge.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes), all sizes, 100 detections
+            evaluation = COCOeval(truth, results, kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        figures = dict(zip(FIGURES, evaluation.stats.tolist(), strict=True))
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, classes), all sizes, 100 detections
         for number, name in enumerate(self.names):
             values = precision[:, :, number]
             figures[f"map_class_{name}"] = float(values[values > -1].mean()) if (values > -1).any() else -1.0
@@ -353,12 +355,16 @@ class AveragePrecision:
 
     def _known(self) -> dict:
         """The truth in COCO's own format. Its ids begin at 1, as pycocotools takes 0 for "none"."""
-        entries = []
+        entries: list[dict] = []
         for number, image in enumerate(self.images, 1):
             objects = image["objects"]
             boxes, masks = _xywh(objects.boxes), objects.masks
             for i, box in enumerate(boxes):
-                entry = {"id": len(entries) + 1, "image_id": number, "category_id": int(objects.classes[i])}
+                entry: dict[str, Any] = {
+                    "id": len(entries) + 1,
+                    "image_id": number,
+                    "category_id": int(objects.classes[i]),
+                }
                 entry |= {"bbox": box, "area": float(objects.area[i]), "iscrowd": int(objects.crowd[i])}
                 entries.append(entry | ({} if masks is None else {"segmentation": masks[i]}))
         sizes = [image["size"] for image in self.images]

@@ -1,6 +1,7 @@
 """What a detector is trained and evaluated on: images with their boxes and masks, batches, and a figure of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from matplotlib.font_manager import findfont
@@ -39,7 +40,7 @@ class Resize:
     """
 
     def __init__(self, canvas: tuple[int, int], shortest_edge: Sequence[int] | None = None, longest_edge: int = 1333):
-        self.canvas = None if shortest_edge else tuple(canvas)
+        self.canvas = None if shortest_edge else (canvas[0], canvas[1])
         self.shortest_edge, self.longest_edge = list(shortest_edge or []), longest_edge
 
     def size(self, height: int, width: int, train: bool) -> tuple[int, int]:
@@ -52,7 +53,7 @@ class Resize:
 
     def processor(self, config: A2MIMConfig) -> DetrImageProcessor:
         """The image processor that does the same for users."""
-        normalise = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+        normalise: dict[str, Any] = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
         if self.canvas is None:
             size = {"shortest_edge": self.shortest_edge[-1], "longest_edge": self.longest_edge}
             return DetrImageProcessor(size=size, **normalise)
@@ -95,7 +96,7 @@ class DetectionTransform:
         """
         Args:
             image: as `decoding.open_image` takes it.
-            objects: as `coco.Annotations.read` takes them, or `Sized`. If they are in pixels of the image as it is
+            objects: as `Annotations.read` takes them, or `Sized`. If they are in pixels of the image as it is
                 stored, and it is shown turned (EXIF), they are turned with it.
 
         Returns:
@@ -110,7 +111,7 @@ class DetectionTransform:
         opened = open_image(image, self.max_pixels)
         stored, turn = (opened.height, opened.width), orientation(opened)
         pixels = tv_tensors.Image(pil_to_tensor(to_pixels(upright(opened), self.num_channels)))
-        original = tuple(pixels.shape[-2:])
+        original = (pixels.shape[-2], pixels.shape[-1])
         known = self._read(objects, original, stored, turn)
         kept = torch.from_numpy(~known.crowd)
         sample = {
@@ -140,8 +141,8 @@ class DetectionTransform:
         """The objects in pixels of the image the right way up, whose size is `original`; as it is stored, `stored`."""
         size = original
         if isinstance(objects, Sized):
-            objects, *told = objects
-            size = tuple(told) if all(told) else original
+            objects, height, width = objects
+            size = (height, width) if height and width else original
         if size == stored != original:
             return self.annotations.read(objects, *stored).turned(turn, *stored)
         if size != original and (self.annotations.box_format != "yolo" or self.annotations.masks):
@@ -196,9 +197,10 @@ def draw_predictions(
         pixels = ((sample["pixel_values"].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 1, 1)
         scale = SIDE_SHOWN / max(pixels.shape[-2:])
-        size = [max(1, round(side * scale)) for side in pixels.shape[-2:]]
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
+        size = [height, width]
         one = type(outputs)(**{name: value[i : i + 1] for name, value in outputs.items()})
-        (found,) = model.post_process_object_detection(one, LEAST_SCORE, [size])
+        (found,) = model.post_process_object_detection(one, LEAST_SCORE, [(height, width)])
         known = {name: value for name, value in sample["labels"].items() if name != "class_labels"}
         known |= {"labels": sample["labels"]["class_labels"], "boxes": known["boxes"] * scale}
         if "masks" in known:
@@ -215,9 +217,8 @@ def _drawn(pixels: torch.Tensor, objects: dict[str, torch.Tensor], names: list[s
     labels, image = objects["labels"].tolist(), pixels.as_subclass(torch.Tensor)
     if not labels:
         return image
-    colours = [
-        tuple(Image.new("HSV", (1, 1), (c * 97 % 256, 220, 255)).convert("RGB").getpixel((0, 0))) for c in labels
-    ]
+    hues = [Image.new("HSV", (1, 1), (c * 97 % 256, 220, 255)).convert("RGB") for c in labels]
+    colours = [tuple(cast(Iterable[int], hue.getpixel((0, 0)))) for hue in hues]
     texts = [names[c] for c in labels]
     if "scores" in objects:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, objects["scores"].tolist(), strict=True)]

@@ -3,9 +3,9 @@
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
@@ -62,7 +62,7 @@ def load_annotated(args: DetectionArguments, masks: bool, token: str | None = No
     if validation is None:
         return AnnotatedImages(train, column, annotations)
     try:
-        known = {"like": annotations, "what": "evaluation data"}
+        known: dict[str, Any] = {"like": annotations, "what": "evaluation data"}
         eval_column, eval_annotations = read_annotations(args, validation, masks, **known)
     except NoObjects as error:
         if args.validation_dir is not None or args.validation_split is not None:
@@ -91,7 +91,9 @@ def load_annotated_split(args: DetectionArguments, train: bool, token: str | Non
     return None if images is None else AnnotatedSplit(images, name, args.bbox_format)
 
 
-def _read_folder(args: DetectionArguments, train: bool, folder: Path, splits: dict) -> AnnotatedSplit | None:
+def _read_folder(
+    args: DetectionArguments, train: bool, folder: Path, splits: Mapping[str, Callable[[], Dataset]]
+) -> AnnotatedSplit | None:
     if args.bbox_format == "pascal_voc":
         raise ValueError(f"bbox_format: {folder} is in COCO's or YOLO's form, which tells how boxes are stored")
     given = args.train_split if train else args.validation_split
@@ -159,7 +161,7 @@ def read_annotations(
     return column, annotations
 
 
-def given_names(id2label: str | None) -> dict[str, str] | None:
+def given_names(id2label: str | None) -> dict[int | str, str] | None:
     """The names of the classes by what is stored for them, from `--id2label`: JSON, or a file of it.
 
     Raises:

@@ -5,7 +5,6 @@ from dataclasses import fields
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from transformers import PreTrainedModel
 
 from ..arguments.detection import DetectionModelArguments
 from ..configuration_a2mim import A2MIMConfig
@@ -39,8 +38,8 @@ def build_detector(
     start = open_start(args, token)
     whole = start is not None and start.kind in DETECTORS
     backbone = build_backbone(args, start, whole)
-    own = {f.name for f in fields(DetectionModelArguments)} & set(A2MIMDetectorConfig.__annotations__)
-    own = {name: getattr(args, name) for name in own if getattr(args, name) is not None}
+    shared = {f.name for f in fields(DetectionModelArguments)} & set(A2MIMDetectorConfig.__annotations__)
+    own = {name: getattr(args, name) for name in shared if getattr(args, name) is not None}
     if whole:
         known = {name: start.data[name] for name in A2MIMDetectorConfig.__annotations__ if name in start.data}
         for name in (name for name in OF_WEIGHTS if own.get(name, known.get(name)) != known.get(name)):
@@ -78,7 +77,7 @@ def _load_heads(model: A2MIMForObjectDetection, start: Pretrained, names: Sequen
     return "; the head that predicts masks is new" if masks else "; it predicts masks, which are left out"
 
 
-def check_other_sizes(model: PreTrainedModel):
+def check_other_sizes(model: A2MIMForObjectDetection):
     """Raises ValueError, naming `shortest_edge`, if the encoder takes images of no other size than its own."""
     config, divisor = model.config, int(max(model.strides))
     size = [side + (-side % divisor) + divisor * step for step, side in enumerate(config.input_size, 1)]

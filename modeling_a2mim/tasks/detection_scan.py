@@ -47,7 +47,7 @@ class SizedRows(RowsOf):
 
     def __init__(self, source: RowSource, sizes: RowSource | None = None):
         super().__init__(source, range(len(source)))
-        self.folders, self.sizes = source.folders, source.select("height", "width") if sizes is None else sizes
+        self.sizes = source.select("height", "width") if sizes is None else sizes
 
     @property
     def fingerprint(self):
@@ -136,7 +136,7 @@ def stored_classes(sources: list[RowSource], column: str) -> dict[int | str, str
     """The classes that occur in sources that do not name them, as `id2label`."""
     fields = object_fields(sources[0].features[column]) or {}
     category = next((name for name in CLASS_FIELDS if name in fields), CLASS_FIELDS[0])
-    found = set()
+    found: set[int | str] = set()
     for source in sources:
         for _, value in values(source, column, "classes"):
             try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,7 +111,7 @@ def build_classifier(
     timm_args = {name: value for name, value in timm_args.items() if value is not None}
     if timm_args:
         values["model_args"] = {**values.get("model_args", {}), **timm_args}
-    labels = label_fields(names)
+    labels: dict[str, Any] = label_fields(names)
     if problem_type != SINGLE:
         labels["problem_type"] = problem_type
     start = open_start(args, token)

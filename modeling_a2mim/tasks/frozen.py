@@ -1,6 +1,7 @@
 """k-NN and logistic regression on the features of a frozen encoder."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from transformers import set_seed
@@ -34,7 +35,8 @@ def evaluate_features(
     if args.class_weights is not None:
         logger.info("class_weights: are for the logistic regression; neighbours do not know of them")
     seeds = data_args.seeds or [data_seed(args)]
-    name, drawn = few_labels(data_args) or "all labels", {}
+    name = few_labels(data_args) or "all labels"
+    drawn: dict[tuple[str, int], Sequence[int]] = {}
     for seed in seeds:
         rows = choose_rows(data_args, images, seed)
         if rows is not None and args.should_save:
@@ -46,9 +48,9 @@ def evaluate_features(
             drawn = {(name, seeds[0]): drawn[name, seeds[0]]}
         return _evaluate(model_args, data_args, args, images, drawn)
     found = []
-    for key, rows in drawn.items():
+    for key, subset in drawn.items():
         set_seed(key[1])
-        found += _evaluate(model_args, data_args, args, images, {key: rows})
+        found += _evaluate(model_args, data_args, args, images, {key: subset})
     return found
 
 

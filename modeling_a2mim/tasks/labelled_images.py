@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -49,7 +50,9 @@ class LabelledImages:
     @property
     def chosen(self) -> Dataset | RowSource:
         """The images that a run trains on."""
-        return self.train if self.rows is None else self.train.select(self.rows)
+        if self.rows is None:
+            return self.train
+        return cast(Dataset, self.train).select(self.rows)  # nothing is drawn from a stream
 
     @classmethod
     def load(cls, data_args: ClassificationArguments, token: str | None) -> "LabelledImages":
@@ -121,7 +124,7 @@ class LabelledImages:
     def metrics(self) -> dict[str, bool]:
         """The metrics of an evaluation, and whether more of them is better."""
         if self.problem_type == REGRESSION:
-            targets = self.validation[self.column]
+            targets = cast(Dataset, self.validation)[self.column]  # `check_problem_type` refuses streams
             varies = {"r2": True} if min(targets) < max(targets) else {}
             return {"loss": False, "mae": False, "rmse": False, **varies}
         counts, images = self.counts(self.validation), len(self.validation)

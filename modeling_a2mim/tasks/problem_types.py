@@ -214,7 +214,7 @@ def multi_label_metrics(
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels) > 0.5
     predicted, count = logits > 0, labels.shape[1]
     finite = np.isfinite(logits).all(0)
-    present = labels.any(0)
+    present = np.any(labels, axis=0)
     ranked = {
         c: average_precision_score(labels[:, c], logits[:, c]) if finite[c] else np.nan
         for c in np.flatnonzero(present & ~labels.all(0)).tolist()

@@ -16,8 +16,8 @@ from ..export.provenance import classification_provenance, few_labels
 from ..export.record import hardware, read_record, versions
 from ..pretrained import CLASSIFIERS, open_pretrained
 from ..training.checkpoints import checkpoints_in
+from ..training.encoder_trainer import EncoderTrainer
 from ..training.outputs import check_output_dir, clear_output_dir
-from ..training.trainer import A2MIMTrainer
 from ..utils.files import write_json
 from .encoder import base_model_of, build_classifier, task_of
 from .labelled_images import LabelledImages
@@ -42,7 +42,7 @@ def seed_folder(output_dir: str, seed: int) -> Path:
 
 
 def repeat(
-    fine_tune: Callable[..., A2MIMTrainer],
+    fine_tune: Callable[..., EncoderTrainer],
     model_args: ClassifierArguments,
     data_args: ClassificationArguments,
     args: FineTuningArguments,
@@ -58,7 +58,7 @@ def repeat(
     Returns:
         Rows of `summary.summarise`.
     """
-    rows = []
+    rows: list[dict] = []
     folders = [seed_folder(args.output_dir, seed) for seed in data_args.seeds]
     options = args.resume_from_checkpoint, args.overwrite_output_dir, model_args.model_name_or_path
     check_output_dir(args.output_dir, *options, finished=[RESULTS])
@@ -74,7 +74,8 @@ def repeat(
             trainer = fine_tune(model_args, data_args, with_values(args, **own), images)
             if args.overwrite_output_dir and args.should_save and not rows:
                 # All at once: resumed later, the set would take what the earlier one has done for its own.
-                for folder in (args.output_dir, *folders):
+                clear_output_dir(args.output_dir)
+                for folder in folders:
                     clear_output_dir(folder)
             metrics = trainer.run()
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
@@ -128,10 +129,10 @@ def report(
             for folder in folders:
                 add_measured(folder, model, summary, measured_on)
         if model_args.add_to_card:
-            folder = model_args.model_name_or_path
-            root = open_pretrained(folder).kind
-            model = (load_classifier if root in CLASSIFIERS else load_pretraining_model)(folder)
-            add_measured(Path(folder), model, summary, measured_on)
+            source = model_args.model_name_or_path
+            root = open_pretrained(source).kind
+            measured = (load_classifier if root in CLASSIFIERS else load_pretraining_model)(source)
+            add_measured(Path(source), measured, summary, measured_on)
         if args.push_to_hub and folders:
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             private, pictures = args.hub_private_repo, args.hub_pictures
@@ -149,7 +150,7 @@ def report(
 
 def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
     """Write rows into the record and the card of an exported folder, in place of the same ones of an earlier time."""
-    record = read_record(folder)
+    record = read_record(str(folder))
 
     def key(row: dict) -> list:
         return [value for name, value in row.items() if name not in (*SUMMARY.values(), "seeds")]

@@ -1,6 +1,7 @@
 """Semantic segmentation: UperNet of transformers on a pre-trained encoder, from images with maps of classes."""
 
 import logging
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image as PILImage
@@ -101,9 +102,10 @@ def load(
 def adapt(args: SegmentationTrainingArguments, images: Labelled) -> SegmentationTrainingArguments:
     """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        return without_evaluation(args)
+        return cast(SegmentationTrainingArguments, without_evaluation(args))
     metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in images.labels.names)]
-    return with_best_model(args, {"loss": False, **dict.fromkeys(metrics, True)})
+    better = {"loss": False, **dict.fromkeys(metrics, True)}
+    return cast(SegmentationTrainingArguments, with_best_model(args, better))
 
 
 def build(
@@ -127,7 +129,7 @@ def make_trainer(
     """
     labels, seed = images.labels, data_seed(args)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
-    columns = {"label_column": images.label_column, "image_column": images.image_column}
+    columns: dict[str, Any] = {"label_column": images.label_column, "image_column": images.image_column}
     options = transform_options(data_args)
     augment = SegmentationTransform(processor, channels, labels, **options)
     train_samples = image_samples(data_args, images.train, augment, seed, **columns)
@@ -166,6 +168,7 @@ def make_trainer(
 
 
 def log_result(trainer: SegmentationTrainer, metrics: dict[str, float]):
+    """Log the mean IoU, if there was an evaluation, and where the segmenter is, if one was trained."""
     if trainer.eval_dataset is not None:
         logger.info("mean IoU %.4f on %d images", metrics["eval_mean_iou"], len(trainer.eval_dataset))
     if trainer.train_dataset is not None:
@@ -186,7 +189,7 @@ def evaluate(
     model = build_segmenter(model_args, start.names, labels.ignored, args.hub_token)
     processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
     transform = SegmentationTransform(processor, channels, labels, train=False, **transform_options(data_args))
-    columns = {"label_column": images.label_column, "image_column": images.image_column}
+    columns: dict[str, Any] = {"label_column": images.label_column, "image_column": images.image_column}
     trainer = SegmentationTrainer(
         model=model,
         args=args,
@@ -209,7 +212,8 @@ class Predictions:
         self.samples, self.names = samples, names
 
     def __call__(self, model: nn.Module) -> PILImage:
-        core = next(module for module in model.modules() if hasattr(module, "a2mim"))
+        """The figure for this model, which is in evaluation mode."""
+        core: Any = next(module for module in model.modules() if hasattr(module, "a2mim"))
         mean, std = core.config.image_mean, core.config.image_std
         pixels = torch.stack([sample["pixel_values"] for sample in self.samples])
         device = next(model.parameters()).device

@@ -8,7 +8,7 @@ processor does; the prediction is brought back to the size of the annotation and
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Image
@@ -145,14 +145,14 @@ def read_maps(
         own = [name.removeprefix("class ") for name in names]  # of values, if nobody has named them
         values = list(map(int, own)) if all(map(str.isdecimal, own)) else range(len(names))
         named = dict(zip(values, names, strict=True))
-    options = {"reduce_labels": args.do_reduce_labels, "colours": colours}
+    options: dict[str, Any] = {"reduce_labels": args.do_reduce_labels, "colours": colours}
     taken = LabelValues(list((named or {}).values()), list(named or ()), None, **options)
     ignored = ignored_value(args.ignore_index, taken.stored, colours)
     if ignored in taken.stored:
         raise ValueError(f"ignore_index: {args.ignore_index} is the class {taken.names[taken.stored[ignored]]!r}")
     sources = {TRAINING: train, EVALUATION: validation}
     sources = {what: as_source(args, part) for what, part in sources.items() if part is not None}
-    reading = {"max_pixels": args.max_image_pixels, "most_broken": args.max_skipped_ratio}
+    reading: dict[str, Any] = {"max_pixels": args.max_image_pixels, "most_broken": args.max_skipped_ratio}
     sources, labels = label_maps(sources, column, named, **options, ignore_value=ignored, **reading)
     if sources.get(TRAINING) is None and train is not None:
         raise ValueError(f"label_column_name: no training image has a map in {column!r} with a class")
@@ -243,10 +243,10 @@ class SegmentationTransform:
         opened = open_image(image, self.max_pixels)
         raw, turn = (opened.height, opened.width), orientation(opened)
         pixels = v2.functional.pil_to_tensor(to_pixels(upright(opened), self.num_channels))
-        classes = self.labels.read(label, self.max_pixels)
-        if classes.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
-            classes = turned(classes, turn)
-        classes = torch.from_numpy(classes)
+        values = self.labels.read(label, self.max_pixels)
+        if values.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
+            values = turned(values, turn)
+        classes = torch.from_numpy(values)
         if classes.shape != pixels.shape[1:]:
             sizes = " x ".join(map(str, classes.shape)), " x ".join(map(str, pixels.shape[1:]))
             raise BrokenImage("its map of classes has {} pixels, the image {}".format(*sizes))

@@ -19,6 +19,7 @@ LISTED = 8  # values, names or maps in a message
 
 
 def show_value(value: int, colours: bool) -> str:
+    """The value of a pixel in words: a number, or a colour as #rrggbb."""
     return f"#{value:06x}" if colours else str(value)
 
 
@@ -164,8 +165,8 @@ class LabelValues:
         """
         if unknown := [repr(name) for name in self.names if name not in names]:
             raise ValueError(f"labels_file: {some(unknown)} is no class of the model, which knows {some(names)}")
-        values = dict(zip(self.names, self.values, strict=True))
-        values = [values.get(name) for name in names]
+        by_name = dict(zip(self.names, self.values, strict=True))
+        values = [by_name.get(name) for name in names]
         return LabelValues(names, values, self.ignore_value, self.reduce_labels, self.colours)
 
     def describe(self) -> str:

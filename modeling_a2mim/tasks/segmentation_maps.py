@@ -1,11 +1,13 @@
 """Maps of classes: how well predicted ones agree with annotated ones, and a figure of both."""
 
 import colorsys
+from typing import cast
 
 import datasets
 import evaluate
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Patch
 from PIL import Image
 from torch.nn import functional
@@ -66,6 +68,7 @@ class MeanIoU(evaluate.Metric):
         )
 
     def reset(self):
+        """Forget all that was added."""
         self.counts = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
 
     def add_counts(self, counts: torch.Tensor):
@@ -154,4 +157,5 @@ def plot_predictions(
         left=0.01, right=0.8, top=1 - 0.25 / figure.get_figheight(), bottom=0.01, wspace=0.03, hspace=0.03
     )
     figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    canvas = cast(FigureCanvasAgg, figure.canvas)  # as `new_figure` makes it
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

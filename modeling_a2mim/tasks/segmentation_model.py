@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from .encoder import build_backbone, open_start
 
 logger = logging.getLogger("a2mim")
 
-UPERNET = {"hidden_size": 512, "auxiliary_channels": 256, "auxiliary_loss_weight": 0.4}
+UPERNET: dict[str, Any] = {"hidden_size": 512, "auxiliary_channels": 256, "auxiliary_loss_weight": 0.4}
 
 
 def build_segmenter(
@@ -41,6 +42,7 @@ def build_segmenter(
             known = {**known, "auxiliary_loss_weight": 0.0}
     backbone = build_backbone(model_args, start, whole)
     weight = known["auxiliary_loss_weight"] if model_args.auxiliary_weight is None else model_args.auxiliary_weight
+    labels: dict[str, Any] = label_fields(names)
     config = UperNetConfig(
         backbone_config=backbone.config,
         hidden_size=model_args.head_channels or known["hidden_size"],
@@ -48,7 +50,7 @@ def build_segmenter(
         auxiliary_loss_weight=weight,
         auxiliary_channels=model_args.auxiliary_channels or known["auxiliary_channels"],
         loss_ignore_index=ignore_index,
-        **label_fields(names),
+        **labels,
     )
     model = UperNetForSemanticSegmentation(config)
     model.backbone = backbone
@@ -88,8 +90,9 @@ def without_package(model: UperNetForSemanticSegmentation) -> UperNetForSemantic
         if model.backbone.pyramid is not None:
             raise ValueError("it has a feature pyramid")
         plain = copy.deepcopy(model.config)
-        plain.backbone_config = TimmBackboneConfig(
-            backbone=architecture, num_channels=channels, out_indices=list(model.backbone.out_indices)
+        indices = list(model.backbone.out_indices)
+        plain.backbone_config = TimmBackboneConfig(  # type: ignore[call-arg] # it takes and documents `out_indices`
+            backbone=architecture, num_channels=channels, out_indices=indices
         )
         twin = UperNetForSemanticSegmentation(plain).eval()
         twin.backbone.load_state_dict(_renamed(model.backbone.a2mim.encoder, twin.backbone))

@@ -3,6 +3,7 @@ which images have no label."""
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,7 +140,7 @@ def look_through(
                 found.add(row, value, not_counted, colours, max_pixels)
             bar.update(len(rows))
     if world > 1:
-        parts = [None] * world
+        parts: list[FoundInMaps | None] = [None] * world
         dist.all_gather_object(parts, found)
         found = parts[0]
         for part in parts[1:]:
@@ -317,7 +318,11 @@ def labelled_rows(
     out = found.unlabelled
     if not out:
         return source
-    kinds = {"without a map": found.missing, "ignored in all pixels": found.ignored, "broken": found.broken}
+    kinds: dict[str, Sequence] = {
+        "without a map": found.missing,
+        "ignored in all pixels": found.ignored,
+        "broken": found.broken,
+    }
     logger.warning(
         "%s: %s of %s images are left out (%s), as %s",
         what,

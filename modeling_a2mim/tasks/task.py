@@ -39,6 +39,7 @@ def load_task(name: str) -> Task:
         from ..arguments import data, model, training
         from . import classification as c
 
+        arguments: tuple[type, type, type]
         arguments = (model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments)
         return Task(arguments, c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
     if name == "semantic-segmentation":
@@ -47,11 +48,12 @@ def load_task(name: str) -> Task:
 
         arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
         return Task(arguments, s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
-    from ..arguments import detection as a
+    from ..arguments import detection as b
     from . import detection as d
 
-    arguments = (a.DetectionModelArguments, a.DetectionArguments, a.DetectionTrainingArguments)
-    load, evaluate = (functools.partial(f, masks=name == "instance-segmentation") for f in (d.load, d.evaluate))
+    arguments = (b.DetectionModelArguments, b.DetectionArguments, b.DetectionTrainingArguments)
+    masks = name == "instance-segmentation"
+    load, evaluate = functools.partial(d.load, masks=masks), functools.partial(d.evaluate, masks=masks)
     return Task(arguments, load, d.adapt, d.build, d.make_trainer, evaluate, log_result=d.log_result)
 
 

@@ -43,12 +43,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_pictures_of_a_file(folder):
+def test_images_of_a_file(folder):
     named = load_model(str(folder / "vit"), kind="pretraining")
-    pictures, quality = reconstruct_file(named, str(folder / "image.png"), 0.5, 3)
-    assert [picture.size for picture in pictures] == [(256, 256)] * 4
+    images, quality = reconstruct_file(named, str(folder / "image.png"), 0.5, 3)
+    assert [image.size for image in images] == [(256, 256)] * 4
     assert quality.keys() == {"psnr", "masked_psnr", "mean_fill_psnr", "ssim"}
-    original, masked, reconstruction, pasted = (np.asarray(picture) for picture in pictures)
+    original, masked, reconstruction, pasted = (np.asarray(image) for image in images)
     hidden = (original != masked).any(2)
     assert 0.45 < hidden.mean() < 0.55
     np.testing.assert_array_equal(pasted[~hidden], original[~hidden])
@@ -142,7 +142,7 @@ def page(address):
 
 @pytest.mark.slow  # 20 seconds to start the Space
 def test_in_a_browser(page, folder):
-    """Without an image it says so; with one the four pictures appear, and others when a setting changes."""
+    """Without an image it says so; with one the four images appear, and others when a setting changes."""
     said = page.get_by_text("dB and SSIM")
     page.get_by_role("button", name="Reconstruct").click()
     page.get_by_text("Upload an image first.").wait_for()

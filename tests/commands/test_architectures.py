@@ -1,5 +1,5 @@
 """One encoder of each family of timm, with real tensors: it pre-trains, what is saved and exported is the same, and
-strangers who load it from a Hub get the same."""
+what is loaded from a Hub without this package is the same."""
 
 import copy
 import functools
@@ -228,13 +228,15 @@ def published(pretrained, module_hub, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def strangers(request, published, module_hub, tmp_path_factory):
+def without_package(request, published, module_hub, tmp_path_factory):
     """What one process without this package made of all that was published (for the tests that are to run)."""
-    tests = [item for item in request.session.items if getattr(item, "function", None) is test_strangers_load_it]
+    tests = [
+        item for item in request.session.items if getattr(item, "function", None) is test_loads_without_this_package
+    ]
     names = [item.callspec.params["name"] for item in tests]
     for name in names:
         published(name)
-    out = tmp_path_factory.mktemp("strangers")
+    out = tmp_path_factory.mktemp("without_package")
     command = [
         sys.executable,
         str(Path(__file__).parents[1] / "stranger.py"),
@@ -286,10 +288,10 @@ def test_encoders_of_one_resolution_have_no_multiscale_decoder(name):
 
 
 @pytest.mark.parametrize("name", [*marked(name for name in NAMES if name not in LARGE), *OTHERS])
-def test_strangers_load_it(name, published, strangers):
+def test_loads_without_this_package(name, published, without_package):
     """From a Hub over HTTP, without this package: everything equal, bit for bit, to the encoder that was trained."""
     encoder, classifier = published(name)
-    found, told = load_file(strangers[0] / f"org-{name}.safetensors"), strangers[1][f"org/{name}"]
+    found, told = load_file(without_package[0] / f"org-{name}.safetensors"), without_package[1][f"org/{name}"]
     with torch.no_grad():
         ours = encoder(found["pixels"])
         logits = classifier(found["pixels"]).logits

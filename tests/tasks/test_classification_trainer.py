@@ -97,16 +97,16 @@ def test_averages_by_hand_and_where_they_are_used(tmp_path):
     for name, value in trainer.averages.module.state_dict().items():
         if value.is_floating_point():  # counts are copied
             torch.testing.assert_close(value.double(), mean[name], atol=1e-6, rtol=1e-5)  # sums of float32
-    judged = trainer.evaluate()
+    metrics = trainer.evaluate()
     trainer.save_model()
     assert all(torch.equal(value, last[name]) for name, value in weights(trainer).items())
     exported, averages = load_file(tmp_path / "model.safetensors"), trainer.averages.module.a2mim.encoder.state_dict()
     assert all(torch.equal(value, averages[name]) for name, value in exported.items())
     trainer.model.load_state_dict(trainer.averages.module.state_dict())
     trainer.averages = None
-    assert trainer.evaluate()["eval_loss"] == judged["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == metrics["eval_loss"]
     trainer.model.load_state_dict(last)
-    assert trainer.evaluate()["eval_loss"] != judged["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] != metrics["eval_loss"]
 
 
 def test_the_best_checkpoint_brings_its_averages(tmp_path):

@@ -1,4 +1,4 @@
-"""Detection end to end: samples with their boxes and masks, batches, training from an export, what users load."""
+"""Detection end to end: training from an export, what users load."""
 
 import functools
 import json
@@ -9,19 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torchvision.ops import masks_to_boxes
 from transformers import AutoImageProcessor, HfArgumentParser, pipeline
 
 import run_finetune
 from benchmarks import shapes
-from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.detection import DetectionArguments, DetectionModelArguments, DetectionTrainingArguments
-from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
-from modeling_a2mim.tasks.detection_annotations import Annotations
-from modeling_a2mim.tasks.detection_data import DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
-from modeling_a2mim.tasks.detection_model import build_detector, check_other_sizes
+from modeling_a2mim.tasks.detection_data import DROPPED, Resize
 
 from ..families import family_config
 from ..processes import in_two_processes
@@ -30,12 +26,6 @@ from ..processes import in_two_processes
 SMALL = ["--fpn_channels", "16", "--box_channels", "32", "--rois_per_image", "8", "--proposals_per_image", "10"]
 SMALL += ["--detections_per_image", "5"]
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """Six canvases of 64 px with one channel."""
-    return shapes.compose("train", 6).cast_column("image", datasets.Image(decode=False))
 
 
 @pytest.fixture(scope="module")
@@ -48,89 +38,6 @@ def export(tmp_path_factory):
     torch.manual_seed(5)
     model = A2MIMForPreTraining(family_config("convnext", num_channels=1))
     return export_model(model, tmp_path_factory.mktemp("encoder")), model
-
-
-def make(rows, canvas=(64, 64), train=True, channels=1, masks=True, flip=0.0, **sizes):
-    config = A2MIMConfig.for_encoder(architecture="test_convnext", num_channels=channels, image_size=list(canvas))
-    annotations = Annotations(rows.features["objects"], masks=masks)
-    return DetectionTransform(config, annotations, Resize(canvas, **sizes), train, flip)
-
-
-def test_boxes_and_masks_move_with_the_image(rows):
-    plain, mirrored, large = make(rows), make(rows, flip=1.0), make(rows, canvas=(128, 128))
-    for row in rows:
-        one, two, three = (transform(row["image"], row["objects"]) for transform in (plain, mirrored, large))
-        labels = one["labels"]
-        assert labels["class_labels"].tolist() == row["objects"]["category"]
-        # Masks are exact where nothing is resized, and boxes around them: from the first pixel to after the last.
-        torch.testing.assert_close(masks_to_boxes(labels["masks"]) + torch.tensor([0, 0, 1, 1]), labels["boxes"])
-        assert labels["masks"].flatten(1).sum(1).tolist() == row["objects"]["area"]
-        assert torch.equal(two["pixel_values"], one["pixel_values"].flip(-1))
-        assert torch.equal(two["labels"]["masks"], labels["masks"].flip(-1))
-        x0, y0, x1, y1 = labels["boxes"].unbind(1)
-        assert torch.equal(two["labels"]["boxes"], torch.stack([64 - x1, y0, 64 - x0, y1], 1))
-        assert torch.equal(three["labels"]["boxes"], labels["boxes"] * 2)
-        assert torch.equal(three["labels"]["masks"][:, ::2, ::2], labels["masks"])
-        assert one[DROPPED] == 0
-        assert TRUTH not in one
-
-
-def test_what_is_drawn_follows_from_the_seed(rows):
-    transform, row = make(rows, flip=0.5, shortest_edge=[48, 64, 80, 96]), rows[0]
-    seen = set()
-    for seed in range(8):
-        samples = []
-        for _ in range(2):
-            with seeded(seed):
-                samples.append(transform(row["image"], row["objects"]))
-        assert torch.equal(samples[0]["pixel_values"], samples[1]["pixel_values"])
-        seen.add((*samples[0]["pixel_values"].shape[1:], samples[0]["labels"]["boxes"][0, 0].item()))
-    assert {size[0] for size in seen} <= {48, 64, 80, 96}
-    assert len(seen) > 3
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("sizes", [{}, {"shortest_edge": [40, 56], "longest_edge": 70}])
-def test_evaluation_sees_what_the_image_processor_makes(rows, sizes, channels, tmp_path):
-    picture = Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 50).convert("L" if channels == 1 else "RGB")
-    transform = make(rows, canvas=(64, 80), train=False, channels=channels, masks=False, **sizes)
-    config = A2MIMConfig.for_encoder(architecture="test_convnext", num_channels=channels, image_size=[64, 80])
-    transform.resize.processor(config).save_pretrained(tmp_path)
-    expected = AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")
-    sample = transform(picture, {"bbox": [[9.0, 10.0, 45.0, 20.0]], "category": [3]})
-    batch = pad_batch([sample], transform.resize.canvas)
-    assert batch["pixel_values"].shape == expected["pixel_values"].shape
-    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], atol=1e-6, rtol=0)
-    assert torch.equal(batch["pixel_mask"], expected["pixel_mask"])
-    height, width = (44, 80) if not sizes else (39, 69)
-    assert batch["pixel_mask"].sum() == height * width
-    share = torch.tensor([[9 / 90, 10 / 50, 54 / 90, 30 / 50]]) * torch.tensor([width, height, width, height])
-    torch.testing.assert_close(batch["labels"][0]["boxes"], share)
-    assert sample[TRUTH]["size"] == (50, 90)
-    assert sample[TRUTH]["objects"].boxes.tolist() == [[9, 10, 54, 30]]
-
-
-def test_crowds_and_specks_are_not_trained_on(rows):
-    objects = {"bbox": [[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 9.0, 9.0], [60.0, 60.0, 1.0, 1.0], [99.0, 9.0, 5.0, 5.0]]}
-    objects |= {"category": [1, 2, 3, 4], "iscrowd": [0, 1, 0, 0]}
-    sample = make(rows, canvas=(32, 32), masks=False)(rows[0]["image"], objects)
-    assert sample["labels"]["class_labels"].tolist() == [1]
-    assert sample[DROPPED] == 2  # half a pixel, and outside
-    judged = make(rows, canvas=(32, 32), masks=False, train=False)(rows[0]["image"], objects)[TRUTH]["objects"]
-    assert judged.crowd.tolist() == [False, True, False]
-
-
-def test_batches_are_padded(rows):
-    small, large = ({"pixel_values": torch.ones(1, h, w), "labels": {}, DROPPED: 1} for h, w in ((3, 5), (4, 2)))
-    small["labels"] = {"boxes": torch.ones(2, 4), "masks": torch.ones(2, 3, 5)}
-    batch = pad_batch([small, large])
-    assert batch["pixel_values"].shape == (2, 1, 4, 5)
-    assert torch.equal(batch["pixel_mask"], batch["pixel_values"][:, 0].long())
-    assert batch["pixel_mask"].sum((1, 2)).tolist() == [15, 8]
-    assert batch["labels"][0]["masks"].sum() == 30
-    assert batch["labels"][0]["masks"].shape == (2, 4, 5)
-    assert batch[DROPPED] == 2
-    assert pad_batch([small], (6, 7))["pixel_values"].shape == (1, 1, 6, 7)
 
 
 def parsed(*flags):
@@ -163,9 +70,9 @@ def test_training_measures_and_writes_everything(trained):
     assert {"loss", "loss_mask", "loss_objectness", DROPPED} <= set(log[0])
     terms = [value for name, value in log[0].items() if name.startswith("loss_")]
     assert log[0]["loss"] == pytest.approx(sum(terms), rel=1e-4)  # is rounded
-    picture = Image.open(out / "predictions.png")
-    assert picture.size == (4 * 322 + 2, 2 * 322 + 2)  # four images, each with its annotation, 320 px and frames
-    assert len(picture.getcolors(1_000_000)) > 100
+    figure = Image.open(out / "predictions.png")
+    assert figure.size == (4 * 322 + 2, 2 * 322 + 2)  # four images, each with its annotation, 320 px and frames
+    assert len(figure.getcolors(1_000_000)) > 100
     assert (out / "predictions.txt").read_text().splitlines() == [f"row {row}" for row in range(4)]
     card = (out / "README.md").read_text()
     assert "from modeling_a2mim import A2MIMForObjectDetection" in card
@@ -206,17 +113,6 @@ def test_the_pipeline_of_transformers(folder, tmp_path):
     assert all(set(thing) == {"score", "label", "box"} and thing["label"] in ("LABEL_0", "LABEL_1") for thing in found)
     assert max(thing["box"]["xmax"] for thing in found) <= 100
     assert max(thing["box"]["ymax"] for thing in found) <= 60
-
-
-def test_the_pretrained_encoder_is_the_one_that_is_tuned(export):
-    out, pretrained = export
-    (model_args, _, _) = parsed("--model_name_or_path", out, "--dataset_name", "x", "--output_dir", "y")
-    model = build_detector(model_args, ["a", "b"], masks=False)
-    known = pretrained.a2mim.encoder.state_dict()
-    assert all(torch.equal(v, known[n]) for n, v in model.backbone.a2mim.encoder.state_dict().items() if n in known)
-    assert model.config.num_labels == 2
-    assert model.config.fpn_channels == 16
-    assert model.config.num_channels == 1
 
 
 def test_many_sizes_and_frozen_norms(folder, tmp_path):
@@ -281,16 +177,6 @@ def test_a_frozen_encoder_stays_as_it_is(folder, tmp_path):
     assert any("running_mean" in name for name in frozen)
 
 
-def test_pictures_without_detections(rows):
-    config = A2MIMDetectorConfig.for_encoder(
-        architecture="test_convnext", image_size=64, num_channels=1, num_labels=10, score_threshold=1.0
-    )
-    transform = make(rows, train=False, masks=False)
-    samples = [transform(row["image"], row["objects"]) for row in rows.select(range(2))]
-    picture = draw_predictions(A2MIMForObjectDetection(config).eval(), samples, (64, 64))
-    assert picture.size == (4 * 322 + 2, 322 + 2)
-
-
 def test_wrong_arguments(folder, tmp_path):
     vit = {"embed_dim": 32, "depth": 4, "num_heads": 1}
     base = ["--architecture", "vit_tiny_patch16_224", "--model_args", json.dumps(vit)]
@@ -312,11 +198,3 @@ def test_wrong_arguments(folder, tmp_path):
         with pytest.raises(ValueError, match=message):
             wrong(*flags)
     assert not (tmp_path / "config.json").exists()
-    dynamic = A2MIMDetectorConfig.for_encoder(
-        architecture="vit_tiny_patch16_224",
-        model_args={**vit, "dynamic_img_size": True},
-        image_size=64,
-        num_labels=1,
-        fpn_channels=16,
-    )
-    check_other_sizes(A2MIMForObjectDetection(dynamic))

@@ -135,7 +135,7 @@ def test_classes_of_other_data_are_told_apart_by_names():
     assert objects.reasons == {"of no known class": 1}
 
 
-def judged(truth, found, size=(200, 200), classes=None, scores=None, crowd=None, masks=False):
+def evaluated(truth, found, size=(200, 200), classes=None, scores=None, crowd=None, masks=False):
     """An image with objects and detections, all as x, y, width, height, of class 0 if nothing else is said."""
     count, fields = len(truth), {**struct_of_lists(), "segmentation": datasets.List(datasets.Value("string"))}
 
@@ -154,20 +154,20 @@ def judged(truth, found, size=(200, 200), classes=None, scores=None, crowd=None,
         for mask, (x0, y0, x1, y1) in zip(filled, boxes.int().tolist(), strict=True):
             mask[y0:y1, x0:x1] = True
         detections["masks"] = filled
-    return AveragePrecision.judged(objects, size, detections)
+    return AveragePrecision.evaluated(objects, size, detections)
 
 
 def measured(*images, masks=False):
-    judge = AveragePrecision(["cat", "dog"], masks)
-    judge.add(list(images))
-    return judge.compute()
+    precision = AveragePrecision(["cat", "dog"], masks)
+    precision.add(list(images))
+    return precision.compute()
 
 
 def test_average_precision_by_hand():
     # Two objects; a hit, a miss, a hit: precision 1 up to half of the recall (51 of COCO's 101 points), then 2/3.
     figures = measured(
-        judged([[10, 10, 50, 50]], [[10, 10, 50, 50], [100, 100, 50, 50]], scores=[0.9, 0.8]),
-        judged([[20, 20, 50, 50]], [[20, 20, 50, 50]], scores=[0.7]),
+        evaluated([[10, 10, 50, 50]], [[10, 10, 50, 50], [100, 100, 50, 50]], scores=[0.9, 0.8]),
+        evaluated([[20, 20, 50, 50]], [[20, 20, 50, 50]], scores=[0.7]),
     )
     expected = (51 + 50 * 2 / 3) / 101
     for name in ("map", "map_50", "map_75", "map_medium", "map_class_cat"):
@@ -179,27 +179,27 @@ def test_average_precision_by_hand():
 
 def test_overlap_crowds_and_classes_by_hand():
     # 50 x 50, moved by 10: overlap 40 * 50 of 60 * 50, 0.667: enough for four thresholds of ten.
-    shifted = measured(judged([[10, 10, 50, 50]], [[20, 10, 50, 50]]))
+    shifted = measured(evaluated([[10, 10, 50, 50]], [[20, 10, 50, 50]]))
     assert (shifted["map"], shifted["map_50"], shifted["map_75"]) == pytest.approx((0.4, 1.0, 0.0))
     # What lies in a crowd is not counted as wrong, and the crowd not as missed.
     crowded = [[10, 10, 50, 50], [100, 100, 80, 80]], [[10, 10, 50, 50], [110, 110, 20, 20]]
-    assert measured(judged(*crowded, crowd=[0, 1], scores=[0.5, 0.9]))["map"] == pytest.approx(1.0)
-    assert measured(judged(*crowded, scores=[0.5, 0.9]))["map"] == pytest.approx(51 * 0.5 / 101)
+    assert measured(evaluated(*crowded, crowd=[0, 1], scores=[0.5, 0.9]))["map"] == pytest.approx(1.0)
+    assert measured(evaluated(*crowded, scores=[0.5, 0.9]))["map"] == pytest.approx(51 * 0.5 / 101)
     # A dog that was found as a cat: cats perfect but for one false alarm below, dogs not found.
-    both = measured(judged([[10, 10, 50, 50], [100, 100, 50, 50]], [[10, 10, 50, 50]], classes=[0, 1]))
+    both = measured(evaluated([[10, 10, 50, 50], [100, 100, 50, 50]], [[10, 10, 50, 50]], classes=[0, 1]))
     assert (both["map_class_cat"], both["map_class_dog"], both["map"]) == pytest.approx((1.0, 0.0, 0.5))
-    assert measured(judged([[10, 10, 50, 50]], []))["map"] == 0.0
+    assert measured(evaluated([[10, 10, 50, 50]], []))["map"] == 0.0
 
 
 def test_masks_and_sizes_by_hand():
     # Sizes follow the area of the mask: 30 x 30 is small, 50 x 50 medium, 100 x 100 large.
     truth = [[0, 0, 30, 30], [40, 40, 50, 50], [95, 95, 100, 100]]
-    figures = measured(judged(truth, [*truth[:2], [95, 95, 80, 100]], masks=True), masks=True)
+    figures = measured(evaluated(truth, [*truth[:2], [95, 95, 80, 100]], masks=True), masks=True)
     for prefix in ("", "mask_"):  # all masks fill their boxes
         assert figures[f"{prefix}map_small"] == pytest.approx(1.0)
         assert figures[f"{prefix}map_medium"] == pytest.approx(1.0)
         assert figures[f"{prefix}map_large"] == pytest.approx(0.7)  # IoU 0.8: seven thresholds
-    halves = judged([[10, 10, 50, 50]], [[10, 10, 50, 50]], masks=True)
+    halves = evaluated([[10, 10, 50, 50]], [[10, 10, 50, 50]], masks=True)
     half = np.zeros((200, 200), dtype=np.uint8)
     half[10:60, 10:40] = 1  # 0.6 of the object, in the right box
     halves["masks"] = [rle.encode(np.asfortranarray(half))]

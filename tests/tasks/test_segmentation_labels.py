@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from modeling_a2mim.arguments.segmentation import ignored_value
 from modeling_a2mim.data.decoding import BrokenImage, open_image, orientation, turned
 from modeling_a2mim.tasks.segmentation_labels import LabelValues, read_labels, read_pixels
 
@@ -126,21 +125,6 @@ def test_labels_files(tmp_path):
     assert read_labels(path) == ({0: "a", 1: "b"}, False)
     path.write_text('{"#FF0000": "car", "#000000": "ground"}')
     assert read_labels(path) == ({0xFF0000: "car", 0: "ground"}, True)
-
-
-def test_ignored_values():
-    assert [ignored_value(given, (), False) for given in ("none", None, "auto", "255", 7)] == [None, None, 255, 255, 7]
-    assert [ignored_value(given, (), False) for given in ("-1", -100)] == [-1, -100]  # that no pixel has
-    assert ignored_value("auto", (0, 255), False) is None
-    assert ignored_value("auto", (0, 255), True) is None  # which would be a blue
-    assert ignored_value("#0000ff", (), True) == 255
-    for given, colours, message in (
-        ("all", False, "expected a value"),
-        ("255", True, "#rrggbb"),
-        ("#000000", False, ""),
-    ):
-        with pytest.raises(ValueError, match=f"^ignore_index: .*{message}"):
-            ignored_value(given, (), colours)
 
 
 def test_turned():

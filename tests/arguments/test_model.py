@@ -1,0 +1,28 @@
+"""What arguments of models are refused."""
+
+import pytest
+
+from modeling_a2mim.arguments.model import ClassifierArguments, EncoderArguments
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"linear_probe": True, "knn": True}, "^knn: give either it or --linear_probe"),
+        ({"eval_only": True, "knn": True}, "^eval_only: give either it or --knn"),
+        ({"add_to_card": True}, "^add_to_card: --model_name_or_path is no folder with a pre-trained encoder"),
+        ({"probe_layers": [1]}, "^probe_layers: is for --linear_probe and --knn"),
+        ({"linear_probe": True, "probe_layers": [0, 1]}, "^probe_layers: --linear_probe trains on one layer"),
+        ({"probe_batch_norm": True}, "^probe_batch_norm: is for --linear_probe"),
+        ({"drop_path": 1.0}, r"^drop_path: must be in \[0, 1\)"),
+    ],
+)
+def test_what_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        ClassifierArguments(**given)
+
+
+def test_statistics_are_numbers():
+    with pytest.raises(ValueError, match="^image_std: "):
+        EncoderArguments(image_std=[0.0])
+    assert EncoderArguments(image_mean=[0.5], image_std=[0.25]).image_mean == [0.5]

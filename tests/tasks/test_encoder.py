@@ -1,0 +1,89 @@
+"""Backbones on the encoder that the arguments name, and its weights."""
+
+import pytest
+import torch
+
+from modeling_a2mim import A2MIMForPreTraining
+from modeling_a2mim.arguments.dense import DenseModelArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.tasks.encoder import base_model_of, build_backbone, open_model_of_task, open_start, task_of
+
+from ..families import family_config
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "indices", "channels", "pyramid"),
+    [
+        ("test_resnet", [1, 2, 3, 4], [32, 48, 192, 96], False),
+        ("test_convnext", [0, 1, 2, 3], [24, 32, 48, 64], False),
+        ("test_vit", [0, 2, 3, 5], [64] * 4, True),
+    ],
+)
+def test_four_maps_of_four_sizes(architecture, indices, channels, pyramid):
+    args = DenseModelArguments(architecture=architecture, image_size=[64, 96], num_channels=1, drop_path=0.25)
+    backbone = build_backbone(args)
+    assert (backbone.out_indices, backbone.channels) == (indices, channels)
+    assert (backbone.pyramid is not None) == pyramid
+    maps = backbone(torch.randn(1, 1, 64, 96)).feature_maps
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert backbone.config.model_args == {"drop_path_rate": 0.25}
+    chosen = build_backbone(DenseModelArguments(architecture="test_resnet", out_indices=[2, 4]))
+    assert chosen.out_indices == [2, 4]
+
+
+SMALL_VIT = {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 4, "num_heads": 2}}
+
+
+def pretrained_backbone(folder, **kwargs):
+    args = DenseModelArguments(model_name_or_path=str(folder), **kwargs)
+    return build_backbone(args, open_start(args))
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_weights_at_another_size(family, tmp_path):
+    """timm resamples positions: at the size of pre-training all weights are the same, at others all but those."""
+    model = A2MIMForPreTraining(family_config(family, **(SMALL_VIT if family == "vit" else {})))
+    if family == "vit":
+        ramp = torch.arange(16.0).view(1, 4, 4, 1).expand(-1, -1, -1, 32)
+        model.a2mim.encoder.pos_embed.data[:, 1:] = ramp.reshape(1, 16, 32)
+    export_model(model, tmp_path)
+    kept = model.a2mim.encoder.state_dict()
+    same = pretrained_backbone(tmp_path).a2mim.encoder.state_dict()
+    assert all(torch.equal(same[name], kept[name]) for name in kept)
+    large = pretrained_backbone(tmp_path, image_size=[128])
+    assert large.config.input_size == (128, 128)
+    found = large.a2mim.encoder.state_dict()
+    other = [name for name in found if found[name].shape != kept[name].shape]
+    assert other == (["pos_embed"] if family == "vit" else [])
+    assert all(torch.equal(found[name], kept[name]) for name in kept if name not in other)
+    if family == "vit":
+        grid = found["pos_embed"][0, 1:, 0].view(8, 8)
+        assert grid[4].diff().min() > 0  # still a ramp
+        assert grid[:, 4].diff().min() > 0
+        assert grid.mean() == pytest.approx(7.5, abs=0.1)
+
+
+def test_one_source_of_weights():
+    for wrong in (DenseModelArguments(), DenseModelArguments(architecture="test_vit", model_name_or_path="x")):
+        with pytest.raises(ValueError, match="^model_name_or_path: give either it or"):
+            open_start(wrong)
+    with pytest.raises(ValueError, match=r"^model_name_or_path: --eval_only needs a model of this task \(segmenter\)"):
+        open_model_of_task(DenseModelArguments(architecture="test_vit"), ["segmenter"])
+
+
+def test_what_is_done_with_an_encoder():
+    kinds = {"architecture": "test_vit"}, {"model_name_or_path": "x"}, {"linear_probe": True}, {"knn": True}
+    expected = ["training from scratch", "fine-tuning", "linear probing"]
+    expected.append("k-NN and logistic regression on frozen features")
+    assert [task_of(ClassifierArguments(**kind)) for kind in kinds] == expected
+    assert task_of(DenseModelArguments(architecture="test_vit")) == "training from scratch"
+
+
+def test_base_models(tmp_path):
+    assert (base_model_of(None), base_model_of("org/name"), base_model_of(str(tmp_path))) == (None, "org/name", None)
+    (tmp_path / "training.json").write_text('{"repo_id": "org/name"}')
+    assert base_model_of(str(tmp_path)) == "org/name"
