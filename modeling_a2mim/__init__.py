@@ -36,7 +36,7 @@ TRAINING = {
     "A2MIMTrainer": "training.trainer",
     "A2MIMTrainingArguments": "arguments.training",
     "FineTuningArguments": "arguments.training",
-    "FineTuningTrainer": "tasks.classification_trainer",
+    "FineTuningTrainer": "tasks.classification.trainer",
 }
 
 

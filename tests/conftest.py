@@ -48,7 +48,7 @@ def one_thread():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Classifiers are not drawn the errors of, which takes two seconds."""
-    monkeypatch.setattr("modeling_a2mim.tasks.classification.draw_errors", lambda *args: None)
+    monkeypatch.setattr("modeling_a2mim.tasks.classification.task.draw_errors", lambda *args: None)
     return monkeypatch
 
 

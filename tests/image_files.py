@@ -26,7 +26,7 @@ from modeling_a2mim.data.splits import (
     load_labelled_split,
     load_training_split,
 )
-from modeling_a2mim.tasks.labelled_images import LabelledImages
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})

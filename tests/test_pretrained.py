@@ -116,8 +116,10 @@ def test_the_root_is_fine_tuned(models, classifier, folder, tmp_path, caplog, no
 
 def test_frozen_features_are_those_of_the_root(models, classifier, folder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("modeling_a2mim.tasks.frozen.evaluate_frozen", lambda model, *a, **k: seen.append(model) or [])
-    monkeypatch.setattr("modeling_a2mim.tasks.classification.report", lambda *args: {})
+    monkeypatch.setattr(
+        "modeling_a2mim.tasks.classification.frozen.evaluate_frozen", lambda model, *a, **k: seen.append(model) or []
+    )
+    monkeypatch.setattr("modeling_a2mim.tasks.classification.task.report", lambda *args: {})
     data = ["--train_dir", str(folder), "--validation_dir", str(folder), "--output_dir", str(tmp_path / "out")]
     run_finetune.main(["--model_name_or_path", str(classifier), "--knn", "--use_cpu", *data])
     assert_same(seen[0].a2mim.encoder.state_dict(), encoder_of(models[1]))

@@ -37,19 +37,19 @@ def load_task(name: str) -> Task:
     """A task by its name; only its own modules are imported, of which some take seconds."""
     if name == "image-classification":
         from ..arguments import data, model, training
-        from . import classification as c
+        from .classification import task as c
 
         arguments: tuple[type, type, type]
         arguments = (model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments)
         return Task(arguments, c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
     if name == "semantic-segmentation":
         from ..arguments import segmentation as a
-        from . import segmentation as s
+        from .segmentation import task as s
 
         arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
         return Task(arguments, s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
     from ..arguments import detection as b
-    from . import detection as d
+    from .detection import task as d
 
     arguments = (b.DetectionModelArguments, b.DetectionArguments, b.DetectionTrainingArguments)
     masks = name == "instance-segmentation"

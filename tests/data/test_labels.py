@@ -13,7 +13,7 @@ from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.labels import encode_classes, has_label, labelled, with_column
 from modeling_a2mim.data.splits import load_labelled_split
-from modeling_a2mim.tasks.labelled_images import LabelledImages
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
 
 from ..integration.test_scripts import SMALL, finetune
 

@@ -26,8 +26,8 @@ from modeling_a2mim.data.splits import (
     load_pretraining_splits,
     load_training_split,
 )
-from modeling_a2mim.tasks.detection_images import load_annotated
-from modeling_a2mim.tasks.labelled_images import LabelledImages
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
+from modeling_a2mim.tasks.detection.images import load_annotated
 
 from ..image_files import encoded, write_images, write_parquet
 

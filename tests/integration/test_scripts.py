@@ -21,7 +21,7 @@ from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.export.filenames import PREDICTIONS
 from modeling_a2mim.export.hub import check_files, uploaded_files
-from modeling_a2mim.tasks import classification
+from modeling_a2mim.tasks.classification import task as classification
 from modeling_a2mim.training.outputs import WRITTEN
 
 

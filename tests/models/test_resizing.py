@@ -169,7 +169,7 @@ def test_fine_tuning_at_the_transposed_size(tmp_path, monkeypatch):
     with torch.no_grad():
         pretrained.a2mim.encoder.pos_embed.normal_()
     export_model(pretrained, tmp_path / "encoder")
-    monkeypatch.setattr("modeling_a2mim.tasks.classification.draw_errors", lambda *args: None)
+    monkeypatch.setattr("modeling_a2mim.tasks.classification.task.draw_errors", lambda *args: None)
     arguments = [
         "--model_name_or_path",
         tmp_path / "encoder",

@@ -13,7 +13,7 @@ from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.commands.parser import parse
 from modeling_a2mim.recipes import FOLDER, as_flags, load_recipe, recipe_names
-from modeling_a2mim.tasks.classification_trainer import FineTuningTrainer
+from modeling_a2mim.tasks.classification.trainer import FineTuningTrainer
 from modeling_a2mim.tasks.encoder import build_classifier
 
 from ..training.test_optimization import convnext_layer, vit_layer

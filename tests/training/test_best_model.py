@@ -10,7 +10,7 @@ from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuning
 from modeling_a2mim.training.best_model import with_best_model, without_evaluation
 
 from ..integration.test_scripts import SMALL, finetune, pretrain
-from ..tasks.test_classification_trainer import make_trainer
+from ..tasks.classification.test_trainer import make_trainer
 from .test_trainer import Crash, weights
 
 

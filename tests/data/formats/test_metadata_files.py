@@ -9,7 +9,7 @@ import pytest
 from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.splits import load_labelled_split, load_pretraining_splits
-from modeling_a2mim.tasks.labelled_images import LabelledImages
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
 
 from ...image_files import (
     both,

@@ -1,0 +1,1 @@
+"""Image classification: one class, several classes or a number for each image."""

@@ -1,0 +1,395 @@
+"""Classification: fine-tune, train from scratch or probe, and evaluate a classifier; with figures of its errors."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+from transformers import set_seed
+
+from ...arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
+from ...arguments.model import ClassifierArguments
+from ...arguments.settings import given_settings
+from ...arguments.training import FineTuningArguments, data_seed
+from ...configuration_a2mim import A2MIMConfig
+from ...data.dataset import ImageSamples
+from ...data.splits import NO_VALIDATION, image_samples
+from ...evaluation.class_figures import MOST_LISTED, class_figure, log_figures
+from ...evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
+from ...evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
+from ...evaluation.robustness import corruption_table, evaluate_corruptions
+from ...export.filenames import CONFUSION, ERRORS
+from ...export.folder import timm_pretrained_cfg
+from ...export.loading import folder_or_id, load_classifier, pretraining_beside
+from ...export.provenance import classification_provenance
+from ...models.classifier import A2MIMForImageClassification
+from ...models.continuing import same_setting
+from ...models.linear_probe import LinearProbe
+from ...training.best_model import with_best_model, without_evaluation
+from ...training.resuming import flags
+from ...utils.files import write_json
+from ..encoder import build_classifier, encoder_provenance, open_start, task_of
+from .data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
+from .frozen import evaluate_features
+from .labelled_images import LabelledImages
+from .problem_types import check_problem_type, figures_of, start_at_mean
+from .seeds import repeat, report
+from .trainer import FineTuningTrainer, make_class_weights
+
+
+logger = logging.getLogger("a2mim")
+
+MOST_LOGGED = 100  # classes whose figures are in logs and card
+ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
+
+
+# The steps of a run
+
+
+def load(
+    model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments
+) -> LabelledImages:
+    """The labelled images of both splits; unless they are for `compare`, with those chosen that are trained on.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    check_arguments(model_args, data_args, args)
+    if data_args.problem_type in (MULTI, REGRESSION):
+        check_problem_type(data_args.problem_type, model_args, data_args, args)
+    images = LabelledImages.load(data_args, args.hub_token)
+    if images.validation is None and (data_args.corruptions or model_args.knn or data_args.seeds):
+        raise ValueError(NO_VALIDATION)
+    images.check()
+    return images if model_args.knn or data_args.seeds else choose_images(data_args, args, images)
+
+
+def check_arguments(model_args: ClassifierArguments, data_args: ClassificationArguments, args: FineTuningArguments):
+    """Refuse arguments that do not go together.
+
+    Raises:
+        ValueError: naming one of them.
+    """
+    if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
+        raise ValueError("probe_layers: timm knows no classifier on an inner layer; leave --push_to_hub out")
+    if model_args.add_to_card and not (data_args.seeds or model_args.knn):
+        raise ValueError("add_to_card: give --seeds, over which the means are written")
+    if data_args.corruptions is not None:
+        chosen_corruptions(data_args.corruptions)
+
+
+def choose_images(
+    data_args: ClassificationArguments, args: FineTuningArguments, images: LabelledImages
+) -> LabelledImages:
+    """The images with those chosen that one run trains on, and how much each class counts in its loss.
+
+    Raises:
+        ValueError: naming the argument that does not fit the images.
+    """
+    images = replace(images, rows=choose_rows(data_args, images, data_seed(args)))
+    if args.class_weights is None:
+        return images
+    weights = make_class_weights(args.class_weights, images.counts(images.chosen), images.names)
+    return replace(images, class_weights=weights)
+
+
+def adapt(args: FineTuningArguments, images: LabelledImages) -> FineTuningArguments:
+    """The training arguments for these images: whether there is an evaluation, and when one is better.
+
+    Raises:
+        ValueError: naming the argument that asks for what no evaluation gives.
+    """
+    if images.validation is not None:
+        return cast(FineTuningArguments, with_best_model(args, images.metrics()))
+    args = cast(FineTuningArguments, without_evaluation(args))
+    if args.metric_for_best_model is not None:
+        raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
+    return args
+
+
+def build(
+    model_args: ClassifierArguments, images: LabelledImages, token: str | None = None
+) -> A2MIMForImageClassification | LinearProbe:
+    """The classifier, or the probe of a frozen encoder. Raises as `build_classifier`."""
+    model: A2MIMForImageClassification | LinearProbe
+    model, _ = build_classifier(model_args, images.names, images.problem_type, token)
+    if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
+        layer = (model_args.probe_layers or [None])[0]
+        model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
+        if layer is None:
+            model.to_classifier()  # which fails now rather than when it is trained
+    elif model_args.linear_probe:
+        model.freeze_encoder()
+    if images.problem_type == REGRESSION:
+        start_at_mean(model, cast(Dataset, images.chosen)[images.column])  # numbers are not streamed
+    return model
+
+
+def make_trainer(
+    model,
+    images: LabelledImages,
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+) -> "ClassificationTrainer":
+    """A trainer that is ready to `run()`."""
+    seed, train, weights = data_seed(args), images.chosen, images.class_weights
+    transform = training_transform(model, data_args)
+    samples = image_samples(data_args, train, transform, seed, images.column, repeats=data_args.aug_repeats)
+    log_start(model, images, args, model_args.linear_probe)
+    validation = None if images.validation is None else evaluation_samples(model, data_args, images, seed)
+    if images.rows is not None and args.should_save:
+        keep_subset(args.output_dir, images.rows, data_args, images, seed)
+    elif args.overwrite_output_dir and args.should_save:
+        Path(args.output_dir, SUBSET).unlink(missing_ok=True)  # of the earlier run
+    example = None if validation is None else validation.first(1)
+    start = open_start(model_args, args.hub_token)
+    return ClassificationTrainer(
+        model=model,
+        args=args,
+        train_dataset=samples,
+        eval_dataset=validation,
+        picture_samples=example,
+        pretraining_model=None if start is None else pretraining_beside(start),
+        names=images.names,
+        corruptions=data_args.corruptions,
+        flags=flags(model_args, data_args),
+        counts=images.counts(images.validation) if example else None,
+        class_weights=weights,
+        provenance={
+            "task": task_of(model_args),
+            **classification_provenance(data_args, images.split),
+            **encoder_provenance(model_args, args.hub_token),
+            **images.provenance(),
+            "example": images.shown(example[0]["labels"]) if example else None,
+            "class_weights": None if weights is None else dict(zip(images.names, weights, strict=True)),
+        },
+    )
+
+
+def log_start(model, images: LabelledImages, args: FineTuningArguments, frozen: bool):
+    """Log what is trained on what, and warn where an epoch has less than a step."""
+    images_in_epoch = len(images.chosen)
+    logger.info(
+        "%s%s: %s trainable parameters; %s; %s training images",
+        model.config.architecture,
+        " (frozen encoder)" if frozen else "",
+        f"{model.num_parameters(only_trainable=True):,}",
+        f"numbers of column {images.column!r}"
+        if images.problem_type == REGRESSION
+        else f"{len(images.names)} classes",
+        f"{images_in_epoch:,}",
+    )
+    if images.class_weights is not None:
+        logger.info("class weights: %s", shown_weights(images.class_weights, images.names))
+    if images_in_epoch < args.step_batch_size:
+        logger.warning(
+            "an epoch has %d images, a step %d: a smaller --%s gives more steps",
+            images_in_epoch,
+            args.step_batch_size,
+            "per_device_train_batch_size" if args.gradient_accumulation_steps == 1 else "gradient_accumulation_steps",
+        )
+
+
+def fine_tune(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> "ClassificationTrainer":
+    """One of several runs on the same images: a trainer that is ready to `run()`."""
+    args = adapt(args, images)
+    images = choose_images(data_args, args, images)
+    set_seed(args.seed)
+    return make_trainer(build(model_args, images, args.hub_token), images, model_args, data_args, args)
+
+
+def compare(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+) -> dict:
+    """k-NN and logistic regression on frozen features, or a run with each seed: writes a table of results, and
+    returns the means."""
+    if model_args.knn:
+        rows = evaluate_features(model_args, data_args, args, images)
+    else:
+        rows = repeat(fine_tune, model_args, data_args, args, images)
+    return report(rows, model_args, data_args, args, images)
+
+
+class ClassificationTrainer(FineTuningTrainer):
+    """Draws the confusion matrix and the worst errors of the last evaluation, and tries corrupted images.
+
+    Args:
+        names: of the classes.
+        counts: images to evaluate on of each class, if that is known.
+        corruptions: types of corruptions to try.
+    """
+
+    def __init__(
+        self,
+        *args,
+        names: list[str],
+        counts: Sequence[int] | None = None,
+        corruptions: list[str] | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, compute_metrics=self._metrics, **kwargs)
+        self.names, self.counts, self.corruptions, self._prediction = names, counts, corruptions, None
+        self.problem_type: str = self.model.config.problem_type or SINGLE
+
+    def _metrics(self, prediction) -> dict[str, float]:
+        self._prediction = prediction
+        self._figures = figures_of(prediction, self.problem_type, self.names)
+        return self._figures
+
+    def log(self, logs, start_time=None):
+        if len(self.names) > MOST_LOGGED:  # eval_results.json has them
+            logs = {name: value for name, value in logs.items() if class_figure(name) is None}
+        super().log(logs, start_time)
+
+    def after_evaluation(self, metrics):
+        log_figures(self._figures, self.names, self.counts, len(self._prediction.label_ids))
+        further = {}
+        if self.corruptions is not None:
+            with self.averaged(), self.accelerator.autocast():
+                further, rows = try_corruptions(self.unwrapped(), self.eval_dataset, self.args, self.corruptions)
+            self.provenance |= {"measured": rows, "measured_on": "on corrupted images, accuracy"}
+        if self.args.should_save and self.problem_type == SINGLE:
+            draw_errors(self.args.output_dir, self._prediction, self.eval_dataset, self.model.config, self.names)
+        return further
+
+    def model_to_export(self):
+        """A probe becomes the classifier that it is equal to, where there is one."""
+        model = super().model_to_export()
+        return model.to_classifier() if isinstance(model, LinearProbe) else model
+
+    @property
+    def _inner_probe(self) -> bool:
+        return getattr(self.model, "layer", None) is not None
+
+    def export(self, folder):
+        if not self._inner_probe:
+            return super().export(folder)
+        self.unwrapped().save_pretrained(folder)
+        logger.warning(
+            "probe_layers: timm knows no classifier on an inner layer; %s is read by LinearProbe.from_pretrained",
+            folder,
+        )
+
+    def write_card(self, folder):
+        if not self._inner_probe:
+            super().write_card(folder)
+
+
+def shown_weights(weights: Sequence[float], names: Sequence[str]) -> str:
+    """The weights of the first classes in words."""
+    shown = [f"{name} {weight:.4g}" for name, weight in zip(names, weights, strict=True)]
+    return ", ".join(shown[:MOST_LISTED]) + (", ..." if len(shown) > MOST_LISTED else "")
+
+
+def try_corruptions(
+    model, samples: ImageSamples, args: FineTuningArguments, corruptions: list[str]
+) -> tuple[dict[str, float], list[dict]]:
+    """Accuracies of a classifier on corrupted images, as metrics and as rows of a table; writes `corruptions.json`,
+    `corruptions.md` and what they look like, `corruptions.png`, to `args.output_dir`."""
+    result = evaluate_corruptions(
+        model,
+        samples,
+        timm_pretrained_cfg(model.a2mim),
+        chosen_corruptions(corruptions),
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+    )
+    table = corruption_table(result)
+    if args.should_save:
+        print(f"\n{table}\n")
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "corruptions.json", result)
+        (folder / "corruptions.md").write_text(table + "\n")
+        example = samples.first(1)[0]["pixel_values"]
+        figure = corruption_picture(
+            example, model.config.image_mean, model.config.image_std, list(result["corruptions"])
+        )
+        figure.save(folder / "corruptions.png")
+    names = ("clean_accuracy", "mean_corruption_accuracy", "relative_robustness")
+    rows = [
+        {"corruption": name.replace("_", " ")}
+        | {f"severity {s}": f"{v:.3f}" for s, v in zip(result["severities"], found["accuracy"], strict=True)}
+        | {"mean": f"{found['mean']:.3f}"}
+        for name, found in result["corruptions"].items()
+    ]
+    return {f"eval_{name}": result[name] for name in names if result[name] is not None}, rows
+
+
+def chosen_corruptions(given: list[str]) -> list[str]:
+    """The types that `--corruptions` names; `all` stands for every one.
+
+    Raises:
+        ValueError: naming `corruptions`, if there is no such type.
+    """
+    chosen = list(CORRUPTIONS) if given == ["all"] else given
+    check_corruptions(chosen)
+    return chosen
+
+
+def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMConfig, names: list[str]):
+    """Write confusion_matrix.png, errors.csv and worst_examples.png for a Trainer's prediction on `samples`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    logits, labels = prediction.predictions, prediction.label_ids
+    confusion_matrix_picture(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
+    errors_table(logits, labels, names, Path(folder, ERROR_TABLE), samples.name)
+    looks: dict[str, Any] = {"mean": config.image_mean, "std": config.image_std}
+    worst_examples_picture(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
+
+
+# Without training
+
+
+def evaluate(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+) -> dict:
+    """Evaluate the classifier in `model_name_or_path`, its classes told apart by their names.
+
+    Raises:
+        ValueError: naming `model_name_or_path`, if it holds none, or the images, if there are some of other classes.
+    """
+    check_arguments(model_args, data_args, args)
+    if model_args.model_name_or_path is None:
+        raise ValueError("model_name_or_path: --eval_only needs a classifier")
+    if args.class_weights is not None:
+        raise ValueError("class_weights: --eval_only trains nothing; leave it out")
+    source = folder_or_id(model_args.model_name_or_path)
+    model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
+    for name, value in given_settings(model_args).items():
+        value = {**model.config.model_args, **value} if name == "model_args" else value
+        if not same_setting(model.config, name, value):
+            raise ValueError(
+                f"{name}: the classifier in {source} has {getattr(model.config, name)}, not {value}, and --eval_only "
+                f"evaluates it as it is; leave --{name} out"
+            )
+    images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
+    if images.problem_type != SINGLE:
+        check_problem_type(images.problem_type, model_args, data_args, args)
+    images.check()
+    samples = evaluation_samples(model, data_args, images, args.seed)
+    trainer = ClassificationTrainer(
+        model=model,
+        args=args,
+        eval_dataset=samples,
+        names=images.names,
+        counts=images.counts(images.validation),
+        corruptions=data_args.corruptions,
+    )
+    metrics = trainer.evaluate()
+    metrics |= trainer.after_evaluation(metrics)
+    if args.should_save:
+        trainer.save_metrics("eval", metrics)
+    return metrics

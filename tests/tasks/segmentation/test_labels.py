@@ -1,0 +1,137 @@
+"""Values of pixels and the classes they stand for: files of names, maps of all modes, what is ignored."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from modeling_a2mim.data.decoding import BrokenImage, open_image, orientation, turned
+from modeling_a2mim.tasks.segmentation.labels import LabelValues, read_labels, read_pixels
+
+
+COLOURS = {0x000000: (0, 0, 0), 0xFF0000: (255, 0, 0), 0x0000FF: (0, 0, 255)}
+
+
+def encoded(image, form="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def png(pixels, mode=None):
+    image = Image.fromarray(np.asarray(pixels))
+    if mode == "P":
+        image = image.convert("L")
+        image.putpalette([255 - i // 3 for i in range(768)])
+    return encoded(image if mode in (None, "P", "I;16") else image.convert(mode))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGB", "LA", "RGBA"])
+def test_modes_of_maps(mode):
+    """Grey in several channels is grey; of a palette, the indices count."""
+    values = np.array([[0, 1, 2], [150, 254, 255]], dtype=np.uint16 if mode == "I;16" else np.uint8)
+    pixels, coloured = read_pixels(png(values, mode))
+    assert pixels.tolist() == values.tolist()
+    assert not coloured
+    reduced = LabelValues([f"{i}" for i in range(255)], reduce_labels=True).read(png(values, mode))
+    assert reduced.tolist() == [[255, 0, 1], [149, 253, 255]]
+    if mode == "I;16":
+        assert read_pixels(png(values * 200))[0].max() == 51000
+
+
+def test_what_is_no_map():
+    with pytest.raises(ValueError, match="^label_column_name: expected maps with one class for each pixel, .* mode F"):
+        read_pixels(encoded(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"))
+    with pytest.raises(ValueError, match="^label_column_name: expected maps of colours, .* mode I;16"):
+        read_pixels(png(np.zeros((2, 2), dtype=np.uint16)), colours=True)
+    stored = png(np.zeros((90, 90), dtype=np.uint8))
+    with pytest.raises(BrokenImage):
+        read_pixels({**stored, "bytes": stored["bytes"][:60]})
+    with pytest.raises(BrokenImage, match="holds colours"):
+        LabelValues(["a", "b"]).read(png(np.uint8([[[0, 0, 9]]])))
+
+
+def test_colours():
+    """As they are, or of a palette; and back to grey where nobody names colours."""
+    image = Image.fromarray(np.uint8([[COLOURS[0], COLOURS[0xFF0000]], [COLOURS[0x0000FF], COLOURS[0]]]))
+    labels = LabelValues(["ground", "car"], [0, 0xFF0000], 0x0000FF, colours=True)
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    for one in (image, image.convert("RGBA"), palette):
+        assert labels.read(encoded(one)).tolist() == [[0, 1], [255, 0]]
+    assert labels.describe() == "#000000 ground, #ff0000 car"
+    assert read_pixels(encoded(image))[1]
+    with pytest.raises(BrokenImage, match="holds the value #0000ff, which is no class"):
+        LabelValues(["ground", "car"], [0, 0xFF0000], None, colours=True).read(encoded(image))
+
+
+def test_values_become_classes():
+    values = np.uint8([[0, 255, 128], [7, 0, 255]])
+    labels = LabelValues(["ground", "defect"], [0, 255], 128)
+    assert labels.ignored == 128
+    with pytest.raises(BrokenImage, match="holds the value 7, which is no class"):
+        labels.read(png(values))
+    assert labels.read(png(values[:1])).tolist() == [[0, 1, 128]]
+    assert LabelValues(list("abc"), [0, 128, 255], 1).ignored == 255  # 1 is the class b
+    many = LabelValues([str(i) for i in range(300)], None, None)
+    assert many.ignored == 300
+    assert many.read(png(np.uint16([[0, 255, 299]]))).tolist() == [[0, 255, 299]]
+    signed = np.int32([[0, 1, -1]])
+    stored = encoded(Image.fromarray(signed), "TIFF")
+    assert LabelValues(["a", "b"], None, -1).read(stored).tolist() == [[0, 1, 255]]
+    for ignored in (None, -100, 255):  # a negative value is the last class of nothing
+        with pytest.raises(BrokenImage, match="holds the value -1, which is no class"):
+            LabelValues(["a", "b"], None, ignored).read(stored)
+
+
+def test_classes_are_told_apart_by_their_names():
+    labels = LabelValues(["cat", "dog"], [10, 20]).ordered_as(["bird", "dog", "cat"])
+    assert labels.names == ["bird", "dog", "cat"]
+    assert labels.read(png(np.uint8([[10, 20, 255]]))).tolist() == [[2, 1, 255]]
+    with pytest.raises(ValueError, match="^labels_file: 'dog' is no class of the model, which knows cat"):
+        LabelValues(["cat", "dog"]).ordered_as(["cat"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"one": "a"}', "must name classes by the values of their pixels, 0 to 65535 or #rrggbb; it has 'one'"),
+        ('{"-1": "a", "0": "b"}', "it has '-1'"),
+        ('{"70000": "a"}', "it has '70000'"),
+        ('{"#ff00": "a"}', "it has '#ff00'"),
+        ('{"0": "a", "#ff0000": "b"}', "has numbers and colours"),
+        ('["a", "b", "a"]', "names two classes 'a'"),
+        ('{"0": "a", "0": "b"}', "names two classes of 0"),
+        ('{"#FF0000": "a", "#ff0000": "b"}', "names two classes of #ff0000"),
+        ("[1, 2]", "must hold names"),
+        ('{"wall": 0}', "must hold names"),
+        ("{}", "must hold names"),
+        ("nothing", "cannot be read"),
+    ],
+)
+def test_wrong_labels_files(tmp_path, content, message):
+    (tmp_path / "names.json").write_text(content)
+    with pytest.raises(ValueError, match=f"^labels_file: .*{message}"):
+        read_labels(tmp_path / "names.json")
+
+
+def test_labels_files(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({"255": "k", "0": "a", "10": "b"}))
+    assert read_labels(path) == ({0: "a", 10: "b", 255: "k"}, False)
+    assert list(read_labels(path)[0]) == [0, 10, 255]
+    path.write_text('["a", "b"]')
+    assert read_labels(path) == ({0: "a", 1: "b"}, False)
+    path.write_text('{"#FF0000": "car", "#000000": "ground"}')
+    assert read_labels(path) == ({0xFF0000: "car", 0: "ground"}, True)
+
+
+def test_turned():
+    """Arrays turn as Pillow turns images of the same orientation."""
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
+    for number in range(1, 9):
+        exif = Image.Exif()
+        exif[274] = number
+        stored = open_image(encoded(Image.fromarray(pixels), exif=exif)["bytes"])
+        assert turned(pixels, orientation(stored)).tolist() == np.asarray(ImageOps.exif_transpose(stored)).tolist()
