@@ -90,6 +90,7 @@ quality: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -246,7 +246,7 @@ class Hub:
             raise Refusal(401, "Invalid username or password.", "RepoNotFound")
         if repository is None:
             raise Refusal(404, "Repository not found", "RepoNotFound")
-        if write and name.split("/")[0] not in OWNERS:
+        if write and name.split("/", maxsplit=1)[0] not in OWNERS:
             raise Refusal(403, "You may not write to this repository")
         return repository
 

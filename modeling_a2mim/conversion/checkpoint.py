@@ -210,7 +210,9 @@ def _unpacked_size(path: Path) -> int:
 
 def _first_sentence(message: str) -> str:
     """What torch found, without its advice to read the file unsafely."""
-    message = message.split("WeightsUnpickler error: ")[-1].split("\n\nCheck the documentation")[0]
+    message = message.rsplit("WeightsUnpickler error: ", maxsplit=1)[-1].split(
+        "\n\nCheck the documentation", maxsplit=1
+    )[0]
     return message.rpartition("\n\n")[2].strip().split(". ")[0]
 
 

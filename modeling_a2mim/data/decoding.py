@@ -64,7 +64,7 @@ def _codec(action: str) -> Iterator[None]:
     """Around code of Pillow that reads a file: its errors become BrokenImage. Broken files raise exceptions of a dozen
     types, which are documented nowhere, so all are caught. Pillow's own limit of pixels is off meanwhile; ours holds.
     """
-    global _decoding, _pillow_limit
+    global _decoding, _pillow_limit  # noqa: PLW0603 - of Pillow, which has one limit for all threads
     with _lock:
         if _decoding == 0:
             _pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

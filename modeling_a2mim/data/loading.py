@@ -329,16 +329,15 @@ def find_validation_split(source: str | None = None, config_name: str | None = N
         names = [folder.name for folder in path.iterdir() if folder.is_dir()]
     elif (path / "state.json").exists():
         return None
-    else:
-        if path.is_dir() and not has_card(path):
-            _, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=False)
-            names = list(
-                split_files(
-                    str(path), files or [file for file in walk(str(path), LeftOut(str(path))) if is_image_file(file)]
-                )
+    elif path.is_dir() and not has_card(path):
+        _, files = Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=False)
+        names = list(
+            split_files(
+                str(path), files or [file for file in walk(str(path), LeftOut(str(path))) if is_image_file(file)]
             )
-        else:
-            names = split_names(str(path) if path.is_dir() else str(source), config_name)
+        )
+    else:
+        names = split_names(str(path) if path.is_dir() else str(source), config_name)
     return next((name for name in ("validation", "valid", "val", "test") if name in names), None)
 
 

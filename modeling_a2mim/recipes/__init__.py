@@ -16,6 +16,7 @@ KEYS = ("description", "script", "task", "source", "expected", "arguments")
 
 
 def recipe_names() -> list[str]:
+    """The names of the published recipes, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 

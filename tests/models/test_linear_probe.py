@@ -255,7 +255,7 @@ def test_it_trains_with_a_trainer_and_goes_on(tmp_path):
         return probe, trainer.evaluate()["eval_loss"]
 
     whole, loss = run(tmp_path / "a", save_strategy="steps", save_steps=30)
-    assert loss < 0.2 < 1.0986  # ln 3, a guess
+    assert loss < 0.2  # a guess has ln 3
     again, _ = run(tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-30"), save_strategy="no")
     state = again.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())

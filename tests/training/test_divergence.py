@@ -34,7 +34,7 @@ def test_a_run_stops_at_the_step_that_diverges(tmp_path, script):
     with pytest.raises(Diverged) as stopped:
         main([*argv, "--save_steps", "1", "--logging_steps", "1", "--output_dir", str(tmp_path)])
     message = str(stopped.value)
-    step = int(message.split("diverged in step ")[1].split()[0]) if "diverged in step" in message else 1
+    step = int(message.split("diverged in step ")[1].split(maxsplit=1)[0]) if "diverged in step" in message else 1
     assert message.startswith("learning_rate: ")
     assert "a learning rate of 1e+30 (usual with AdamW: " in message
     assert "gradients that are not clipped (--max_grad_norm 0)" in message

@@ -1,6 +1,7 @@
 """Maps of classes: how well predicted ones agree with annotated ones, and a figure of both."""
 
 import colorsys
+import math
 from typing import cast
 
 import datasets
@@ -109,7 +110,7 @@ class MeanIoU(evaluate.Metric):
             "overall_accuracy": (right.sum() / counts.sum()).item(),
         }
         values = zip(self.names, iou.tolist(), strict=True)
-        return result | {f"iou_{name}": value for name, value in values if value == value}
+        return result | {f"iou_{name}": value for name, value in values if not math.isnan(value)}
 
 
 def colours(count: int) -> list[tuple[float, float, float]]:
