@@ -20,7 +20,7 @@ from ..export.record import versions
 from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
-from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_picture
+from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_pil_image
 from .comparison import DTYPES, Images, command, load_models, run_comparison
 
 
@@ -157,7 +157,7 @@ def panel(
         left = gap + column * (cell[0] + gap)
         draw.text((left, top - line), name, fill="black")
         for row in range(count):
-            tile = to_picture(images[name][row]).resize(cell, Image.Resampling.NEAREST)
+            tile = to_pil_image(images[name][row]).resize(cell, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, top + gap + row * step))
     captions = [(row, 0, _fitting(draw, name, cell[0])) for row, name in enumerate(names or ())]
     for row, values in enumerate(quality or ()):
@@ -176,7 +176,7 @@ def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
     return text if shown == len(text) else f"..{text[len(text) - max(0, shown - 2) :]}"
 
 
-def reconstruction_picture(
+def plot_reconstructions(
     model: A2MIMForPreTraining,
     pixel_values: torch.Tensor,
     bool_masked_pos: torch.Tensor,

@@ -17,7 +17,7 @@ from ..analysis.reconstruction import COLUMNS, reconstruct, reconstruction_quali
 from ..data.transforms import PreTrainTransform, seeded
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.command import run_command
-from ..utils.plotting import to_picture
+from ..utils.plotting import to_pil_image
 
 
 TITLE = "A2MIM: what a masked image model sees"
@@ -42,7 +42,7 @@ def reconstruct_file(named: NamedModel, file: str, mask_ratio: float, seed: int)
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
     images = reconstruct(model, pixels, mask)
-    shown = [to_picture(images[name][0]) for name in COLUMNS]
+    shown = [to_pil_image(images[name][0]) for name in COLUMNS]
     scale = max(1, SHOWN // min(shown[0].size))
     size = [side * scale for side in shown[0].size]
     shown = [image.resize(size, Image.Resampling.NEAREST) for image in shown]

@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 from torch.nn import functional as F
 
-from ..utils.plotting import to_picture
+from ..utils.plotting import to_pil_image
 
 
 # The size of the images in pixels, and the data set that the constants come from (`create_c/make_*_c.py` of
@@ -415,7 +415,7 @@ def _from_torch(x: torch.Tensor) -> np.ndarray:
     return x[0].permute(1, 2, 0).numpy()
 
 
-def corruption_picture(
+def plot_corruptions(
     pixel_values: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
@@ -445,6 +445,6 @@ def corruption_picture(
         for severity in SEVERITIES:
             images.append(corrupt(clean, corruption, severity, np.random.default_rng((seed, row, severity))))
         for column, image in enumerate(images):
-            tile = to_picture(torch.from_numpy(image).permute(2, 0, 1) / 255)
+            tile = to_pil_image(torch.from_numpy(image).permute(2, 0, 1) / 255)
             sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), (label + column * (width + gap), top))
     return sheet

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sklearn.metrics import confusion_matrix
 
-from ..utils.plotting import new_figure, short_file, short_names, to_picture
+from ..utils.plotting import new_figure, short_file, short_names, to_pil_image
 
 
 MOST_NUMBERED = 20  # classes with a number in each cell
@@ -21,7 +21,7 @@ MOST_NAMED = 100  # classes with a name on the axes
 MOST_LISTED = 25  # confusions
 
 
-def confusion_matrix_picture(
+def plot_confusion_matrix(
     labels: Sequence[int], predictions: Sequence[int], names: Sequence[str], path: str | os.PathLike
 ):
     """Draw to a PNG file which share of each true class (row) is predicted as which class (column). Rows of classes
@@ -137,7 +137,7 @@ def errors_table(
             table.writerow([name_of(index), names[right], names[guess], *(f"{number:.4g}" for number in numbers)])
 
 
-def worst_examples_picture(
+def plot_worst_examples(
     samples,
     logits: np.ndarray,
     labels: Sequence[int],
@@ -186,7 +186,7 @@ def worst_examples_picture(
     for axes, index, sample in zip(figure.axes, worst, several(worst), strict=False):
         shares = torch.as_tensor(logits[index]).double().softmax(0)
         right, guess = int(labels[index]), int(shares.argmax())
-        axes.imshow(to_picture(torch.as_tensor(sample["pixel_values"]).float(), mean, std))
+        axes.imshow(to_pil_image(torch.as_tensor(sample["pixel_values"]).float(), mean, std))
         lines = [short_file(name_of(index)), f"{short[right]} ({100 * shares[right]:.0f}%)"]
         lines.append(f"taken for {short[guess]} ({100 * shares[guess]:.0f}%)")
         axes.set_title("\n".join(lines), fontsize=8)

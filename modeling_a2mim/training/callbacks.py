@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ..analysis.reconstruction import reconstruction_picture
+from ..analysis.reconstruction import plot_reconstructions
 from ..evaluation.class_figures import class_figure
 from ..export.filenames import EXAMPLE, PICTURE
 from ..utils.files import finite
-from ..utils.plotting import to_picture
+from ..utils.plotting import to_pil_image
 from .outputs import METRICS, RECONSTRUCTIONS, clear_output_dir
 
 
@@ -127,7 +127,7 @@ class ReconstructionCallback(TrainerCallback):
         self._write(args, state, model, Path(args.output_dir) / PICTURE)
 
     def _write(self, args, state, model, path: Path):
-        figure = reconstruction_picture(model, **self.batch, names=self.names)  # on every process, for sharded models
+        figure = plot_reconstructions(model, **self.batch, names=self.names)  # on every process, for sharded models
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.save(path)
@@ -142,4 +142,6 @@ class ExampleCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if state.is_world_process_zero:
             config = model.config
-            to_picture(self.pixel_values[0], config.image_mean, config.image_std).save(Path(args.output_dir) / EXAMPLE)
+            to_pil_image(self.pixel_values[0], config.image_mean, config.image_std).save(
+                Path(args.output_dir) / EXAMPLE
+            )

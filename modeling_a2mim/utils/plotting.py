@@ -44,7 +44,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     return figure
 
 
-def to_picture(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
+def to_pil_image(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
     """An image (channels, height, width), normalised with `mean` and `std`, in RGB; of images that are neither grey
     nor RGB the first channel is shown."""
     shift, scale = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))

@@ -12,9 +12,9 @@ from modeling_a2mim.analysis.reconstruction import (
     error_spectrum,
     main,
     panel,
+    plot_reconstructions,
     power_spectrum,
     reconstruct,
-    reconstruction_picture,
     reconstruction_quality,
     with_mask_ratio,
 )
@@ -123,7 +123,7 @@ def test_picture_of_training(decoder):
     model = A2MIMForPreTraining(family_config("resnet", decoder=decoder))
     mask = torch.zeros(10, 4, 4, dtype=torch.bool)
     mask[:, 0] = True
-    picture = reconstruction_picture(model, torch.randn(10, 3, 64, 64), mask)
+    picture = plot_reconstructions(model, torch.randn(10, 3, 64, 64), mask)
     assert picture.height == 16 + 4 + 8 * (128 + 4 + 14)
 
 

@@ -14,9 +14,9 @@ from modeling_a2mim.evaluation.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
     corrupt,
-    corruption_picture,
     ice_crystals,
     plasma,
+    plot_corruptions,
     published_size,
 )
 from modeling_a2mim.evaluation.robustness import CorruptedTransform
@@ -257,7 +257,7 @@ def test_picture(channels, size, factor):
     image = pixels(size, "L" if channels == 1 else "RGB")
     mean, std = [0.4] * channels, [0.2] * channels
     values = (torch.from_numpy(image).permute(2, 0, 1) / 255 - 0.4) / 0.2
-    sheet = np.asarray(corruption_picture(values, mean, std, ["contrast", "fog"]))
+    sheet = np.asarray(plot_corruptions(values, mean, std, ["contrast", "fog"]))
     height, width = size[0] * factor, size[1] * factor
     assert sheet.shape == (16 + 2 * (height + 4), 112 + 6 * (width + 4), 3)
     cells = [
@@ -271,4 +271,4 @@ def test_picture(channels, size, factor):
         np.testing.assert_array_equal(cells[0][severity], np.broadcast_to(expected, (*size, 3)))
     assert len({cell.tobytes() for cell in cells[1]}) == 6
     with pytest.raises(ValueError, match=r"^corruptions: unknown type 'rain'"):
-        corruption_picture(values, mean, std, ["rain"])
+        plot_corruptions(values, mean, std, ["rain"])

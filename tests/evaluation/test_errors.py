@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from modeling_a2mim.evaluation.errors import (
-    confusion_matrix_picture,
     errors_table,
+    plot_confusion_matrix,
+    plot_worst_examples,
     worst_examples,
-    worst_examples_picture,
 )
 from modeling_a2mim.utils.plotting import short_file, short_names
 
@@ -56,7 +56,7 @@ def test_names():
 
 def test_confusions_of_two_classes(drawn, tmp_path):
     # Of 4 cats one is taken for a dog; of 2 dogs both are; there is no owl.
-    confusion_matrix_picture([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], ["cat", "dog", "owl"], tmp_path / "m.png")
+    plot_confusion_matrix([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], ["cat", "dog", "owl"], tmp_path / "m.png")
     np.testing.assert_array_equal(drawn["images"][0], [[75, 25, 0], [100, 0, 0], [np.nan] * 3])
     shares = [(y, x, text) for y, x, text in drawn["text"] if text.endswith("%")]
     counts = [(round(y), x, text) for y, x, text in drawn["text"] if not text.endswith("%")]
@@ -74,7 +74,7 @@ def test_any_number_of_classes(count, width, drawn, tmp_path):
     labels = np.repeat(np.arange(count), 2)
     predictions = labels.copy()
     predictions[1] = count - 1  # class 0 is half right
-    confusion_matrix_picture(labels, predictions, [f"class {i}" for i in range(count)], tmp_path / "m.png")
+    plot_confusion_matrix(labels, predictions, [f"class {i}" for i in range(count)], tmp_path / "m.png")
     assert drawn["images"][0].shape == (count, count)
     assert drawn["images"][0][0, -1] == 50
     with Image.open(tmp_path / "m.png") as image:
@@ -100,7 +100,7 @@ def test_nothing_is_cut_off_or_overlaps(count, samples, tmp_path, monkeypatch):
     labels = np.repeat(np.arange(count), samples // count)
     predictions = np.where(generator.random(len(labels)) < 0.7, labels, generator.integers(0, count, len(labels)))
     names = [f"a name that has more than 20 letters {i}" for i in range(count)]
-    confusion_matrix_picture(labels, predictions, names, tmp_path / "m.png")
+    plot_confusion_matrix(labels, predictions, names, tmp_path / "m.png")
     pixels = np.asarray(Image.open(tmp_path / "m.png").convert("L"))
     edge = np.concatenate([pixels[[0, -1]].ravel(), pixels[:, [0, -1]].ravel()])
     assert (edge == 255).all()  # what is cut off reaches the edge
@@ -115,11 +115,11 @@ def test_nothing_is_cut_off_or_overlaps(count, samples, tmp_path, monkeypatch):
 
 def test_what_is_no_confusion(tmp_path):
     with pytest.raises(ValueError, match="^predictions: expected one for each of 2 labels, got 1"):
-        confusion_matrix_picture([0, 1], [0], ["a", "b"], tmp_path / "m.png")
+        plot_confusion_matrix([0, 1], [0], ["a", "b"], tmp_path / "m.png")
     with pytest.raises(ValueError, match="^predictions: expected class indices of 0 to 1"):
-        confusion_matrix_picture([0, 1], [0, 2], ["a", "b"], tmp_path / "m.png")
+        plot_confusion_matrix([0, 1], [0, 2], ["a", "b"], tmp_path / "m.png")
     with pytest.raises(ValueError, match="^labels: expected class indices of 0 to 1"):
-        confusion_matrix_picture([0, -1], [0, 1], ["a", "b"], tmp_path / "m.png")
+        plot_confusion_matrix([0, -1], [0, 1], ["a", "b"], tmp_path / "m.png")
 
 
 LOGITS = np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 1.0], [0.0, 5.0], [4.0, 0.0]])
@@ -147,7 +147,7 @@ def test_picture_of_the_worst(channels, drawn, tmp_path):
     samples = Samples({"pixel_values": torch.full((channels, 8, 8), (i / 5 - 0.5) / 0.25)} for i in range(5))
     Samples.read = []
     options = {"mean": [0.5] * channels, "std": [0.25] * channels, "path": tmp_path / "w.png", "count": 3}
-    assert worst_examples_picture(samples, LOGITS, LABELS, ["cat", "dog"], **options) == [3, 4, 1]
+    assert plot_worst_examples(samples, LOGITS, LABELS, ["cat", "dog"], **options) == [3, 4, 1]
     assert Samples.read == [3, 4, 1]
     assert drawn["titles"] == [
         "row 3\ncat (1%)\ntaken for dog (99%)",
@@ -159,7 +159,7 @@ def test_picture_of_the_worst(channels, drawn, tmp_path):
         assert (image == 51 * index).all()
     assert Image.open(tmp_path / "w.png").width == 3 * 288
     files = ["", "some/deep/folder/b$.png", "", "d.png", "a/" + "x" * 50 + "/1.png"]
-    worst_examples_picture(samples, LOGITS, LABELS, ["cat", "dog"], **options, name_of=files.__getitem__)
+    plot_worst_examples(samples, LOGITS, LABELS, ["cat", "dog"], **options, name_of=files.__getitem__)
     assert [title.splitlines()[0] for title in drawn["titles"][3:]] == [
         "d.png",
         "x" * 11 + "…" + "x" * 16 + "/1.png",
@@ -197,7 +197,7 @@ def test_short_file():
 def test_nothing_is_wrong(tmp_path):
     samples = [{"pixel_values": torch.zeros(1, 8, 8)}] * 2
     args = {"names": ["cat", "dog"], "mean": [0.5], "std": [0.5], "path": tmp_path / "w.png"}
-    assert worst_examples_picture(samples, LOGITS[[0, 1]], [0, 1], **args) == []
+    assert plot_worst_examples(samples, LOGITS[[0, 1]], [0, 1], **args) == []
     assert not (tmp_path / "w.png").exists()
     with pytest.raises(ValueError, match="^logits: expected rows and labels for 2 samples, got 5 and 2"):
-        worst_examples_picture(samples, LOGITS, [0, 1], **args)
+        plot_worst_examples(samples, LOGITS, [0, 1], **args)

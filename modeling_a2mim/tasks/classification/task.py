@@ -17,8 +17,8 @@ from ...configuration_a2mim import A2MIMConfig
 from ...data.dataset import ImageSamples
 from ...data.splits import NO_VALIDATION, image_samples
 from ...evaluation.class_figures import MOST_LISTED, class_figure, log_figures
-from ...evaluation.corruptions import CORRUPTIONS, check_corruptions, corruption_picture
-from ...evaluation.errors import confusion_matrix_picture, errors_table, worst_examples_picture
+from ...evaluation.corruptions import CORRUPTIONS, check_corruptions, plot_corruptions
+from ...evaluation.errors import errors_table, plot_confusion_matrix, plot_worst_examples
 from ...evaluation.robustness import corruption_table, evaluate_corruptions
 from ...export.filenames import CONFUSION, ERRORS
 from ...export.folder import timm_pretrained_cfg
@@ -313,7 +313,7 @@ def try_corruptions(
         write_json(folder / "corruptions.json", result)
         (folder / "corruptions.md").write_text(table + "\n")
         example = samples.first(1)[0]["pixel_values"]
-        figure = corruption_picture(
+        figure = plot_corruptions(
             example, model.config.image_mean, model.config.image_std, list(result["corruptions"])
         )
         figure.save(folder / "corruptions.png")
@@ -342,10 +342,10 @@ def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMCon
     """Write confusion_matrix.png, errors.csv and worst_examples.png for a Trainer's prediction on `samples`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     logits, labels = prediction.predictions, prediction.label_ids
-    confusion_matrix_picture(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
+    plot_confusion_matrix(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
     errors_table(logits, labels, names, Path(folder, ERROR_TABLE), samples.name)
     looks: dict[str, Any] = {"mean": config.image_mean, "std": config.image_std}
-    worst_examples_picture(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
+    plot_worst_examples(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
 
 
 # Without training

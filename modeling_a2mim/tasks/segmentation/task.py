@@ -14,7 +14,7 @@ from ...data.splits import image_samples
 from ...export.provenance import data_provenance
 from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
-from ...utils.plotting import to_picture
+from ...utils.plotting import to_pil_image
 from ..dense import DenseTask, DenseTrainer
 from ..encoder import encoder_provenance, open_model_of_task, task_of
 from .data import Labelled, SegmentationTransform, collate_maps, load_labelled, load_to_evaluate, transform_options
@@ -207,5 +207,5 @@ class Predictions:
         pixels = torch.stack([sample["pixel_values"] for sample in self.samples])
         device = next(model.parameters()).device
         predicted = model(pixel_values=pixels.to(device)).logits.float().argmax(1).cpu()
-        images = [to_picture(image, mean, std) for image in pixels]
+        images = [to_pil_image(image, mean, std) for image in pixels]
         return plot_predictions(images, [s["labels"] for s in self.samples], list(predicted), self.names)
