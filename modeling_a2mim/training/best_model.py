@@ -3,6 +3,7 @@
 import difflib
 import logging
 from collections.abc import Mapping
+from typing import TypeVar
 
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -11,6 +12,8 @@ from ..arguments.training import A2MIMTrainingArguments, with_values
 
 
 logger = logging.getLogger("a2mim")
+
+Arguments = TypeVar("Arguments", bound=A2MIMTrainingArguments)
 
 # Of pre-training; whether more is better.
 RECONSTRUCTION_METRICS = {
@@ -23,7 +26,7 @@ RECONSTRUCTION_METRICS = {
 MOST_NAMED = 30  # metrics in a message
 
 
-def without_evaluation(args: A2MIMTrainingArguments) -> A2MIMTrainingArguments:
+def without_evaluation(args: Arguments) -> Arguments:
     """The arguments of a run that has no images to evaluate on, which is said in the log.
 
     Args:
@@ -40,7 +43,7 @@ def without_evaluation(args: A2MIMTrainingArguments) -> A2MIMTrainingArguments:
     return with_values(args, eval_strategy="no")
 
 
-def with_best_model(args: A2MIMTrainingArguments, metrics: Mapping[str, bool]) -> A2MIMTrainingArguments:
+def with_best_model(args: Arguments, metrics: Mapping[str, bool]) -> Arguments:
     """The arguments with `greater_is_better` as it is of `metric_for_best_model` (with or without `eval_` before it).
 
     Args:

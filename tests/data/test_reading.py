@@ -6,7 +6,6 @@ import datasets
 import pytest
 from torch.utils.data import DataLoader
 
-from modeling_a2mim.data import reading
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.loading import load_images
@@ -14,28 +13,7 @@ from modeling_a2mim.data.reading import ReadError, relative_name, with_retries
 from modeling_a2mim.data.shards import ParquetSource
 from modeling_a2mim.data.sources import DatasetSource
 
-from ..image_files import Ranges, check_rows, encoded, number_of, serving, write_shards, write_tars
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    return write_shards(tmp_path / "parquet")
-
-
-@pytest.fixture
-def tars(tmp_path):
-    return write_tars(tmp_path / "tars")
-
-
-@pytest.fixture
-def server(tmp_path):
-    with serving(tmp_path) as url:
-        yield url
+from ..image_files import Ranges, check_rows, encoded, number_of
 
 
 def test_remote_names():

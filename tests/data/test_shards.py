@@ -2,34 +2,12 @@
 
 import pytest
 
-from modeling_a2mim.data import reading
 from modeling_a2mim.data.formats.tars import TarSource
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.reading import ReadError
 from modeling_a2mim.data.shards import ParquetSource
 
-from ..image_files import FEATURES, check_rows, number_of, serving, write_shards, write_tars
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    return write_shards(tmp_path / "parquet")
-
-
-@pytest.fixture
-def tars(tmp_path):
-    return write_tars(tmp_path / "tars")
-
-
-@pytest.fixture
-def server(tmp_path):
-    with serving(tmp_path) as url:
-        yield url
+from ..image_files import FEATURES, check_rows, number_of
 
 
 def test_parquet(parquet):

@@ -1,7 +1,6 @@
 """Reading rows by number from parquet, WebDataset tars, Arrow, files and over HTTP; failures are retried and named."""
 
 import datasets
-import pytest
 
 from modeling_a2mim.arguments.data import DataArguments
 from modeling_a2mim.data.dataset import ImageSamples
@@ -11,17 +10,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.sources import DatasetSource, MixedSource
 from modeling_a2mim.data.splits import image_samples
 
-from ..image_files import check_rows, encoded, number_of, write_shards, write_tars
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    return write_shards(tmp_path / "parquet")
-
-
-@pytest.fixture
-def tars(tmp_path):
-    return write_tars(tmp_path / "tars")
+from ..image_files import check_rows, encoded, number_of
 
 
 def test_arrow_and_saved_datasets(parquet, tmp_path):

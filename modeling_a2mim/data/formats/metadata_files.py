@@ -50,7 +50,8 @@ def _read_one(file: str, token: str | None) -> Dataset:
         return Dataset.from_list(list(stream), features=features)
     except IndexError:  # `datasets` looks at the first row
         raise MetadataError(f"{file} has no rows") from None
-    # Of pandas, pyarrow and `datasets`; what a server answers is no matter of the file.
+    # Of pandas, pyarrow (NotImplementedError: of a type that it does not convert) and `datasets`: all are about what
+    # the file holds. What a server answers is no matter of the file.
     except (ValueError, TypeError, LookupError, NotImplementedError) as error:
         if "must be present as dictionary key" in str(error):
             raise MetadataError(f"{file} has no column file_name that holds names of images") from None

@@ -102,8 +102,8 @@ def adapt(args: FineTuningArguments, images: LabelledImages) -> FineTuningArgume
         ValueError: naming the argument that asks for what no evaluation gives.
     """
     if images.validation is not None:
-        return cast(FineTuningArguments, with_best_model(args, images.metrics()))
-    args = cast(FineTuningArguments, without_evaluation(args))
+        return with_best_model(args, images.metrics())
+    args = without_evaluation(args)
     if args.metric_for_best_model is not None:
         raise ValueError(f"metric_for_best_model: {NO_VALIDATION.partition(': ')[2]}")
     return args

@@ -4,7 +4,7 @@ import functools
 import logging
 from collections import Counter
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -133,10 +133,10 @@ def load(
 def adapt(args: DetectionTrainingArguments, images: AnnotatedImages) -> DetectionTrainingArguments:
     """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        return cast(DetectionTrainingArguments, without_evaluation(args))
+        return without_evaluation(args)
     metrics = [*FIGURES, *(f"map_class_{name}" for name in images.annotations.names)]
     metrics += [f"mask_{name}" for name in metrics] if images.annotations.masks else []
-    return cast(DetectionTrainingArguments, with_best_model(args, dict.fromkeys(metrics, True)))
+    return with_best_model(args, dict.fromkeys(metrics, True))
 
 
 def build(

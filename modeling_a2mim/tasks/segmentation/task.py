@@ -1,7 +1,7 @@
 """Semantic segmentation: UperNet of transformers on a pre-trained encoder, from images with maps of classes."""
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL.Image import Image as PILImage
@@ -91,10 +91,10 @@ def load(
 def adapt(args: SegmentationTrainingArguments, images: Labelled) -> SegmentationTrainingArguments:
     """The training arguments for these images. Raises as `with_best_model` and `without_evaluation`."""
     if images.validation is None:
-        return cast(SegmentationTrainingArguments, without_evaluation(args))
+        return without_evaluation(args)
     metrics = ["mean_iou", "mean_accuracy", "overall_accuracy", *(f"iou_{name}" for name in images.labels.names)]
     better = {"loss": False, **dict.fromkeys(metrics, True)}
-    return cast(SegmentationTrainingArguments, with_best_model(args, better))
+    return with_best_model(args, better)
 
 
 def build(

@@ -1,6 +1,5 @@
 """Folders as people have them: splits, classes, thumbnails, metadata; the same with and without streaming."""
 
-import functools
 import logging
 import os
 import shutil
@@ -15,7 +14,6 @@ from modeling_a2mim.training.outputs import check_apart
 from ...image_files import (
     both,
     classes,
-    make_images,
     names,
 )
 from ...integration.test_scripts import SMALL, finetune, pretrain
@@ -23,11 +21,6 @@ from ...integration.test_scripts import SMALL, finetune, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 SCRATCH = SMALL[:4]
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(make_images, tmp_path)
 
 
 # Splits

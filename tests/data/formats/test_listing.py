@@ -1,6 +1,5 @@
 """Folders of images as rows: in order, with labels by folder, and by the splits of `datasets`."""
 
-import functools
 import json
 import logging
 import shutil
@@ -12,16 +11,11 @@ from PIL import Image
 
 from modeling_a2mim.data.loading import load_images
 
-from ...image_files import both, classes, make_images, names
+from ...image_files import both, classes, names
 from ...integration.test_scripts import pretrain
 
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(make_images, tmp_path)
 
 
 def test_listing_follows_imagefolder(folder, tmp_path):

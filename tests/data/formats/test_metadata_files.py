@@ -1,6 +1,5 @@
 """Metadata files beside images, as imagefolder documents them."""
 
-import functools
 import logging
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
 from ...image_files import (
     both,
     classes,
-    make_images,
     metadata,
     names,
 )
@@ -23,11 +21,6 @@ from ...integration.test_scripts import SMALL, finetune, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 SCRATCH = SMALL[:4]
-
-
-@pytest.fixture
-def make(tmp_path):
-    return functools.partial(make_images, tmp_path)
 
 
 @pytest.mark.parametrize("by", ["train_dir", "dataset_name"])

@@ -2,18 +2,11 @@
 
 import pytest
 
-from modeling_a2mim.data import reading
-
 from ...image_files import encoded, evaluated, numbers, write_parquet, write_tar, write_zip
 
 
 PETS = [(f"data/{'cat' if n % 2 else 'dog'}/{n}.png", encoded(n)) for n in range(6)]
 PETS_LABELLED = (["cat", "dog"], [(n, 1 - n % 2) for n in range(6)])
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -16,7 +16,6 @@ from ...image_files import (
     number_of,
     numbers,
     write_tar,
-    write_tars,
 )
 
 
@@ -100,11 +99,6 @@ def test_other_types_of_images_are_one_column(tmp_path):
         assert numbers(train_dir=[str(archive)], streaming=streaming) == [0, 1, 2, 4]
     with pytest.raises(Exception, match=r"two files of one sample are called 0\.png"):
         TarSource("a", [str(write_tar(tmp_path / "b.tar", [*files, files[0]]))])
-
-
-@pytest.fixture
-def tars(tmp_path):
-    return write_tars(tmp_path / "tars")
 
 
 def test_tar(tars, tmp_path):

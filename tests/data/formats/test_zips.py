@@ -5,7 +5,6 @@ import zipfile
 
 import pytest
 
-from modeling_a2mim.data import reading
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.formats.zips import ZipSource, folder_classes
 from modeling_a2mim.data.reading import ReadError
@@ -21,11 +20,6 @@ from ...image_files import (
 
 PETS = [(f"data/{'cat' if n % 2 else 'dog'}/{n}.png", encoded(n)) for n in range(6)]
 PETS_LABELLED = (["cat", "dog"], [(n, 1 - n % 2) for n in range(6)])
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(reading, "FIRST_WAIT", 0.0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
