@@ -37,7 +37,7 @@ from modeling_a2mim.models.linear_probe import LinearProbe
 from modeling_a2mim.pretrained import find_file, open_pretrained
 from modeling_a2mim.tasks.encoder import build_backbone, build_classifier, encoder_provenance, open_start
 
-from .families import family_config
+from ..families import family_config
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

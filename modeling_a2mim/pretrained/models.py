@@ -1,4 +1,4 @@
-"""What a folder or a repository of the Hub holds: its files, the kind of model in its root, and the encoder in that.
+"""The model in the root of a folder or a repository of the Hub: its kind, and the encoder in it.
 
 The root is what is used for everything but going on with pre-training; `pretraining/` serves only that.
 """
@@ -6,43 +6,26 @@ The root is what is used for everything but going on with pre-training; `pretrai
 import copy
 import functools
 import json
-import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedConfig, TimmWrapperConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .configuration_a2mim import A2MIMConfig
-from .encoders.plan import plan_encoder
-from .encoders.timm_config import fields_of_timm, is_timm
+from ..configuration_a2mim import A2MIMConfig
+from ..encoders.plan import plan_encoder
+from ..encoders.timm_config import fields_of_timm, is_timm
+from .hub_files import find_file
+from .weight_files import read_weights
 
 
 MASKED = "masked image modelling"  # as a task
-
-
 PRETRAINING_FOLDER = "pretraining"
 PRETRAINING_CONFIG = f"{PRETRAINING_FOLDER}/config.json"  # which is there if the whole pre-training model is
 PRETRAINED = f"pre-trained by {MASKED}"
-HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-WEIGHTS_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)  # one file, or the index of several
 DETECTOR_TYPE = "a2mim_detector"
 ENCODER_FIELDS = (
     *("architecture", "model_args", "image_size", "num_channels", "image_mean", "image_std", "crop_pct"),
@@ -56,105 +39,6 @@ KINDS = {
 }
 CLASSIFIERS = ("classifier", "linear probe")
 DETECTORS = ("detector", "instance segmenter")
-
-logger = logging.getLogger("a2mim")
-
-
-# Files
-
-
-def find_file(
-    source: str, name: str, repo_type: str | None = None, argument: str = "model_name_or_path", **hub_kwargs: Any
-) -> Path | None:
-    """A file of a folder or Hub repository, `None` if it has no such file. A repository that cannot be asked is
-    another matter than one that has no such file.
-
-    Args:
-        source: the folder, or the id of the repository.
-        name: of the file, with `/` between folders.
-        repo_type: "dataset", or `None` for a model.
-        argument: that errors name.
-        hub_kwargs: of `hf_hub_download`: `revision`, `token`, `cache_dir`, ...
-
-    Raises:
-        ValueError: naming the argument, if there is no such repository or revision, or it could not be asked.
-    """
-    if Path(source).is_dir():
-        path = Path(source, name)
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(source, name, repo_type=repo_type, **hub_kwargs))
-    except LocalEntryNotFoundError as error:
-        return _cached(source, name, repo_type, argument, hub_kwargs, error.__cause__ or error)
-    except EntryNotFoundError:
-        return None
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{argument}: {source} is a repository whose terms must be accepted on its page, and then read with "
-            "--hub_token or after `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"{argument}: {source} cannot be read: it is no folder here, and the Hub has no repository of that name, "
-            "or none that may be read without (another) --hub_token"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{argument}: {source} has no revision {hub_kwargs.get('revision')!r} on the Hub") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{argument}: {source} cannot be read: {error}") from error
-    except HTTPError as error:  # of the connection
-        return _cached(source, name, repo_type, argument, hub_kwargs, error)
-
-
-def _cached(
-    source: str, name: str, repo_type: str | None, argument: str, hub_kwargs: dict[str, Any], error: BaseException
-) -> Path | None:
-    """What is known of a file of a Hub that does not answer: the file, or `None` if it was not there when the Hub was
-    last asked."""
-    where = {key: hub_kwargs.get(key) for key in ("cache_dir", "revision")}
-    cached = try_to_load_from_cache(source, name, repo_type=repo_type, **where)
-    if cached is _CACHED_NO_EXIST:
-        return None
-    if cached is not None:
-        return Path(cached)
-    offline = constants.is_offline_mode() or hub_kwargs.get("local_files_only")
-    first = next(iter(str(error).strip().splitlines()), "")
-    raise ValueError(
-        f"{argument}: {source} is no folder here, and the Hub could not be asked for {name} of a repository of that "
-        "name, which is not in the cache either: "
-        + ("this process is offline (HF_HUB_OFFLINE)" if offline else f"{type(error).__name__}: {first}")
-    ) from error
-
-
-def read_weights(source: str, subfolder: str = "", **hub_kwargs: Any) -> dict[str, torch.Tensor]:
-    """The weights of a folder or repository, of one file or of several, under the names that are stored.
-
-    Raises:
-        ValueError: naming `model_name_or_path`, if there are none, or they cannot be read.
-    """
-    prefix = f"{subfolder}/" if subfolder else ""
-    place = f"{source}/{subfolder}" if subfolder else source
-    files = [find_file(source, prefix + SAFE_WEIGHTS_NAME, **hub_kwargs)]
-    if files == [None]:
-        index = find_file(source, prefix + SAFE_WEIGHTS_INDEX_NAME, **hub_kwargs)
-        if index is None:
-            raise ValueError(
-                f"model_name_or_path: {place} holds no weights, it has no {SAFE_WEIGHTS_NAME}; pytorch_model.bin and "
-                "the like are pickles, which are not read"
-            )
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if strange := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{index.name}: names a file in another folder, {strange[0]!r}")
-        files = [find_file(source, prefix + name, **hub_kwargs) for name in names]
-        if None in files:
-            raise ValueError(f"model_name_or_path: {place} has no {names[files.index(None)]}")
-    try:
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"model_name_or_path: the weights in {place} cannot be read: {error}") from error
-
-
-# Models
 
 
 @dataclass(frozen=True)
@@ -323,55 +207,6 @@ def backbone_names(name: str) -> tuple[str, ...]:
 
 def _square(height: int, width: int) -> int | list[int]:
     return height if height == width else [height, width]
-
-
-# Models of this package from the root of an export, which is a checkpoint of another format
-
-
-def other_format(source: str | os.PathLike | None, model_type: str, kwargs: dict[str, Any]) -> Pretrained | None:
-    """What `from_pretrained(source, **kwargs)` was given, if transformers would not find the weights in it: a
-    checkpoint that is neither of the model's own type nor of an A2MIM model."""
-    if source is None:
-        return None
-    source, subfolder = str(source), kwargs.get("subfolder") or ""
-    where = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
-    try:
-        path = find_file(source, f"{subfolder}/config.json" if subfolder else "config.json", **where)
-    except ValueError:  # transformers has its own words for it
-        return None
-    if path is None or json.loads(path.read_text()).get("model_type") in (A2MIMConfig.model_type, model_type):
-        return None
-    return open_pretrained(source, subfolder, **where)
-
-
-def weights_for(empty: PreTrainedModel, prefix: str, found: Pretrained) -> dict[str, torch.Tensor]:
-    """All weights of a model from those of an encoder, with its classifier if it has one.
-
-    Args:
-        empty: the model, whose own values are not looked at.
-        prefix: before the names of its encoder's weights.
-        found: where weights are taken from.
-
-    Raises:
-        ValueError: if one is missing, naming the subfolder that has others, or of another shape.
-    """
-    weights = {f"{prefix}{name}": tensor for name, tensor in found.encoder_weights().items()}
-    needed, kind = empty.state_dict(), type(empty).__name__
-    if missing := [name for name in needed if name not in weights]:
-        other = f"there is no subfolder {PRETRAINING_FOLDER}/ with a pre-training model either"
-        if not found.subfolder and find_file(found.source, PRETRAINING_CONFIG, **found.hub_kwargs) is not None:
-            other = (
-                f'{kind}.from_pretrained(..., subfolder="{PRETRAINING_FOLDER}") reads the pre-training model beside it'
-            )
-        lacking = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise ValueError(f"{found.place}: {found.what}, without {lacking}, which {kind} needs; {other}")
-    weights = {name: weights[name] for name in needed}
-    if wrong := [name for name, tensor in weights.items() if tensor.shape != needed[name].shape]:
-        shapes = [tuple(tensors[wrong[0]].shape) for tensors in (weights, needed)]
-        raise ValueError(
-            f"{found.place}: {wrong[0]} is of shape {shapes[0]}, with this configuration {kind} has {shapes[1]}"
-        )
-    return weights
 
 
 def _hint(source: str) -> str:
