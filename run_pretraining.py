@@ -11,20 +11,18 @@ import logging
 
 from transformers import set_seed
 
-from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.data import PreTrainingDataArguments
 from modeling_a2mim.arguments.model import PreTrainingModelArguments
-from modeling_a2mim.arguments.settings import new_config, settings_for
+from modeling_a2mim.arguments.settings import new_config
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments, data_seed
 from modeling_a2mim.commands.parser import parse, run_as_command
 from modeling_a2mim.data.augmentation import pretraining_augmentation
 from modeling_a2mim.data.splits import image_samples, load_pretraining_splits
 from modeling_a2mim.data.transforms import PreTrainTransform
-from modeling_a2mim.export.loading import earlier_of, folder_or_id, load_pretraining_model
 from modeling_a2mim.export.provenance import pretraining_provenance
-from modeling_a2mim.export.record import pretraining_runs
-from modeling_a2mim.models.continuing import with_settings
 from modeling_a2mim.pretrained import MASKED
+from modeling_a2mim.tasks.pretraining import build_pretraining_model, open_pretraining_start
+from modeling_a2mim.tasks.start import is_new
 from modeling_a2mim.training.advice import before_training
 from modeling_a2mim.training.best_model import RECONSTRUCTION_METRICS, with_best_model
 from modeling_a2mim.training.resuming import flags
@@ -42,24 +40,18 @@ def main(argv: list[str] | None = None) -> dict:
     """
     arguments = (PreTrainingModelArguments, PreTrainingDataArguments, A2MIMTrainingArguments)
     model_args, data_args, args = parse(*arguments, argv, "run_pretraining.py")
-    config = None if model_args.model_name_or_path else new_config(model_args)
+    start = open_pretraining_start(model_args, args.hub_token)
+    if is_new(model_args):
+        new_config(model_args)  # what is wrong in it is said before images are looked for
     train, evaluation, evaluated = load_pretraining_splits(data_args, args.hub_token)
 
     set_seed(args.seed)
     provenance = {"task": MASKED, **pretraining_provenance(data_args)}
     if evaluated is not None:
         provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
-    if config is None:
-        source = folder_or_id(model_args.model_name_or_path)
-        model = load_pretraining_model(source, revision=model_args.model_revision, token=args.hub_token)
-        model, changed = with_settings(model, settings_for(model_args, model.config))
-        provenance |= {"changed": changed} if changed else {}
-        config = model.config
-        # The root beside pretraining/ may be a classifier, whose own runs have not changed the pre-training model.
-        earlier = pretraining_runs(earlier_of(source, revision=model_args.model_revision, token=args.hub_token))
-        provenance["earlier"] = earlier or [{}]  # an unknown one is one all the same
-    else:
-        model = A2MIMForPreTraining(config)
+    model, origin = build_pretraining_model(model_args, start, args.hub_token)
+    provenance |= origin
+    config = model.config
     left_out = () if config.frequency_loss_weight else ("frequency_loss",)
     args = with_best_model(args, {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out})
     augmentation = pretraining_augmentation(data_args)

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.evaluation.baselines import masked_errors, summarise_errors
 from modeling_a2mim.masking import random_mask
+from modeling_a2mim.modeling_a2mim import find_core
+from modeling_a2mim.training.frozen_start import FrozenStart
 from modeling_a2mim.training.optimization import parameter_groups
 
 
@@ -69,6 +71,8 @@ class Schedule:
     bf16: bool = False
     graph: bool = False  # record a step as a CUDA graph
     options: dict = field(default_factory=dict)  # of A2MIMConfig
+    frozen: int = 0  # first steps in which the encoder stays as it is
+    layer_decay: float | None = None
 
 
 def learning_rate_at(step: int, schedule: Schedule) -> float:
@@ -88,6 +92,7 @@ class Step:
     """
 
     def __init__(self, model: nn.Module, groups: list[dict], loss: Callable[..., torch.Tensor], schedule: Schedule):
+        self.phase, self.frozen = FrozenStart(find_core(model).encoder), schedule.frozen
         self.model, self.loss, self.bf16 = model, loss, schedule.bf16
         self.device = next(model.parameters()).device
         self.recording, self.failure = schedule.graph and self.device.type == "cuda", None
@@ -133,9 +138,15 @@ class Step:
             self.optimizer.zero_grad(set_to_none=True)
 
     def _run(self, *inputs: torch.Tensor):
+        frozen = self.count <= self.frozen
+        self.model.train()
+        if frozen:
+            self.phase.before_forward()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(*inputs)
         loss.backward()
+        if frozen:
+            self.phase.after_backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,17 +199,27 @@ def moved(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=layout)
 
 
-def pretrain(config: A2MIMConfig, images: torch.Tensor, test: torch.Tensor, schedule: Schedule) -> tuple:
-    """Pre-train on `images`, and measure the masked errors on `test` (both uint8, on the device).
+def pretrain(
+    config: A2MIMConfig,
+    images: torch.Tensor,
+    test: torch.Tensor,
+    schedule: Schedule,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> tuple:
+    """Pre-train on `images`, from `weights` of an encoder or from new ones, and measure the masked errors on `test`
+    (both uint8, on the device).
 
     Returns:
         The model, and what `train` returns, with `errors_on` at each point.
     """
     torch.manual_seed(schedule.seed)
     device = images.device
-    model = moved(A2MIMForPreTraining(config), device).train()
+    model = A2MIMForPreTraining(config)
+    if weights is not None:
+        model.a2mim.encoder.load_state_dict({name: weights[name] for name in model.a2mim.plan.names})
+    model = moved(model, device).train()
     scale = 1.0 if config.mask_gamma_init is None else 0.1
-    groups = parameter_groups(model, schedule.learning_rate, 0.05, scale)
+    groups = parameter_groups(model, schedule.learning_rate, 0.05, scale, schedule.layer_decay)
     generator = torch.Generator(device).manual_seed(schedule.seed)
 
     def make(rows):

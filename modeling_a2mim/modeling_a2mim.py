@@ -249,6 +249,11 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
 
 
+def find_core(model: nn.Module) -> A2MIMModel:
+    """The `A2MIMModel` in a model that holds one."""
+    return next(module for module in model.modules() if isinstance(module, A2MIMModel))
+
+
 __all__ = [
     "A2MIMForPreTraining",
     "A2MIMForPreTrainingOutput",

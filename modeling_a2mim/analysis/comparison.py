@@ -30,8 +30,9 @@ from ..data.loading import find_validation_split, load_images
 from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..export.folder import timm_pretrained_cfg
-from ..export.loading import folder_or_id, load_classifier, load_encoder, load_pretraining_model
+from ..export.loading import load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..pretrained import folder_or_id
 from ..utils.command import run_command
 from ..utils.labels import label_names
 

@@ -14,14 +14,15 @@ class DenseModelArguments(EncoderArguments):
     """The encoder under a head: a pre-trained one, or a new one (`architecture`)."""
 
     architecture: str | None = HfArg(
-        default=None, help="Train this timm model from scratch: any name of timm.list_models()."
+        default=None,
+        help="Train this timm model from scratch: any name of timm.list_models(); with a tag (resnet50.a1_in1k) or "
+        "--pretrained, from weights of timm.",
     )
     model_name_or_path: str | None = HfArg(
         default=None,
         help="An exported folder (of an encoder, a classifier, or a model of this task), its name on the Hub, or any "
-        "timm model there.",
+        "model of timm or transformers there, or a file of weights for --architecture (.safetensors, .pth).",
     )
-    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
     out_indices: list[int] | None = HfArg(
         default=None,
         help="Which of timm's feature maps the head sees; default: the last four, or evenly spread ones.",

@@ -20,6 +20,14 @@ class EncoderArguments:
     architecture: str | None = HfArg(
         default=None, help="A timm model: any name of timm.list_models(). Default resnet50."
     )
+    pretrained: bool = HfArg(
+        default=False,
+        help="Start from the weights that timm has for --architecture; a tag (resnet50.a1_in1k) names certain ones.",
+    )
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Start from the weights in a folder, a repository of the Hub, or a file."
+    )
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
     model_args: str | None = HfArg(
         default=None, help="Further arguments of timm.create_model as JSON, e.g. '{\"patch_size\": 8}'."
     )
@@ -55,10 +63,10 @@ class PreTrainingModelArguments(EncoderArguments):
     )
     model_name_or_path: str | None = HfArg(
         default=None,
-        help="Continue from a pre-trained folder or Hub id (with pretraining/) instead of new weights. What is not "
-        "given stays as it is; what its weights do not fit is refused.",
+        help="Start from weights: a folder or Hub id of this package (with pretraining/, token and decoder go on as "
+        "well), of timm or of transformers, or a file of weights for --architecture (.safetensors, .pth). What is not "
+        "given stays as it is; what the weights do not fit is refused.",
     )
-    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
     mask_ratio: float | None = HfArg(default=None, help="Share of masked cells, in (0, 1). Default 0.6.")
     mask_patch_size: list[int] | None = HfArg(
         default=None,
@@ -98,12 +106,15 @@ class ClassifierArguments(EncoderArguments):
     """What to fine-tune: a pre-trained encoder, or a new one (`architecture`)."""
 
     architecture: str | None = HfArg(
-        default=None, help="Train this timm model from scratch: any name of timm.list_models()."
+        default=None,
+        help="Train this timm model from scratch: any name of timm.list_models(); with a tag (resnet50.a1_in1k) or "
+        "--pretrained, from weights of timm.",
     )
     model_name_or_path: str | None = HfArg(
-        default=None, help="An exported folder, its name on the Hub, or any timm model there."
+        default=None,
+        help="An exported folder, its name on the Hub, any model of timm or transformers there, or a file of weights "
+        "for --architecture (.safetensors, .pth).",
     )
-    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of --model_name_or_path on the Hub.")
     global_pool: str | None = HfArg(
         default=None,
         help="How the last map is pooled: avg for the mean of a ViT's patches instead of its class token, ...",

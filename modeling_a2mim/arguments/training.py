@@ -96,6 +96,11 @@ class A2MIMTrainingArguments(TrainingArguments):
     layer_decay_layers: int | None = HfArg(
         default=None, help="Layers that layer_decay was chosen for, if the encoder has more or fewer (timm's blocks)."
     )
+    freeze_encoder_steps: float = HfArg(
+        default=0.0,
+        help="Leave the encoder as it is for so many steps, or below 1 their share, in which only what is new on it "
+        "learns: for an encoder that starts from good weights.",
+    )
     max_grad_norm: float = HfArg(default=5.0, help="Gradients are clipped to this norm; 0: not at all.")
     token_lr_scale: float | None = HfArg(
         default=None, help="Learning rate of mask token and gamma, relative; default 0.1 with a gamma, else 1."
@@ -177,6 +182,8 @@ class A2MIMTrainingArguments(TrainingArguments):
             )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay: must be in (0, 1], got {self.layer_decay}")
+        if self.freeze_encoder_steps < 0:
+            raise ValueError(f"freeze_encoder_steps: must not be negative, got {self.freeze_encoder_steps}")
         if self.reconstruction_steps < 0:
             raise ValueError(f"reconstruction_steps: must not be negative, got {self.reconstruction_steps}")
         if self.lr_milestones and min(self.lr_milestones) <= 0:

@@ -14,7 +14,6 @@ are read with `weights_only=True`, and what torch does not read so is refused.
 """
 
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +28,7 @@ from ..export.eval_results import IMAGENET
 from ..export.methods import EITHER
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
+from ..pretrained.weight_files import read_pickle
 from .config import official_config, official_family
 from .published import Published, published_for
 
@@ -140,7 +140,7 @@ def load_official(path: str | Path, mask_site: int | str | None = None, encoder_
 def read_official(path: str | Path, mask_site: int | str | None = None, encoder_only: bool = False) -> Official:
     """The same with what else is known about the file."""
     path = Path(path)
-    content = _read(path)
+    content = read_pickle(path)
     try:
         return convert(content, mask_site, encoder_only, path.name)
     except ValueError as error:
@@ -177,43 +177,6 @@ def convert(
         kind, build = "encoder", partial(A2MIMModel, use_mask_token=parts.token is not None)
     weights = _place(parts, partial(build, config))
     return Official(_fill(partial(build, config), weights), kind, method, by_name, in_format)
-
-
-def _read(path: Path):
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        if _unpacked_size(path) <= path.stat().st_size + 2**20:
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds
-        with path.open("rb") as file:
-            is_pickle = file.read(1) in (b"\x80", b"P")  # or the zip that one is in
-        reason = _first_sentence(str(error))
-        if "weights_only" in str(error) and (is_pickle or "operand" not in reason):
-            raise ValueError(
-                f"{path}: refused, and nothing in it was run: beside weights it holds code or objects, which torch "
-                f"does not read with weights_only=True ({reason})"
-            ) from error
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({reason or type(error).__name__})") from error
-    raise ValueError(f"{path}: refused: unpacked, it would have many more bytes than it has")
-
-
-def _unpacked_size(path: Path) -> int:
-    """Torch does not compress, but reads what is compressed: a small file could fill the memory."""
-    if not zipfile.is_zipfile(path):
-        return 0
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
-
-
-def _first_sentence(message: str) -> str:
-    """What torch found, without its advice to read the file unsafely."""
-    message = message.rsplit("WeightsUnpickler error: ", maxsplit=1)[-1].split(
-        "\n\nCheck the documentation", maxsplit=1
-    )[0]
-    return message.rpartition("\n\n")[2].strip().split(". ")[0]
 
 
 def _unwrap(content) -> tuple[dict[str, torch.Tensor], str]:

@@ -3,6 +3,7 @@
 import itertools
 
 from ..evaluation.class_figures import class_figure, class_rows
+from ..pretrained import MASKED
 from ..utils.tables import markdown_table
 
 
@@ -25,7 +26,8 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     seeds = f"{record['seed']}, of the data {record['data_seed']}"
     facts = [
         ("task", record.get("task")),
-        ("started from", record.get("start") or ""),
+        _start(record),
+        ("weights at the start", _loaded(record.get("weights"))),
         *_earlier_facts(record),
         ("changed since", "; ".join(record.get("changed") or ())),
         ("data", record.get("data")),
@@ -50,6 +52,23 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     if record["log"]:
         facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
     return [(name, value) for name, value in facts if value != ""]
+
+
+def _start(record: dict) -> tuple[str, str]:
+    """What the run began with: the model, in words, and its id on the Hub."""
+    base = record.get("base_model")
+    words = [record.get("start"), f"`{base}`" if base else None]
+    name = "continued from" if record.get("task") == MASKED else "started from"
+    return name, ", ".join(word for word in words if word) if record.get("start") else ""
+
+
+def _loaded(weights: dict | None) -> str:
+    """What became of the weights that a run began with."""
+    if not weights:
+        return ""
+    lists = {name: ", ".join(f"`{one}`" for one in weights[name]) for name in ("adapted", "new", "left_over")}
+    parts = [f"{name.replace('_', ' ')}: {text}" for name, text in lists.items() if text]
+    return "; ".join([f"{weights['loaded']:,} of the encoder", *parts])
 
 
 def _resumed(history: list[dict]) -> str:

@@ -2,14 +2,11 @@
 
 import json
 import logging
-from pathlib import Path
-from typing import cast
 
 import torch
 
 from ..configuration_a2mim import A2MIMConfig, is_timm
-from ..encoders.meta import NoValues
-from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMForPreTraining
 from ..models.classifier import A2MIMForImageClassification
 from ..models.linear_probe import LinearProbe
 from ..pretrained import (
@@ -18,7 +15,7 @@ from ..pretrained import (
     PRETRAINED,
     PRETRAINING_CONFIG,
     PRETRAINING_FOLDER,
-    WEIGHTS_FILES,
+    SAFE_FILES,
     Pretrained,
     find_file,
     open_pretrained,
@@ -55,8 +52,8 @@ def _read_pretraining_model(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMFor
                 f"it holds {found.what}, not an A2MIMForPreTraining, which run_pretraining.py leaves in pretraining/"
             )
         prefix = f"{where['subfolder']}/" if nested else ""
-        if not any(find_file(folder_or_repo, prefix + name, **hub_kwargs) for name in WEIGHTS_FILES):
-            raise OSError(f"it has no {prefix}{WEIGHTS_FILES[0]}")
+        if not any(find_file(folder_or_repo, prefix + name, **hub_kwargs) for name in SAFE_FILES):
+            raise OSError(f"it has no {prefix}{SAFE_FILES[0]}")
         return A2MIMForPreTraining.from_pretrained(folder_or_repo, config=found.config, **where), found.place
     except OSError as error:
         raise ValueError(f"{folder_or_repo}: no pre-training model there: {error}") from error
@@ -122,44 +119,6 @@ def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassific
     return model.eval()
 
 
-def load_into_encoder(model: A2MIMPreTrainedModel, weights: dict[str, torch.Tensor], partly: bool = False):
-    """Give the encoder of a model the weights of another one; classifiers are left out, so that its own stays new.
-
-    Args:
-        model: that holds an `A2MIMModel` as `a2mim`.
-        weights: under timm's names.
-        partly: whether weights may be missing, as those that follow the last map which a segmenter reads.
-
-    Raises:
-        ValueError: if any other weight is missing, left over or of another shape.
-    """
-    core = cast(A2MIMModel, model.a2mim)
-    names = core.plan.names
-    kept = {name: value for name, value in weights.items() if name in names}
-    new: set[str] = set()
-    pooled_norm = {name for name in names if name.startswith("fc_norm.")}
-    if pooled_norm and not pooled_norm & set(weights):
-        # Mean pooling: a new norm after it takes the place of the old one (MAE, BEiT).
-        new, weights = pooled_norm, {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
-    over = [name for name in weights if name not in names]
-    if over:
-        over = sorted(set(over) - classifier_names(core))
-    try:
-        missing, _ = core.encoder.load_state_dict(kept, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
-    # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).
-    wrong = [*over, *(name for name in missing if name in names - new and not partly)]
-    if wrong:
-        raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
-
-
-def classifier_names(core: A2MIMModel) -> set[str]:
-    """Names of what timm's classifier adds to the weights of an encoder."""
-    with torch.device("meta"), NoValues():
-        return set(core.plan.create(1).state_dict()) - core.plan.names
-
-
 def earlier_of(folder_or_repo: str | None, **hub_kwargs) -> list[dict]:
     """The runs (`records.earlier_runs`) behind the model in the root of a folder or Hub repository; without a
     `training.json`, of a pre-training model its method alone, and one that is not known where that cannot be had.
@@ -182,14 +141,3 @@ def _method_of_weights(folder_or_repo: str, **hub_kwargs) -> list[dict]:
         if A2MIMForPreTraining.__name__ in (data.get("architectures") or ()):
             return [{"task": MASKED, "method": method_of(A2MIMConfig.from_dict(data))}]
     return []
-
-
-def folder_or_id(name: str) -> str:
-    """`name`, if it is a folder that exists or may be a repository on the Hub.
-
-    Raises:
-        ValueError: if it can only be a folder and is not there.
-    """
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
-        raise ValueError(f"model_name_or_path: there is no folder {name}")
-    return name

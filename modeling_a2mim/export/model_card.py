@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_a2mim import A2MIMConfig
 from ..data.decoding import MODES
-from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, find_core
 from ..models.backbone import four_stages
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import MASKED
@@ -120,7 +120,7 @@ def dense_card(
         record, repo_id, files: as for `model_card`.
         plain: whether transformers loads it without this package.
     """
-    core = next(module for module in model.modules() if isinstance(module, A2MIMModel))
+    core = find_core(model)
     method, config = recorded_method(record), core.config
     names, made = list(model.config.id2label.values()), made_from(record, method)
     shown = _listed(names) + ("" if len(names) > MOST_LISTED else ".")

@@ -1,7 +1,7 @@
 """What a run starts from: models of folders and repositories, and their weights."""
 
 from .exports import other_format, weights_for
-from .hub_files import HUB_KWARGS, find_file
+from .hub_files import HUB_KWARGS, find_file, folder_or_id
 from .models import (
     CLASSIFIERS,
     DETECTORS,
@@ -13,7 +13,9 @@ from .models import (
     backbone_names,
     open_pretrained,
 )
-from .weight_files import WEIGHTS_FILES
+from .opening import open_encoder
+from .weight_files import SAFE_FILES
+from .without_config import is_weights_file, open_registered
 
 
 __all__ = [
@@ -24,11 +26,15 @@ __all__ = [
     "PRETRAINED",
     "PRETRAINING_CONFIG",
     "PRETRAINING_FOLDER",
-    "WEIGHTS_FILES",
+    "SAFE_FILES",
     "Pretrained",
     "backbone_names",
     "find_file",
+    "folder_or_id",
+    "is_weights_file",
+    "open_encoder",
     "open_pretrained",
+    "open_registered",
     "other_format",
     "weights_for",
 ]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import timm
 from huggingface_hub import _CACHED_NO_EXIST, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -80,3 +81,21 @@ def _cached(
         "name, which is not in the cache either: "
         + ("this process is offline (HF_HUB_OFFLINE)" if offline else f"{type(error).__name__}: {first}")
     ) from error
+
+
+def folder_or_id(name: str) -> str:
+    """`name`, if it is a folder that exists or may be a repository on the Hub; without timm's `hf-hub:` and
+    `local-dir:`.
+
+    Raises:
+        ValueError: if it can only be a folder and is not there, or is a name of timm.
+    """
+    name = name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("local-dir:")
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
+        raise ValueError(f"model_name_or_path: there is no folder {name}")
+    if not Path(name).is_dir() and timm.is_model(name):
+        raise ValueError(
+            f"model_name_or_path: {name} is a name of timm, whose weights are loaded by --architecture {name} "
+            "--pretrained"
+        )
+    return name

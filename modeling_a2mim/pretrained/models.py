@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, TimmWrapperConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..configuration_a2mim import A2MIMConfig
+from ..encoders.foreign import FoundEncoder, Weights, find_encoder
+from ..encoders.meta import build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm, is_timm
 from .hub_files import find_file
@@ -70,35 +71,59 @@ class Pretrained:
         return f"{self.source}/{self.subfolder}" if self.subfolder else self.source
 
     @functools.cached_property
-    def weights(self) -> dict[str, torch.Tensor]:
+    def weights(self) -> Weights:
         """As they are stored."""
         return read_weights(self.source, self.subfolder, **self.hub_kwargs)
 
-    def encoder_weights(self) -> dict[str, torch.Tensor]:
+    def encoder_weights(self) -> Weights:
         """Those of the encoder under timm's names, with those of timm's classifier if it has one. A segmenter that was
         exported for transformers alone lacks what follows the last map that it reads.
 
         Raises:
             ValueError: naming `model_name_or_path`, if they cannot be read.
         """
+        return self.found.weights
+
+    @functools.cached_property
+    def found(self) -> FoundEncoder:
+        """The weights of the encoder, and what else is stored.
+
+        Raises:
+            ValueError: naming `model_name_or_path`, if they cannot be read.
+        """
         if is_timm(self.data):
-            return self.weights
+            return self._found_timm()
         if self.is_plain_backbone:
-            found, stored = {}, {name for name in self.weights if name.startswith("backbone.")}
-            for name in plan_encoder(self.config, for_masking=False).names:
-                for other in stored & {f"backbone.{other}" for other in backbone_names(name)}:
-                    found[name] = self.weights[other]
-                    stored.discard(other)
-            if stored:  # what is left is no weight of this encoder
-                raise ValueError(
-                    f"model_name_or_path: {self.place} holds {min(stored)}, which no {self.config.architecture} has"
-                )
-            return found
+            return self._found_backbone()
         start = next((name.index(INSIDE) + len(INSIDE) for name in self.weights if INSIDE in name), len("encoder."))
         prefix = next((name[:start] for name in self.weights if name[:start].endswith("encoder.")), None)
         if prefix is None:
             raise ValueError(f"model_name_or_path: {self.place} holds no weights of an encoder")
-        return {name[start:]: tensor for name, tensor in self.weights.items() if name.startswith(prefix)}
+        found = {name[start:]: tensor for name, tensor in self.weights.items() if name.startswith(prefix)}
+        return FoundEncoder(found, prefix, [name for name in self.weights if not name.startswith(prefix)])
+
+    def _found_timm(self) -> FoundEncoder:
+        plan = plan_encoder(self.config, for_masking=False)
+        needed = {name for name in plan.names if not name.endswith("num_batches_tracked")}
+        if needed <= self.weights.keys():
+            return FoundEncoder(self.weights)
+        try:  # timm's own repositories keep some under their authors' names
+            return find_encoder(self.weights, build_on_meta(plan.create_args), plan.create_args)
+        except ValueError as error:
+            raise ValueError(f"model_name_or_path: {self.place}: {error}") from error
+
+    def _found_backbone(self) -> FoundEncoder:
+        found, stored = {}, {name for name in self.weights if name.startswith("backbone.")}
+        left_over = [name for name in self.weights if name not in stored]
+        for name in plan_encoder(self.config, for_masking=False).names:
+            for other in stored & {f"backbone.{other}" for other in backbone_names(name)}:
+                found[name] = self.weights[other]
+                stored.discard(other)
+        if stored:  # what is left is no weight of this encoder
+            raise ValueError(
+                f"model_name_or_path: {self.place} holds {min(stored)}, which no {self.config.architecture} has"
+            )
+        return FoundEncoder(found, "backbone.", left_over)
 
     @property
     def is_plain_backbone(self) -> bool:

@@ -8,6 +8,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from ..arguments.training import A2MIMTrainingArguments, data_seed, with_values
 from ..data.dataset import REPORT, collate
 from ..export.record import dataset_length, mean_loss
+from ..modeling_a2mim import find_core
 from .batch_norm import check_batch_norms
 from .best_model import EarlyStopping
 from .callbacks import (
@@ -20,6 +21,7 @@ from .callbacks import (
 )
 from .checkpoints import newest_first
 from .divergence import Diverged, check_weights, likely_causes, persists
+from .frozen_start import FrozenStart
 from .length import logging_steps, with_length
 from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
 from .publishing import PublishingTrainer
@@ -69,6 +71,7 @@ class EncoderTrainer(PublishingTrainer):
         self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
         self.flags = flags
         self.pace = PaceCallback()
+        self.frozen_start = self._frozen_start()
         for callback in (OverwriteCallback, MetricsCallback, self.pace):
             self.add_callback(callback)
         for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
@@ -89,6 +92,18 @@ class EncoderTrainer(PublishingTrainer):
     def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
         """The callback that draws `picture_samples`, given as a batch."""
         return ExampleCallback(batch)
+
+    def _frozen_start(self) -> FrozenStart | None:
+        if not self.args.freeze_encoder_steps:
+            return None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "freeze_encoder_steps: is not for FSDP and DeepSpeed, which keep gradients of encoder and decoder in "
+                "one tensor; leave it out"
+            )
+        phase = FrozenStart(find_core(self.unwrapped()).encoder)
+        self.add_callback(phase)
+        return phase
 
     # Data
 
@@ -132,9 +147,19 @@ class EncoderTrainer(PublishingTrainer):
         self.pace.images += len(inputs["pixel_values"])
         if REPORT in inputs:
             inputs = self.prepared(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.encoder_is_frozen:
+            self.frozen_start.after_backward()
+        return loss
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether the encoder stays as it is in the step that is made."""
+        return self.frozen_start is not None and self.frozen_start.holds(self.state.global_step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training and self.encoder_is_frozen:
+            self.frozen_start.before_forward()
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
         self.after_forward(outputs, weight, model.training)

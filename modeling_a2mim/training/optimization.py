@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from ..arguments.training import A2MIMTrainingArguments
-from ..modeling_a2mim import A2MIMModel
+from ..modeling_a2mim import find_core
 
 
 def parameter_groups(
@@ -43,7 +43,7 @@ def parameter_groups(
     Raises:
         ValueError: naming `layer_decay`, if timm knows of one layer only.
     """
-    core = next(module for module in model.modules() if isinstance(module, A2MIMModel))
+    core = find_core(model)
     encoder, token = core.encoder, core.mask_token
     skip = set(getattr(encoder, "no_weight_decay", set)())
     special = [] if token is None else [p for p in token.parameters() if p.requires_grad]

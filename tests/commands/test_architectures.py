@@ -19,9 +19,9 @@ from modeling_a2mim.encoders.layout import tensors_in
 from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.hub import push_folder
-from modeling_a2mim.export.loading import load_into_encoder
 from modeling_a2mim.mask_site import LEAST_ALIGNMENT
 from modeling_a2mim.masking import random_mask
+from modeling_a2mim.models.start import load_into_encoder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

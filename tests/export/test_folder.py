@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.export.loading import load_into_encoder, load_pretraining_model
+from modeling_a2mim.export.loading import load_pretraining_model
+from modeling_a2mim.models.start import load_into_encoder
 
 from ..families import family_config
 

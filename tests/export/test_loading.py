@@ -7,7 +7,8 @@ import torch
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMModel
 from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.export.loading import earlier_of, load_encoder, load_into_encoder, load_pretraining_model
+from modeling_a2mim.export.loading import earlier_of, load_encoder, load_pretraining_model
+from modeling_a2mim.models.start import load_into_encoder
 
 from ..families import family_config
 from .test_folder import models

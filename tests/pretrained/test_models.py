@@ -28,14 +28,15 @@ from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import (
     load_classifier,
     load_encoder,
-    load_into_encoder,
     load_pretraining_model,
     pretraining_beside,
 )
 from modeling_a2mim.models.detection import A2MIMDetectorConfig
 from modeling_a2mim.models.linear_probe import LinearProbe
+from modeling_a2mim.models.start import load_into_encoder
 from modeling_a2mim.pretrained import find_file, open_pretrained
-from modeling_a2mim.tasks.encoder import build_backbone, build_classifier, encoder_provenance, open_start
+from modeling_a2mim.tasks.encoder import build_backbone, build_classifier
+from modeling_a2mim.tasks.start import encoder_provenance, open_start
 
 from ..families import family_config
 
@@ -241,7 +242,9 @@ def test_roots_that_lack_something(models, classifier, tmp_path):
     with pytest.raises(ValueError, match=r"^model_name_or_path: .*only holds no checkpoint, it has no config\.json"):
         load_encoder(str(only))
     (classifier / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"classifier holds no weights, it has no model\.safetensors; pytorch_model"):
+    with pytest.raises(
+        ValueError, match=r"classifier holds no weights, it has no model\.safetensors and no pytorch_model\.bin"
+    ):
         load_encoder(str(classifier))
     (classifier / "model.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match="the weights in .*classifier cannot be read"):

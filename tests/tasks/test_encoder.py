@@ -5,9 +5,9 @@ import torch
 
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.dense import DenseModelArguments
-from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.tasks.encoder import base_model_of, build_backbone, open_model_of_task, open_start, task_of
+from modeling_a2mim.tasks.encoder import build_backbone
+from modeling_a2mim.tasks.start import open_start
 
 from ..families import family_config
 
@@ -65,25 +65,3 @@ def test_weights_at_another_size(family, tmp_path):
         assert grid[4].diff().min() > 0  # still a ramp
         assert grid[:, 4].diff().min() > 0
         assert grid.mean() == pytest.approx(7.5, abs=0.1)
-
-
-def test_one_source_of_weights():
-    for wrong in (DenseModelArguments(), DenseModelArguments(architecture="test_vit", model_name_or_path="x")):
-        with pytest.raises(ValueError, match="^model_name_or_path: give either it or"):
-            open_start(wrong)
-    with pytest.raises(ValueError, match=r"^model_name_or_path: --eval_only needs a model of this task \(segmenter\)"):
-        open_model_of_task(DenseModelArguments(architecture="test_vit"), ["segmenter"])
-
-
-def test_what_is_done_with_an_encoder():
-    kinds = {"architecture": "test_vit"}, {"model_name_or_path": "x"}, {"linear_probe": True}, {"knn": True}
-    expected = ["training from scratch", "fine-tuning", "linear probing"]
-    expected.append("k-NN and logistic regression on frozen features")
-    assert [task_of(ClassifierArguments(**kind)) for kind in kinds] == expected
-    assert task_of(DenseModelArguments(architecture="test_vit")) == "training from scratch"
-
-
-def test_base_models(tmp_path):
-    assert (base_model_of(None), base_model_of("org/name"), base_model_of(str(tmp_path))) == (None, "org/name", None)
-    (tmp_path / "training.json").write_text('{"repo_id": "org/name"}')
-    assert base_model_of(str(tmp_path)) == "org/name"

@@ -19,7 +19,8 @@ from ...training.checkpoints import checkpoints_in
 from ...training.encoder_trainer import EncoderTrainer
 from ...training.outputs import check_output_dir, clear_output_dir
 from ...utils.files import write_json
-from ..encoder import base_model_of, build_classifier, task_of
+from ..encoder import build_classifier
+from ..start import base_model_of, task_of
 from .labelled_images import LabelledImages
 
 
@@ -103,7 +104,7 @@ def report(
         print(f"\n{table}\n")
         record = {
             "architecture": model_args.architecture,
-            "base_model": base_model_of(model_args.model_name_or_path),
+            "base_model": base_model_of(model_args),
             "task": task_of(model_args),
             **where,
             **images.provenance(),

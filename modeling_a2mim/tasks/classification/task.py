@@ -22,15 +22,17 @@ from ...evaluation.errors import errors_table, plot_confusion_matrix, plot_worst
 from ...evaluation.robustness import corruption_table, evaluate_corruptions
 from ...export.filenames import CONFUSION, ERRORS
 from ...export.folder import timm_pretrained_cfg
-from ...export.loading import folder_or_id, load_classifier, pretraining_beside
+from ...export.loading import load_classifier, pretraining_beside
 from ...export.provenance import classification_provenance
 from ...models.classifier import A2MIMForImageClassification
 from ...models.continuing import same_setting
 from ...models.linear_probe import LinearProbe
+from ...pretrained import folder_or_id
 from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
 from ...utils.files import write_json
-from ..encoder import build_classifier, encoder_provenance, open_start, task_of
+from ..encoder import build_classifier
+from ..start import encoder_provenance, open_start, task_of
 from .data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
 from .frozen import evaluate_features
 from .labelled_images import LabelledImages

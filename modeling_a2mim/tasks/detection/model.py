@@ -12,7 +12,8 @@ from ...models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 from ...models.heads import kept_as_it_is, load_head, say_start
 from ...pretrained import DETECTORS, Pretrained
 from ...utils.labels import label_fields
-from ..encoder import build_backbone, open_start
+from ..encoder import build_backbone
+from ..start import open_start
 
 
 HEAD_FIELDS = [name for name in A2MIMDetectorConfig.__annotations__ if name not in A2MIMConfig.__annotations__]

@@ -20,7 +20,7 @@ from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
 from ...utils.labels import label_names
 from ..dense import DenseTask, DenseTrainer
-from ..encoder import encoder_provenance, open_model_of_task, task_of
+from ..start import encoder_provenance, open_model_of_task, task_of
 from .annotations import FIGURES, AveragePrecision
 from .data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .images import AnnotatedImages, annotated_samples, load_annotated, load_annotated_split, read_annotations

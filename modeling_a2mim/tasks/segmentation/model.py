@@ -12,7 +12,8 @@ from ...arguments.segmentation import SegmentationModelArguments
 from ...models.heads import kept_as_it_is, load_head, say_start
 from ...pretrained import backbone_names
 from ...utils.labels import label_fields
-from ..encoder import build_backbone, open_start
+from ..encoder import build_backbone
+from ..start import open_start
 
 
 logger = logging.getLogger("a2mim")

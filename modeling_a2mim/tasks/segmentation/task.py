@@ -16,7 +16,7 @@ from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
 from ...utils.plotting import to_pil_image
 from ..dense import DenseTask, DenseTrainer
-from ..encoder import encoder_provenance, open_model_of_task, task_of
+from ..start import encoder_provenance, open_model_of_task, task_of
 from .data import Labelled, SegmentationTransform, collate_maps, load_labelled, load_to_evaluate, transform_options
 from .maps import MeanIoU, confusion, plot_predictions, resized_prediction
 from .model import build_segmenter, image_processor, without_package

@@ -1,0 +1,164 @@
+"""The first weights of an encoder: those of another model, brought to its channels and size."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+
+from ..arguments.settings import ENCODER_FIELDS
+from ..encoders.foreign import Weights, with_channels
+from ..encoders.meta import NoValues
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..pretrained import Pretrained
+from .resizing import resized_weights
+
+
+MOST_NAMED = 4  # names in a line of the log
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What became of the weights that a model starts from.
+
+    Args:
+        loaded: how many of the encoder's weights are set.
+        adapted: what was changed for other channels or another size, in words.
+        new: names of the model's weights that start anew.
+        left_over: names of the stored weights that are not used.
+        copies: prefixes of the encoder's names, where it is stored several times; the first one is used.
+    """
+
+    loaded: int
+    adapted: list[str]
+    new: list[str]
+    left_over: list[str]
+    copies: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """In one line, for the log."""
+        under = (
+            f", those under {self.copies[0]!r} and not {', '.join(map(repr, self.copies[1:]))}" if self.copies else ""
+        )
+        parts = [f"{self.loaded} weights of the encoder loaded{under}"]
+        parts += [f"adapted: {_some(self.adapted)}"] if self.adapted else []
+        parts += [f"new: {_some(self.new)}"] if self.new else []
+        parts += [f"left over: {_some(self.left_over)}"] if self.left_over else []
+        return "; ".join(parts)
+
+    def record(self) -> dict:
+        """For the training record."""
+        return {
+            "loaded": self.loaded,
+            "adapted": self.adapted,
+            "new": _groups(self.new),
+            "left_over": _groups(self.left_over),
+        }
+
+
+def load_start(model: A2MIMPreTrainedModel, start: Pretrained, partly: bool = False) -> LoadedWeights:
+    """Give the encoder of a model the weights that it starts from, with its first convolution for other channels and
+    its positions for another size of images as timm adapts them; what else the model has stays new.
+
+    Args:
+        model: that holds an `A2MIMModel` as `a2mim`.
+        start: where the weights are.
+        partly: whether weights may be missing, as those that follow the last map which a segmenter reads.
+
+    Raises:
+        ValueError: naming the argument, if weights are missing, left over or of another shape.
+    """
+    core = cast(A2MIMModel, model.a2mim)
+    found, config = start.found, start.config
+    weights, adapted = with_channels(found.weights, core.encoder, core.config.num_channels)
+    if config.num_channels != core.config.num_channels:
+        config = copy.copy(config)
+        config.num_channels = core.config.num_channels
+    resized = resized_weights(weights, config, core)
+    for name, value in resized.items():
+        if name in weights and value is not weights[name] and value.shape != weights[name].shape:
+            adapted.append(f"{name} {_sides(weights[name])} -> {_sides(value)}")
+    loaded = load_into_encoder(model, resized, partly)
+    prefix = next(name for name, module in model.named_modules() if module is core.encoder)
+    new = [name for name, _ in model.named_parameters() if name.removeprefix(f"{prefix}.") not in loaded]
+    left_over = [f"{found.prefix}{name}" for name in resized if name not in loaded]
+    left_over += [name for name in found.left_over if name not in left_over]
+    copies = [found.prefix, *found.others] if found.others else []
+    return LoadedWeights(len(loaded), [*found.adapted, *adapted], new, left_over, copies)
+
+
+def load_into_encoder(model: A2MIMPreTrainedModel, weights: Weights, partly: bool = False) -> set[str]:
+    """Give the encoder of a model the weights of another one; classifiers are left out, so that its own stays new.
+
+    Args:
+        model: that holds an `A2MIMModel` as `a2mim`.
+        weights: under timm's names.
+        partly: whether weights may be missing.
+
+    Returns:
+        The names of those that it took.
+
+    Raises:
+        ValueError: if any other weight is missing, left over or of another shape.
+    """
+    core = cast(A2MIMModel, model.a2mim)
+    names = core.plan.names
+    kept = {name: value for name, value in weights.items() if name in names}
+    new: set[str] = set()
+    pooled_norm = {name for name in names if name.startswith("fc_norm.")}
+    if pooled_norm and not pooled_norm & set(weights):
+        # Mean pooling: a new norm after it takes the place of the old one (MAE, BEiT).
+        new, weights = pooled_norm, {k: v for k, v in weights.items() if k not in ("norm.weight", "norm.bias")}
+    over = [name for name in weights if name not in names]
+    if over:
+        over = sorted(set(over) - classifier_names(core))
+    try:
+        missing, _ = core.encoder.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"model_name_or_path: its weights do not fit {model.config.architecture}: {error}") from error
+    # Some classifiers have norms of their own, which no encoder without classes has (LeViT, RepViT).
+    lacking = [name for name in missing if name in names - new and not name.endswith("num_batches_tracked")]
+    wrong = [*over, *(lacking if not partly else ())]
+    if wrong:
+        raise ValueError(f"model_name_or_path: weights missing or left over: {', '.join(wrong[:5])}")
+    return set(kept)
+
+
+def classifier_names(core: A2MIMModel) -> set[str]:
+    """Names of what timm's classifier adds to the weights of an encoder."""
+    with torch.device("meta"), NoValues():
+        return set(core.plan.create(1).state_dict()) - core.plan.names
+
+
+def encoder_settings(start: Pretrained, given: dict[str, Any]) -> dict[str, Any]:
+    """The encoder of a model that starts from another one: fields of its `A2MIMConfig`.
+
+    Args:
+        start: the other model, whose fields are kept where they are not given. For another number of channels,
+            `image_mean` and `image_std` become the mean of theirs, as in timm.
+        given: fields; `model_args` are added to the other model's.
+    """
+    config = start.config
+    kept = {name: getattr(config, name) for name in ENCODER_FIELDS}
+    channels = given.get("num_channels", config.num_channels)
+    if channels != config.num_channels:
+        for name in ("image_mean", "image_std"):
+            kept[name] = [sum(kept[name]) / len(kept[name])] * channels
+    return {**kept, **given, "model_args": {**config.model_args, **given.get("model_args", {})}}
+
+
+def _groups(names: list[str]) -> list[str]:
+    """Names of weights, those of one part of a model as one: `decoder_blocks.*`."""
+    counts: dict[str, list[str]] = {}
+    for name in names:
+        counts.setdefault(name.rpartition(".")[0] and name.partition(".")[0], []).append(name)
+    return [one for key, group in counts.items() for one in ([f"{key}.*"] if key and len(group) > 2 else group)]
+
+
+def _some(names: list[str]) -> str:
+    shown = _groups(names)
+    return ", ".join(shown[:MOST_NAMED]) + (f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else "")
+
+
+def _sides(value: torch.Tensor) -> str:
+    return " x ".join(map(str, value.shape))

@@ -1,0 +1,173 @@
+"""Pre-training from the weights that people have, through the command line."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import run_pretraining
+from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim.arguments.model import PreTrainingModelArguments
+from modeling_a2mim.export.loading import load_pretraining_model
+from modeling_a2mim.tasks.pretraining import build_pretraining_model, open_pretraining_start
+
+from ..foreign_files import ENCODERS, forms, prefixed, random_encoder
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# Of a rate of 0: weights are as they were loaded.
+FAST = ["--max_steps", "1", "--learning_rate", "0", "--use_cpu", "--disable_tqdm", "True", "--save_strategy", "no"]
+FAST += ["--per_device_train_batch_size", "2", "--logging_steps", "1", "--mask_patch_size", "16", "--holdout", "2"]
+
+
+def flags(family, **kwargs):
+    name, args, size = ENCODERS[family]
+    return {"architecture": name, "model_args": json.dumps({**args, **kwargs}), "image_size": [size]}
+
+
+def argv(family):
+    given = {name: value if isinstance(value, list) else [value] for name, value in flags(family).items()}
+    return [word for name, values in given.items() for word in (f"--{name}", *map(str, values))]
+
+
+def build(**kwargs):
+    args = PreTrainingModelArguments(**kwargs)
+    return build_pretraining_model(args, open_pretraining_start(args))
+
+
+def assert_loaded(model, weights):
+    found = model.a2mim.encoder.state_dict()
+    assert found.keys() == weights.keys()
+    assert [name for name, value in weights.items() if not torch.equal(found[name], value)] == []
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_files_give_the_weights_bit_for_bit(family, tmp_path):
+    weights = random_encoder(family).state_dict()
+    for i, (who, content) in enumerate(forms(weights, family).items()):
+        torch.save(content, tmp_path / f"{i}.pth")
+        model, provenance = build(model_name_or_path=str(tmp_path / f"{i}.pth"), **flags(family))
+        assert_loaded(model, weights), who
+        assert provenance["base_model"] is None
+        assert provenance["weights"]["loaded"] == len(weights)
+        assert any("mask_token" in name for name in provenance["weights"]["new"])
+    save_file(prefixed(weights, "module."), tmp_path / "in.safetensors")
+    model, _ = build(model_name_or_path=str(tmp_path / "in.safetensors"), **flags(family))
+    assert_loaded(model, weights)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_folders_of_timm_and_of_this_package(family, tmp_path):
+    encoder = random_encoder(family, classes=3)
+    _, args, size = ENCODERS[family]
+    sized = {} if family in ("resnet", "convnext") else {"img_size": size}
+    timm.models.save_for_hf(encoder, tmp_path / "timm", model_args={**args, **sized}, safe_serialization=True)
+    weights = {name: v for name, v in encoder.state_dict().items() if name in random_encoder(family).state_dict()}
+    given = {"image_size": [64]} if family in ("resnet", "convnext") else {}
+    model, provenance = build(model_name_or_path=str(tmp_path / "timm"), **given)
+    assert_loaded(model, weights)
+    assert provenance["weights"]["left_over"]
+    model.save_pretrained(tmp_path / "own")
+    again, provenance = build(model_name_or_path=str(tmp_path / "own"))
+    assert_loaded(again, weights)
+    assert "weights" not in provenance  # token and decoder have gone on as well
+    assert torch.equal(again.a2mim.mask_token.token, model.a2mim.mask_token.token)
+
+
+def test_the_registry(hub, tmp_path):
+    full, size = "vit_tiny_patch16_224.augreg_in21k_ft_in1k", [224]
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=1000)
+    torch.nn.init.normal_(theirs.head.weight)
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    hub.put(f"timm/{full}", {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
+    plain = timm.create_model(full, pretrained=True, num_classes=0)
+    for given in ({"architecture": full}, {"architecture": "vit_tiny_patch16_224", "pretrained": True}):
+        model, provenance = build(**given)
+        assert_loaded(model, plain.state_dict())
+        assert provenance["base_model"] == f"timm/{full}"
+        assert provenance["weights"]["left_over"] == ["head.weight"]
+        assert (model.config.architecture, model.config.image_size) == ("vit_tiny_patch16_224", *size)
+        assert model.config.image_mean == [0.5] * 3  # of these weights
+    small, provenance = build(architecture=full, image_size=[96], num_channels=1)
+    by_timm = timm.create_model(full, pretrained=True, num_classes=0, img_size=96, in_chans=1)
+    assert_loaded(small, by_timm.state_dict())
+    assert provenance["weights"]["adapted"] == [
+        "patch_embed.proj.weight 3 -> 1 channels",
+        "pos_embed 1 x 197 x 192 -> 1 x 37 x 192",
+    ]
+    assert small.config.image_mean == [0.5]
+    with pytest.raises(
+        ValueError, match=r"^architecture: timm has no weights test_vit\.nope; there are test_vit\.r160"
+    ):
+        build(architecture="test_vit.nope")
+    with pytest.raises(ValueError, match=r"^architecture: the weights test_resnet\.r160_in1k of timm cannot be had"):
+        build(architecture="test_resnet", pretrained=True)
+
+
+def test_the_first_loss_is_that_of_a_model_made_by_hand(tmp_path, folder, caplog):
+    weights = random_encoder("resnet").state_dict()
+    torch.save({"state_dict": prefixed(weights, "module.")}, tmp_path / "in.pth")
+    common = ["--train_dir", str(folder), *argv("resnet"), *FAST, "--seed", "3"]
+    run_pretraining.main(
+        [*common, "--model_name_or_path", str(tmp_path / "in.pth"), "--output_dir", str(tmp_path / "a")]
+    )
+    assert "weights: the weights of a resnet10t in" in caplog.text
+    assert f"{len(weights)} weights of the encoder loaded; new: " in caplog.text
+    record = json.loads((tmp_path / "a" / "training.json").read_text())
+    assert record["weights"]["loaded"] == len(weights)
+    assert str(tmp_path) not in json.dumps(record)
+    trained = load_pretraining_model(str(tmp_path / "a"))
+    kept = {name: value for name, value in weights.items() if "running" not in name and "num_batches" not in name}
+    assert [
+        name for name, value in kept.items() if not torch.equal(trained.a2mim.encoder.state_dict()[name], value)
+    ] == []
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert "in.pth" in card
+    # The same start by hand: what is new is drawn from the same seed.
+    torch.manual_seed(3)
+    config = A2MIMConfig.for_architecture(
+        **{**flags("resnet"), "model_args": ENCODERS["resnet"][1], "image_size": 64}, mask_patch_size=16
+    )
+    by_hand = A2MIMForPreTraining(config)
+    by_hand.a2mim.encoder.load_state_dict(weights)
+    by_hand.save_pretrained(tmp_path / "hand")
+    run_pretraining.main(
+        [
+            "--train_dir",
+            str(folder),
+            *FAST[:-2],
+            "--holdout",
+            "2",
+            "--seed",
+            "3",
+            "--model_name_or_path",
+            str(tmp_path / "hand"),
+            "--output_dir",
+            str(tmp_path / "b"),
+        ]
+    )
+    losses = [json.loads((tmp_path / name / "training.json").read_text())["log"][0]["loss"] for name in "ab"]
+    assert losses[0] == losses[1]
+
+
+FILE, RESNET = {"model_name_or_path": "in.pth"}, {"architecture": "resnet10t"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_name_or_path": "none.pth", **RESNET}, "^model_name_or_path: there is no file none.pth"),
+        (FILE, "is a file, which does not tell what encoder .* give --architecture"),
+        ({**FILE, "architecture": "resnet18"}, "in.pth: .* as --architecture resnet18 of 224 x 224 px it was read"),
+        ({**FILE, **RESNET, "pretrained": True}, "^model_name_or_path: gives the weights, and --pretrained others"),
+        ({"model_name_or_path": "resnet10t.c3_in1k"}, "are loaded by --architecture resnet10t.c3_in1k --pretrained"),
+    ],
+)
+def test_what_is_refused(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_encoder("resnet").state_dict(), "in.pth")
+    with pytest.raises(ValueError, match=message):
+        build(**given)

@@ -1,0 +1,97 @@
+"""The encoder stays as it is for the first steps, to the bit, and learns afterwards."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
+from modeling_a2mim.tasks.classification.trainer import FineTuningTrainer
+from modeling_a2mim.training.trainer import A2MIMTrainer
+
+from ..families import family_config
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DROPS = {"drop_path_rate": 0.2}
+
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self, labels=False):
+        generator = torch.Generator().manual_seed(0)
+        self.rows = [{"pixel_values": torch.rand(3, 64, 64, generator=generator)} for _ in range(8)]
+        for i, row in enumerate(self.rows):
+            row |= {"labels": i % 2} if labels else {}
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def trained(family, folder, steps, frozen, accumulation=1, **kwargs):
+    set_seed(0)
+    model = A2MIMForPreTraining(family_config(family, **({"model_args": DROPS} if family == "vit" else {})))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = A2MIMTrainingArguments(
+        output_dir=str(folder), max_steps=steps, freeze_encoder_steps=frozen, per_device_train_batch_size=4,
+        gradient_accumulation_steps=accumulation, learning_rate=1e-3, warmup_steps=0, use_cpu=True, disable_tqdm=True,
+        report_to="none", save_strategy="steps", save_steps=2, **kwargs,
+    )  # fmt: skip
+    trainer = A2MIMTrainer(model, args, train_dataset=Images())
+    trainer.train(resume_from_checkpoint=kwargs.get("resume_from_checkpoint"))
+    return before, model.state_dict()
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(("family", "accumulation"), [("resnet", 1), ("vit", 2)])
+def test_only_what_is_new_learns_at_first(family, accumulation, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "a2mim")
+    kept, new = "a2mim.encoder.", {"decoder.weight", "decoder.bias", "a2mim.mask_token.token"}
+    before, after = trained(family, tmp_path, 4, 3, accumulation)  # the last step changes all
+    assert not before.keys() - changed(before, after)
+    checkpoint = tmp_path / "checkpoint-2"
+    stored = load_file(checkpoint / "model.safetensors")
+    assert new <= changed(before, stored)
+    assert not {name for name in changed(before, stored) if name.startswith(kept)}
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+    names = [name for name, _ in A2MIMForPreTraining(family_config(family)).named_parameters()]
+    assert len(moments) == sum(not name.startswith(kept) for name in names)
+    assert "the encoder stays as it is until step 3 of 4" in caplog.text
+
+
+def test_a_share_of_the_steps_and_resuming(tmp_path):
+    _, whole = trained("resnet", tmp_path / "a", 6, 0.5)
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    _, resumed = trained("resnet", tmp_path / "b", 6, 0.5, resume_from_checkpoint=str(checkpoint))
+    assert not changed(whole, resumed)
+    _, other = trained("resnet", tmp_path / "c", 6, 0)
+    assert changed(whole, other)
+
+
+def test_the_classifier_is_new_as_well(tmp_path):
+    set_seed(0)
+    model = A2MIMForImageClassification(family_config("resnet", num_labels=2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = FineTuningArguments(
+        output_dir=str(tmp_path), max_steps=2, freeze_encoder_steps=1, per_device_train_batch_size=4, use_cpu=True,
+        disable_tqdm=True, report_to="none", eval_strategy="no", save_strategy="steps", save_steps=1, warmup_steps=0,
+    )  # fmt: skip
+    FineTuningTrainer(model, args, train_dataset=Images(labels=True)).train()
+    stored = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert changed(before, stored) == {"a2mim.encoder.fc.weight", "a2mim.encoder.fc.bias"}
+    assert "a2mim.encoder.layer1.0.conv1.weight" in changed(before, model.state_dict())
+
+
+def test_an_encoder_that_would_never_learn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="^freeze_encoder_steps: 3 are all of the 3 steps"):
+        trained("resnet", tmp_path, 3, 3)
+    with pytest.raises(ValueError, match="^freeze_encoder_steps: must not be negative"):
+        A2MIMTrainingArguments(output_dir=str(tmp_path), freeze_encoder_steps=-1, use_cpu=True)
