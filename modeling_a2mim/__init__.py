@@ -18,6 +18,8 @@ from .modeling_a2mim import A2MIMForPreTraining, A2MIMForPreTrainingOutput, A2MI
 from .models.backbone import A2MIMBackbone
 from .models.classifier import A2MIMForImageClassification
 from .models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection, A2MIMObjectDetectionOutput
+from .models.start import pretraining_model_from
+from .pretrained import open_encoder
 
 
 AutoConfig.register(A2MIMConfig.model_type, A2MIMConfig)
@@ -65,4 +67,6 @@ __all__ = [
     "A2MIMTrainingArguments",
     "FineTuningArguments",
     "FineTuningTrainer",
+    "open_encoder",
+    "pretraining_model_from",
 ]

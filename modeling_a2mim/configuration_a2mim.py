@@ -199,6 +199,12 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         return cls.vit(architecture, **kwargs) if isotropic else cls.resnet(architecture, **kwargs)
 
     @classmethod
+    def preset(cls, name: str, architecture: str, **kwargs: Any) -> "A2MIMConfig":
+        """The settings `name` ("resnet", "vit", ...; "auto": those of `for_architecture`) for an encoder."""
+        make = cls.for_architecture if name == "auto" else getattr(cls, name)
+        return make(architecture, **kwargs)
+
+    @classmethod
     def for_encoder(cls, image_size: int | list[int] = 224, **kwargs: Any) -> "A2MIMConfig":
         """A configuration where the mask plays no part (classification): its cells are as few as the image allows."""
         few = [next((size // d for d in range(2, size + 1) if size % d == 0), 1) for size in _pair(image_size)]
@@ -337,10 +343,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             _require(False, "architecture", f"{name!r} is unknown to timm {timm.__version__}; {hint}")
         if "." in name:
             plain = without_tag(name)
-            hub = getattr(timm.models.get_arch_pretrained_cfgs(plain).get(name), "hf_hub_id", None)
-            where = f"{hub}{name}" if hub and hub.endswith("/") else hub
-            weights = f"; run_finetune.py takes a model with them as --model_name_or_path {where}" if where else ""
-            message = f"{name!r} names weights of timm, which are not loaded; for new ones type {plain}{weights}"
+            message = (
+                f"{name!r} names weights of timm, which a configuration does not hold; it is of {plain} (the scripts "
+                "load them by --architecture, Python by open_encoder)"
+            )
             _require(False, "architecture", message)
         _require(isinstance(self.model_args, dict), "model_args", f"must be a dict, got {self.model_args!r}")
         for key, field in RESERVED_MODEL_ARGS.items():

@@ -1,12 +1,9 @@
 """The given arguments of a model as fields of `A2MIMConfig`."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from ..configuration_a2mim import A2MIMConfig
-from ..encoders.timm_config import without_tag
 from .model import EncoderArguments, PreTrainingModelArguments
 
 
@@ -27,8 +24,6 @@ def given_settings(args: EncoderArguments) -> dict:
     for name in ("image_size", "mask_patch_size"):
         if name in values and len(values[name]) == 1:
             values[name] = values[name][0]
-    if "architecture" in values:  # a tag names weights
-        values["architecture"] = without_tag(values["architecture"])
     if "model_args" in values:
         try:
             values["model_args"] = json.loads(values["model_args"])
@@ -45,18 +40,13 @@ def given_settings(args: EncoderArguments) -> dict:
     return values
 
 
-def new_config(args: PreTrainingModelArguments, encoder: Mapping[str, Any] | None = None) -> A2MIMConfig:
+def new_config(args: PreTrainingModelArguments) -> A2MIMConfig:
     """The configuration of a new model.
-
-    Args:
-        args: of the model.
-        encoder: fields that say what encoder it is, if that is known already.
 
     Raises:
         ValueError: naming the field that is wrong.
     """
-    make = A2MIMConfig.for_architecture if args.preset == "auto" else getattr(A2MIMConfig, args.preset)
-    return make(**{"architecture": A2MIMConfig.architecture, **given_settings(args), **(encoder or {})})
+    return A2MIMConfig.preset(args.preset, **{"architecture": A2MIMConfig.architecture, **given_settings(args)})
 
 
 def settings_for(args: PreTrainingModelArguments, config: A2MIMConfig) -> dict:

@@ -7,9 +7,10 @@ from typing import Any, cast
 import torch
 
 from ..arguments.settings import ENCODER_FIELDS
+from ..configuration_a2mim import A2MIMConfig
 from ..encoders.foreign import Weights, with_channels
 from ..encoders.meta import NoValues
-from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
 from ..pretrained import Pretrained
 from .resizing import resized_weights
 
@@ -54,6 +55,26 @@ class LoadedWeights:
             "new": _groups(self.new),
             "left_over": _groups(self.left_over),
         }
+
+
+def pretraining_model_from(
+    start: Pretrained, preset: str = "auto", **settings: Any
+) -> tuple[A2MIMForPreTraining, LoadedWeights]:
+    """A new pre-training model on the encoder of another model, and what became of that one's weights; mask token and
+    decoder are new.
+
+        model, loaded = pretraining_model_from(open_encoder("timm/resnet50.a1_in1k"), image_size=96)
+
+    Args:
+        start: as `open_encoder` gives it.
+        preset: whose settings of the paper to start from: "resnet", "convnext", "vit", "swin", "simmim", or "auto".
+        settings: fields of `A2MIMConfig`.
+
+    Raises:
+        ValueError: naming the field that is wrong, or that the weights do not fit.
+    """
+    model = A2MIMForPreTraining(A2MIMConfig.preset(preset, **encoder_settings(start, settings)))
+    return model, load_start(model, start)
 
 
 def load_start(model: A2MIMPreTrainedModel, start: Pretrained, partly: bool = False) -> LoadedWeights:
@@ -144,7 +165,8 @@ def encoder_settings(start: Pretrained, given: dict[str, Any]) -> dict[str, Any]
     if channels != config.num_channels:
         for name in ("image_mean", "image_std"):
             kept[name] = [sum(kept[name]) / len(kept[name])] * channels
-    return {**kept, **given, "model_args": {**config.model_args, **given.get("model_args", {})}}
+    own = {"architecture": config.architecture, "model_args": {**config.model_args, **given.get("model_args", {})}}
+    return {**kept, **given, **own}
 
 
 def _groups(names: list[str]) -> list[str]:

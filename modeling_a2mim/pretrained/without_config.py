@@ -86,6 +86,8 @@ def open_registered(name: str) -> Pretrained:
         ValueError: naming `architecture`, if timm has no such weights.
     """
     plain = name.partition(".")[0]
+    if not timm.is_model(plain):
+        A2MIMConfig.for_encoder(architecture=name)  # which says what is wrong with it
     tags = timm.list_pretrained(f"{plain}.*")
     if not (tags if name == plain else name in tags):
         known = f"there are {', '.join(tags[:10])}{', ...' if len(tags) > 10 else ''}" if tags else "there are none"

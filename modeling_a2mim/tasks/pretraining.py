@@ -10,7 +10,7 @@ from ..export.loading import earlier_of, load_pretraining_model
 from ..export.record import pretraining_runs
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..models.continuing import with_settings
-from ..models.start import encoder_settings, load_start
+from ..models.start import pretraining_model_from
 from ..pretrained import PRETRAINING_CONFIG, Pretrained, find_file, folder_or_id, is_weights_file
 from .start import encoder_provenance, is_new, open_start
 
@@ -48,9 +48,7 @@ def build_pretraining_model(
         ValueError: naming the argument that is wrong.
     """
     if start is not None:
-        given = given_settings(args)
-        model = A2MIMForPreTraining(new_config(args, encoder_settings(start, given)))
-        loaded = load_start(model, start)
+        model, loaded = pretraining_model_from(start, args.preset, **given_settings(args))
         logger.info("weights: %s: %s", start.describe(), loaded.describe())
         return model, {**encoder_provenance(args, token), "weights": loaded.record()}
     if args.model_name_or_path is None:
