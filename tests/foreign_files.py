@@ -11,7 +11,7 @@ from torch import nn
 
 ENCODERS = {
     "resnet": ("resnet10t", {}, 64),
-    "vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 48}, 64),
+    "vit": ("vit_tiny_patch16_224", {"depth": 4, "embed_dim": 48}, 64),
     "convnext": ("convnext_atto", {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}, 64),
     "swin": (
         "swin_tiny_patch4_window7_224",

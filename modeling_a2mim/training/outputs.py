@@ -37,7 +37,7 @@ def check_output_dir(
 
     Args:
         overwrite: `--overwrite_output_dir`.
-        source: what the run starts from, an id on the Hub or a folder, which it must not delete.
+        source: what the run starts from, an id on the Hub, a folder or a file, which it must not delete.
         finished: the files that only a finished run leaves.
 
     Raises:
@@ -53,7 +53,7 @@ def check_output_dir(
                 "overwrite_output_dir: a run that resumes goes on with what is in its folder; give either "
                 "--overwrite_output_dir or --resume_from_checkpoint"
             )
-        start = Path(source).resolve() if source is not None and Path(source).is_dir() else None
+        start = Path(source).resolve() if source is not None and Path(source).exists() else None
         if start and (start == folder.resolve() or any(start.is_relative_to(p.resolve()) for p in _left(folder))):
             raise ValueError(
                 f"overwrite_output_dir: would delete {source}, from which this run starts (--model_name_or_path); "

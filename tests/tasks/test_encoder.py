@@ -1,15 +1,19 @@
 """Backbones on the encoder that the arguments name, and its weights."""
 
+import json
+
 import pytest
 import torch
 
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.arguments.dense import DenseModelArguments
+from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.tasks.encoder import build_backbone
+from modeling_a2mim.tasks.encoder import build_backbone, build_classifier
 from modeling_a2mim.tasks.start import open_start
 
 from ..families import family_config
+from ..foreign_files import ENCODERS, forms, random_encoder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,3 +69,21 @@ def test_weights_at_another_size(family, tmp_path):
         assert grid[4].diff().min() > 0  # still a ramp
         assert grid[:, 4].diff().min() > 0
         assert grid.mean() == pytest.approx(7.5, abs=0.1)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_file_of_weights(family, tmp_path):
+    """Classifiers and backbones start from what pre-training starts from."""
+    name, args, size = ENCODERS[family]
+    weights = random_encoder(family).state_dict()
+    torch.save(forms(weights, family)["DINO"], tmp_path / "in.pth")
+    given = {"architecture": name, "model_args": json.dumps(args), "image_size": [size]}
+    given["model_name_or_path"] = str(tmp_path / "in.pth")
+    model, start = build_classifier(ClassifierArguments(**given), ["a", "b"])
+    assert start.what == f"the weights of a {name} in the file in.pth"
+    dense = DenseModelArguments(**given)
+    for found in (model, build_backbone(dense, open_start(dense))):
+        loaded = found.a2mim.encoder.state_dict()
+        assert [key for key, value in weights.items() if not torch.equal(loaded[key], value)] == []
+    grey, _ = build_classifier(ClassifierArguments(**given, num_channels=1), ["a", "b"])
+    assert grey.config.image_mean == [pytest.approx(0.449)]
