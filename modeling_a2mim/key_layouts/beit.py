@@ -24,7 +24,7 @@ RENAMES = (
 LEFT_OVER = (
     *VIT_LEFT_OVER,
     r"^lm_head\.",
-    r"\.relative_position_index$",  # which releases of transformers before 4.4x stored
+    r"\.relative_position_index$",  # which earlier releases of transformers stored
     r"^(?:decode_head|auxiliary_head|fpn\d?)\.",  # ...ForSemanticSegmentation
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 BYTE = 1 / 255  # the factor that brings bytes to [0, 1]
 # From which side on ConvNeXt's processor resizes without cropping, in pixels.
 CONVNEXT_UNCROPPED = 384
+OLD_NAME = "FeatureExtractor"  # of image processors
 
 
 def image_fields(config: dict[str, Any], processor: dict[str, Any] | None, channels: int) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def _processor(config: dict[str, Any], processor: dict[str, Any] | None) -> Any:
         Path(folder, "config.json").write_text(json.dumps({"model_type": config["model_type"]}), encoding="utf-8")
         # Without what names code beside the file.
         known = {name: value for name, value in (processor or {}).items() if name != "auto_map"}
+        if str(known.get("image_processor_type")).endswith(OLD_NAME):  # as earlier releases wrote it
+            known["image_processor_type"] = known["image_processor_type"].removesuffix(OLD_NAME) + "ImageProcessor"
         Path(folder, "preprocessor_config.json").write_text(json.dumps(known), encoding="utf-8")
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -59,7 +62,8 @@ def _processor(config: dict[str, Any], processor: dict[str, Any] | None) -> Any:
             if not known:
                 return None
             raise ValueError(
-                f"model_name_or_path: transformers cannot read its preprocessor_config.json: {str(error)[:200]}"
+                f"model_name_or_path: transformers cannot read its preprocessor_config.json: {str(error)[:200]}; "
+                "without image_processor_type there, that of the model's type is used"
             ) from error
 
 

@@ -16,8 +16,8 @@ class KeyLayout:
     Args:
         fields: from its configuration `architecture`, `model_args`, `image_size`; raises ValueError for what timm's
             encoder would compute otherwise.
-        renames: from a stored name to timm's, where `attn.q`, `attn.k` and `attn.v` are still apart. Names of
-            transformers before its release 5.0, which save_pretrained still writes, and those of its modules.
+        renames: from a stored name to timm's, where `attn.q`, `attn.k` and `attn.v` are still apart. Both
+            the names that save_pretrained writes, which are those of earlier releases, and those of the modules.
         left_over: regular expressions, of stored names that are no part of the encoder.
         norm_eps: of timm's layer norms; `None` if the configuration has none, or `fields` sets it.
         unused: names of more of those, which cannot be told by the name alone, from the configuration and all names.

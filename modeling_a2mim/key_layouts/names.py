@@ -50,17 +50,18 @@ def fuse_qkv(weights: Weights, separate_biases: bool) -> Weights:
     fused = {}
     for name, tensor in weights.items():
         block, found, kind = name.rpartition(".attn.")
-        if not found or not re.fullmatch(r"[qkv]\.(weight|bias)", kind):
+        letter, _, part = kind.partition(".")
+        if not found or letter not in ("q", "k", "v"):
             fused[name] = tensor
-        elif separate_biases and kind in ("q.bias", "v.bias"):
-            fused[f"{block}.attn.{kind[0]}_bias"] = tensor
+        elif separate_biases and part == "bias":
+            # Of keys there is none: the encoder does not know it by its name.
+            fused[f"{block}.attn.{letter}_bias" if letter != "k" else name] = tensor
         else:
-            part = kind[2:]
-            parts = [weights.get(f"{block}.attn.{letter}.{part}") for letter in "qkv"]
-            if any(one is None for one in parts):
-                fused[name] = tensor  # which the encoder does not know by this name
-            elif kind[0] == "q":
-                fused[f"{block}.attn.qkv.{part}"] = torch.cat([one for one in parts if one is not None])
+            parts = [weights[one] for one in (f"{block}.attn.{each}.{part}" for each in "qkv") if one in weights]
+            if len(parts) < 3:
+                fused[name] = tensor  # which the encoder does not know by its name
+            elif letter == "q":
+                fused[f"{block}.attn.qkv.{part}"] = torch.cat(parts)
     return fused
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .config import activation_args, refuse, require
+from .config import refuse, require
 from .layout import KeyLayout
 
 
@@ -79,6 +79,7 @@ LEFT_OVER = (r"^classifier\.",)
 
 def _resnet(config: PreTrainedConfig) -> dict[str, Any]:
     require(config, embedding_size=64, downsample_in_first_stage=False, downsample_in_bottleneck=False)
+    require(config, hidden_act="relu")  # which transformers has inside of blocks in any case
     depths, kind = tuple(config.depths), config.layer_type
     reduction = 4 if kind == "bottleneck" else 1
     channels = [size // reduction for size in config.hidden_sizes]
@@ -87,17 +88,16 @@ def _resnet(config: PreTrainedConfig) -> dict[str, Any]:
     if any(size % reduction for size in config.hidden_sizes):
         refuse("hidden_sizes", list(config.hidden_sizes), f"and timm's {kind} blocks have multiples of {reduction}")
     name = RESNETS.get((depths, kind)) if channels == CHANNELS else None
-    args: dict[str, Any] = {} if name else {"layers": list(depths), "channels": channels}
-    args |= activation_args(config, "relu")
+    args = {} if name else {"layers": list(depths), "channels": channels}
     return {"architecture": name or {"basic": "resnet18", "bottleneck": "resnet50"}[kind], "model_args": args}
 
 
 def _regnet(config: PreTrainedConfig) -> dict[str, Any]:
-    require(config, embedding_size=32, downsample_in_first_stage=True)
+    require(config, embedding_size=32, downsample_in_first_stage=True, hidden_act="relu")
     name = REGNETS.get((config.layer_type, tuple(config.depths), tuple(config.hidden_sizes), config.groups_width))
     if name is None:
         refuse("hidden_sizes", list(config.hidden_sizes), "and timm has no RegNet with these stages and groups")
-    return {"architecture": name, "model_args": activation_args(config, "relu")}
+    return {"architecture": name, "model_args": {}}
 
 
 LAYOUTS = {

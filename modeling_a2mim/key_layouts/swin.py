@@ -66,12 +66,13 @@ def _swin(config: PreTrainedConfig) -> dict[str, Any]:
 def _swinv2(config: PreTrainedConfig) -> dict[str, Any]:
     _check_windows(config, smaller=True)
     pretrained = tuple(config.pretrained_window_sizes)
-    names, others = ("swinv2_{size}_window{window}_{image}",), ("swinv2_{size}_window8_256", "swinv2_tiny_window8_256")
+    names: tuple[str, ...] = ("swinv2_{size}_window{window}_{image}",)
+    others = ("swinv2_{size}_window8_256", "swinv2_tiny_window8_256")
     if any(pretrained):
         names = ("swinv2_{size}_window12to{window}_192to{image}",) if pretrained == (12, 12, 12, 6) else ()
     fields = _fields(config, names, others)
     fields["model_args"] |= activation_args(config, "gelu")
-    if any(pretrained) and "to" not in fields["architecture"]:
+    if any(pretrained) and "window12to" not in fields["architecture"]:
         fields["model_args"]["pretrained_window_sizes"] = list(pretrained)
     return fields
 

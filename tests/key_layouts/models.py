@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.encoders.plan import plan_encoder
 from modeling_a2mim.key_layouts import encoder_fields, timm_weights
 from modeling_a2mim.pretrained import read_weights
@@ -102,11 +103,63 @@ def load(config: dict, weights: dict) -> tuple[nn.Module, list[str]]:
     return encoder, left_over
 
 
-def plain(config: dict) -> nn.Module:
+def assert_same_features(cls: str, config: dict, folder, patches: bool = False, head=None, **kwargs):
+    """transformers and timm make the same last feature map of random images.
+
+    Args:
+        cls: of transformers.
+        config: its configuration.
+        folder: where the model may be saved, under the names of earlier releases and of its modules.
+        patches: whether transformers gives those of the patches alone.
+        head: what transformers' model does to its last map before timm's encoder has it.
+        kwargs: of the forward pass of transformers.
+
+    Returns:
+        transformers' model, timm's encoder and the names left over.
+    """
+    model = make(cls, **config)
+    pixels = images(config.get("image_size", 64), config.get("num_channels", 3))
+    expected = features(model, pixels, **kwargs)
+    with torch.no_grad():
+        expected = head(model)(expected) if head else expected
+    assert 0.3 < expected.std() < 3  # so that 1e-4 says something
+    for original in (True, False):
+        encoder, left_over = load(*stored(model, folder, save_original_format=original))
+        found = timm_features(encoder, pixels)
+        found = found[:, -expected.shape[1] :] if patches else found
+        # The order of sums differs: 5e-6 at most were measured.
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    return model, encoder, left_over
+
+
+def assert_published(data: dict, architecture: str, model_args: dict | None = None):
+    """A configuration of this size is this architecture of timm, which has all its weights in their shapes, with no
+    more arguments, and heads of the same width."""
+    config = transformers.CONFIG_MAPPING[data["model_type"]].from_dict(dict(data))
+    fields = encoder_fields(data)
+    assert (fields["architecture"], fields["model_args"]) == (architecture, model_args or {})
+    with torch.device("meta"), NoValues():
+        model = transformers.AutoModel.from_config(config)
+    encoder = plain(fields)
+    found, _ = timm_weights(config.to_dict(), model.state_dict())
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in found.items()} == shapes
+    assert heads(encoder) == heads(model)
+
+
+def plain(fields: dict) -> nn.Module:
     """timm's encoder by its public function alone, on the meta device."""
-    fields = encoder_fields(config)
-    args = dict(fields["model_args"])
+    args = {"in_chans": fields["num_channels"], **fields["model_args"]}
     if not fields["architecture"].startswith(("resnet", "regnet", "convnext")):
         args["img_size"] = fields["image_size"]
-    with torch.device("meta"):
-        return timm.create_model(fields["architecture"], num_classes=0, in_chans=fields["num_channels"], **args)
+    with torch.device("meta"), NoValues():
+        return timm.create_model(fields["architecture"], num_classes=0, **args)
+
+
+def heads(model: nn.Module) -> list[int]:
+    """How many heads each attention has."""
+    names = ("num_attention_heads", "num_heads")
+    found = [next((getattr(m, name) for name in names if hasattr(m, name)), None) for m in model.modules()]
+    return [
+        number for number, m in zip(found, model.modules(), strict=True) if "Attention" in type(m).__name__ and number
+    ]
