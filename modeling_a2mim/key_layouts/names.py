@@ -87,7 +87,7 @@ def fit(weights: Weights, shapes: Mapping[str, torch.Size], stored: Mapping[str,
                 f"model_name_or_path: {key} is of shape {tuple(tensor.shape)}, by its config.json {what} has "
                 f"{tuple(shapes[name])}"
             )
-    like = next(iter(weights.values()))
+    like = next(iter(weights.values()), torch.empty(0))
     new = {
         name: (torch.ones if name.endswith("weight") else torch.zeros)(shapes[name], dtype=like.dtype).to(like.device)
         for name in POOLED_NORMS

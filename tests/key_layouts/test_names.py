@@ -43,6 +43,13 @@ def test_missing_weights(vit, missing, named):
         timm_weights(config, {name: tensor for name, tensor in weights.items() if name != missing})
 
 
+def test_no_weights(vit):
+    """Or those of a head alone."""
+    for weights in ({}, {"classifier.weight": torch.ones(2, 32)}):
+        with pytest.raises(ValueError, match=r"^model_name_or_path: it has no weights for cls_token, pos_embed, "):
+            timm_weights(vit[0], weights)
+
+
 def test_a_part_of_an_attention_is_missing(vit):
     """The others are not fused, and named."""
     config, weights = vit
