@@ -19,6 +19,7 @@ from ..encoders.foreign import FoundEncoder, Weights, find_encoder
 from ..encoders.meta import build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm, is_timm
+from ..key_layouts import LAYOUTS, encoder_fields, timm_weights
 from .hub_files import find_file
 from .weight_files import read_weights
 
@@ -95,6 +96,9 @@ class Pretrained:
             return self._found_timm()
         if self.is_plain_backbone:
             return self._found_backbone()
+        if self.data.get("model_type") in LAYOUTS:
+            weights, left_over = timm_weights(self.data, self.weights)
+            return FoundEncoder(weights, left_over=left_over)
         start = next((name.index(INSIDE) + len(INSIDE) for name in self.weights if INSIDE in name), len("encoder."))
         prefix = next((name[:start] for name in self.weights if name[:start].endswith("encoder.")), None)
         if prefix is None:
@@ -185,10 +189,9 @@ def open_pretrained(source: str, subfolder: str = "", **hub_kwargs: Any) -> Pret
             kind = "segmenter" if model_type == "upernet" else (data.get("architectures") or [model_type])[0]
             return model(kind=kind, config=config, names=names)
     if not is_timm(data):
-        raise ValueError(
-            f"model_name_or_path: {source} is no timm checkpoint: its config.json names no architecture or no "
-            f"input_size{f', it is that of a {model_type} of transformers' if model_type else ''}"
-        )
+        config = _transformers_config(source, subfolder, data, **hub_kwargs)
+        classifies = "ForImageClassification" in (data.get("architectures") or [""])[0]
+        return model(kind=f"{model_type} of transformers", config=config, names=names if classifies else None)
     fields = fields_of_timm(data)
     count = data.get("num_classes") or 0
     names = list(fields.get("id2label", {}).values())
@@ -222,6 +225,21 @@ def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: 
     fields |= {field: processor[field] for field in ("image_mean", "image_std") if field in processor}
     fields |= {"architecture": backbone["backbone"], "num_channels": backbone.get("num_channels", 3)}
     return A2MIMConfig.for_encoder(**fields, out_indices=backbone["out_indices"])
+
+
+def _transformers_config(source: str, subfolder: str, data: dict, **hub_kwargs: Any) -> A2MIMConfig:
+    """That of the encoder in a model of transformers which is also a network of timm."""
+    name = f"{subfolder}/preprocessor_config.json" if subfolder else "preprocessor_config.json"
+    path = find_file(source, name, **hub_kwargs) if data.get("model_type") in LAYOUTS else None
+    fields = encoder_fields(data, None if path is None else json.loads(path.read_text(encoding="utf-8")))
+    if fields is None:
+        kind = data.get("model_type")
+        raise ValueError(
+            f"model_name_or_path: {source} is no timm checkpoint: its config.json names no architecture or no "
+            f"input_size{f', it is that of a {kind} of transformers' if kind else ''}; of transformers, "
+            f"{', '.join(LAYOUTS)} are known here"
+        )
+    return A2MIMConfig.for_encoder(**fields)
 
 
 def backbone_names(name: str) -> tuple[str, ...]:

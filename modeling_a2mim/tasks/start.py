@@ -8,6 +8,7 @@ from ..arguments.settings import given_settings
 from ..encoders.timm_config import is_timm
 from ..export.loading import earlier_of, origin_of
 from ..export.record import read_record
+from ..key_layouts import LAYOUTS
 from ..pretrained import Pretrained, folder_or_id, is_weights_file, open_encoder, open_registered
 from ..pretrained.without_config import RegisteredWeights, WeightsFile
 
@@ -88,6 +89,6 @@ def encoder_provenance(args: EncoderArguments, token: str | None = None) -> dict
     if isinstance(start, (RegisteredWeights, WeightsFile)):
         return found
     earlier = earlier_of(start.source, **start.hub_kwargs)
-    if not earlier and not is_timm(start.data):
+    if not earlier and not (is_timm(start.data) or start.data.get("model_type") in LAYOUTS):
         earlier = [{}]  # it has a run behind it, which is not known
     return {**found, **({"earlier": earlier} if earlier else {})}
