@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> dict:
         provenance=provenance,
         flags=flags(model_args, data_args),
     )
-    for warning in before_training(model, len(train_samples), trainer.args) if args.should_log else ():
+    warnings = before_training(model, len(train_samples), trainer.args, from_weights=not is_new(model_args))
+    for warning in warnings if args.should_log else ():
         logger.warning("%s", warning)
     metrics = trainer.run()
     logger.info("encoder, pretraining/ and reconstruction.png are in %s", args.output_dir)

@@ -72,7 +72,8 @@ class WeightsFile(Pretrained):
             message = str(error) if str(error).startswith(self.source) else f"{self.source}: {error}"
             raise ValueError(
                 f"model_name_or_path: {message}; as --architecture {self.config.architecture} of "
-                f"{' x '.join(map(str, self.config.input_size))} px it was read"
+                f"{' x '.join(map(str, self.config.input_size))} px it was read (checkpoints of OpenMixup become "
+                "folders by `python -m modeling_a2mim.conversion`)"
             ) from error
 
 

@@ -12,9 +12,18 @@ FEW = 4  # times fewer steps than usual
 CROWDED = 0.9  # share of a map's cells that the mask token is in
 
 
-def before_training(model: A2MIMForPreTraining, images: int, args: A2MIMTrainingArguments) -> list[str]:
+def before_training(
+    model: A2MIMForPreTraining, images: int, args: A2MIMTrainingArguments, from_weights: bool = False
+) -> list[str]:
     """What is unusual about a run of pre-training on so many images, each with its numbers and what to do; nothing of
-    most runs."""
+    most runs.
+
+    Args:
+        model: as it starts.
+        images: how many it trains on.
+        args: of training.
+        from_weights: whether its encoder has learned before.
+    """
     config, site_grid = model.config, model.a2mim.site.layout.grid
     found, batch, per_epoch = [], args.step_batch_size, args.steps_per_epoch(images)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(float(args.num_train_epochs) * per_epoch)
@@ -22,6 +31,11 @@ def before_training(model: A2MIMForPreTraining, images: int, args: A2MIMTraining
         found.append(
             f"{steps:,} steps, {steps / per_epoch:.3g} passes over {images:,} images, are few: an encoder needs some "
             f"{args.USUAL_STEPS:,} to reconstruct{_more_steps(args, images, steps)}{_other_decoder(model)}"
+        )
+    if args.freeze_encoder_steps and not from_weights:
+        found.append(
+            "the encoder is new, and with --freeze_encoder_steps it learns nothing at first: leave that out, or start "
+            "from weights (--model_name_or_path, --pretrained)"
         )
     if batch * 2 > images:
         found.append(

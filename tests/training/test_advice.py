@@ -115,3 +115,12 @@ def test_a_run_that_has_not_learned_ends_with_a_warning(tmp_path, caplog):
     assert "It had 1 steps at a learning rate of up to" in caplog.text
     assert f"masked pixels of 8 images of the training data itself: PSNR {one:.1f} dB" in caplog.text
     assert "1 steps, 1 passes over 8 images, are few" in caplog.text
+
+
+def test_a_new_encoder_is_not_worth_freezing(tmp_path):
+    args = with_length(arguments(tmp_path, freeze_encoder_steps=0.1), 10_000)
+    [found] = before_training(stub(), 10_000, args)
+    assert found.startswith(
+        "the encoder is new, and with --freeze_encoder_steps it learns nothing at first: leave that"
+    )
+    assert before_training(stub(), 10_000, args, from_weights=True) == []
