@@ -1,7 +1,7 @@
 """What a run starts from: models of folders and repositories, and their weights."""
 
 from .exports import other_format, weights_for
-from .hub_files import HUB_KWARGS, find_file, folder_or_id
+from .hub_files import HUB_KWARGS, find_file, find_optional_file, folder_or_id
 from .models import (
     CLASSIFIERS,
     DETECTORS,
@@ -30,6 +30,7 @@ __all__ = [
     "Pretrained",
     "backbone_names",
     "find_file",
+    "find_optional_file",
     "folder_or_id",
     "is_weights_file",
     "open_encoder",

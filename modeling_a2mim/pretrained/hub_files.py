@@ -1,5 +1,6 @@
 """Files of a folder or of a repository of the Hub."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+
+logger = logging.getLogger("a2mim")
 
 HUB_KWARGS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -81,6 +84,18 @@ def _cached(
         "name, which is not in the cache either: "
         + ("this process is offline (HF_HUB_OFFLINE)" if offline else f"{type(error).__name__}: {first}")
     ) from error
+
+
+def find_optional_file(source: str, name: str, without: str, **hub_kwargs: Any) -> Path | None:
+    """`find_file`, where a repository of the cache does with less: if the Hub cannot be asked for the file, that is a
+    warning which says what happens `without` it."""
+    try:
+        return find_file(source, name, **hub_kwargs)
+    except ValueError as error:
+        if find_file(source, "config.json", **hub_kwargs) is None:
+            raise
+        logger.warning("%s; %s", str(error).removeprefix("model_name_or_path: "), without)
+        return None
 
 
 def folder_or_id(name: str) -> str:

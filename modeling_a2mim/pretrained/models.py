@@ -20,7 +20,7 @@ from ..encoders.meta import build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm, is_timm
 from ..key_layouts import LAYOUTS, encoder_fields, timm_weights
-from .hub_files import find_file
+from .hub_files import find_file, find_optional_file
 from .weight_files import read_weights
 
 
@@ -230,7 +230,9 @@ def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: 
 def _transformers_config(source: str, subfolder: str, data: dict, **hub_kwargs: Any) -> A2MIMConfig:
     """That of the encoder in a model of transformers which is also a network of timm."""
     name = f"{subfolder}/preprocessor_config.json" if subfolder else "preprocessor_config.json"
-    path = find_file(source, name, **hub_kwargs) if data.get("model_type") in LAYOUTS else None
+    without = "image_mean and image_std are the usual ones of such models"
+    known = data.get("model_type") in LAYOUTS
+    path = find_optional_file(source, name, without, **hub_kwargs) if known else None
     fields = encoder_fields(data, None if path is None else json.loads(path.read_text(encoding="utf-8")))
     if fields is None:
         kind = data.get("model_type")

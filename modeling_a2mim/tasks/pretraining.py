@@ -11,7 +11,7 @@ from ..export.record import pretraining_runs
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..models.continuing import with_settings
 from ..models.start import pretraining_model_from
-from ..pretrained import PRETRAINING_CONFIG, Pretrained, find_file, folder_or_id, is_weights_file
+from ..pretrained import PRETRAINING_CONFIG, Pretrained, find_optional_file, folder_or_id, is_weights_file
 from .start import encoder_provenance, is_new, open_start
 
 
@@ -31,7 +31,10 @@ def open_pretraining_start(args: PreTrainingModelArguments, token: str | None = 
     if is_new(args) or _goes_on(args, token):
         return None
     start = open_start(args, token)
-    return None if source is not None and start.kind == PRETRAINING else start
+    if source is not None and start.kind == PRETRAINING:
+        return None
+    start.found  # noqa: B018  # read now: what is wrong with it is said before images are looked for
+    return start
 
 
 def build_pretraining_model(
@@ -49,7 +52,8 @@ def build_pretraining_model(
     """
     if start is not None:
         model, loaded = pretraining_model_from(start, args.preset, **given_settings(args))
-        logger.info("weights: %s: %s", start.describe(), loaded.describe())
+        size = " x ".join(map(str, model.config.input_size))
+        logger.info("weights: %s, for images of %s px: %s", start.describe(), size, loaded.describe())
         return model, {**encoder_provenance(args, token), "weights": loaded.record()}
     if args.model_name_or_path is None:
         return A2MIMForPreTraining(new_config(args)), {}
@@ -67,4 +71,5 @@ def _goes_on(args: PreTrainingModelArguments, token: str | None) -> bool:
     if source is None or args.pretrained or is_weights_file(source):
         return False
     where = {"revision": args.model_revision, "token": token}
-    return find_file(folder_or_id(source), PRETRAINING_CONFIG, **where) is not None
+    without = "mask token and decoder are new"
+    return find_optional_file(folder_or_id(source), PRETRAINING_CONFIG, without, **where) is not None

@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save_file
 
 import run_pretraining
@@ -103,6 +104,23 @@ def test_folders_of_transformers(cls, kwargs, architecture, tmp_path):
     found = timm_features(model.eval().a2mim.encoder, pixels)
     # float32 in two implementations: 5e-6 was measured, features are of standard deviation 0.6 to 2.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_repository_in_the_cache(hub, tmp_path, monkeypatch, caplog):
+    """What AutoModel has fetched is enough without a network; what else there may be is said to be unknown."""
+    make("Dinov2Model", **DINOV2).save_pretrained(tmp_path)
+    hub.put("org/dino", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    for name in ("config.json", "model.safetensors"):
+        hf_hub_download("org/dino", name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, provenance = build(model_name_or_path="org/dino")
+    assert provenance["base_model"] == "org/dino"
+    assert model.config.architecture == "vit_base_patch14_dinov2"
+    for missing in ("pretraining/config.json", "preprocessor_config.json"):
+        assert f"the Hub could not be asked for {missing}" in caplog.text
+    assert "; mask token and decoder are new" in caplog.text
+    with pytest.raises(ValueError, match="^model_name_or_path: org/none is no folder here"):
+        build(model_name_or_path="org/none")
 
 
 def test_the_registry(hub, tmp_path):
