@@ -102,20 +102,26 @@ def table(record: dict) -> str:
     return markdown_table(["encoder", "weights and how they continue", "seeds", *names], rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    record = json.loads(args.output.read_text()) if args.output.exists() else {"runs": {}}
+def read(path: Path) -> dict:
+    """The results so far."""
+    record = json.loads(path.read_text()) if path.exists() else {"runs": {}}
     record["command"] = "python benchmarks/adapt.py --output benchmarks/results/adapt.json"
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, {platform.system()}"
     record["versions"] = {m.__name__: m.__version__ for m in (torch, timm, transformers)}
+    return record
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--encoders", nargs="+", default=list(DECODERS), choices=DECODERS, help="to run")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
     data = [load(FOLDER / "solar_cells.npz", split, SIZE) for split in ("train", "test")]
     first: dict[tuple[str, str], dict] = {}
-    for seed, encoder, arm in tqdm([(s, e, a) for s in SEEDS for e in DECODERS for a in ARMS], unit=" runs"):
+    for seed, encoder, arm in tqdm([(s, e, a) for s in SEEDS for e in args.encoders for a in ARMS], unit=" runs"):
         key = f"{encoder}, {arm}, {seed}"
-        if key in record["runs"]:
+        if key in read(args.output)["runs"]:
             continue
         (start, rate, frozen, decay), config = ARMS[arm], config_of(encoder)
         if (encoder, start) not in first:
@@ -139,6 +145,7 @@ def main():
             "masked PSNR": psnr,
             **measure(config, weights, data, seed),
         }
+        record = read(args.output)  # to which another process may have added
         record["runs"][key] = run
         tqdm.write(f"{run}")
         args.output.write_text(json.dumps(record, indent=1) + "\n")
