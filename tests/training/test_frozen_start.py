@@ -13,6 +13,7 @@ from modeling_a2mim.tasks.classification.trainer import FineTuningTrainer
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from ..families import family_config
+from ..processes import in_two_processes
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,12 +34,12 @@ class Images(torch.utils.data.Dataset):
         return self.rows[index]
 
 
-def trained(family, folder, steps, frozen, accumulation=1, **kwargs):
+def trained(family, folder, steps, frozen, accumulation=1, size=4, **kwargs):
     set_seed(0)
     model = A2MIMForPreTraining(family_config(family, **({"model_args": DROPS} if family == "vit" else {})))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     args = A2MIMTrainingArguments(
-        output_dir=str(folder), max_steps=steps, freeze_encoder_steps=frozen, per_device_train_batch_size=4,
+        output_dir=str(folder), max_steps=steps, freeze_encoder_steps=frozen, per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation, learning_rate=1e-3, warmup_steps=0, use_cpu=True, disable_tqdm=True,
         report_to="none", save_strategy="steps", save_steps=2, **kwargs,
     )  # fmt: skip
@@ -95,3 +96,17 @@ def test_an_encoder_that_would_never_learn_is_refused(tmp_path):
         trained("resnet", tmp_path, 3, 3)
     with pytest.raises(ValueError, match="^freeze_encoder_steps: must not be negative"):
         A2MIMTrainingArguments(output_dir=str(tmp_path), freeze_encoder_steps=-1, use_cpu=True)
+
+
+def train_part(rank, folder):
+    torch.set_num_threads(1)
+    before, after = trained("vit", f"{folder}/{rank}", 3, 2, accumulation=1, size=2)
+    torch.save({"before": before, "after": after}, f"{folder}/weights-{rank}.pth")
+
+
+def test_two_processes(tmp_path):
+    """Gradients that are dropped are reduced like the others, and the encoders stay alike afterwards."""
+    in_two_processes(train_part, str(tmp_path))
+    one, two = (torch.load(tmp_path / f"weights-{rank}.pth", weights_only=True) for rank in (0, 1))
+    assert not changed(one["after"], two["after"])
+    assert "a2mim.encoder.blocks.0.attn.qkv.weight" in changed(one["before"], one["after"])
