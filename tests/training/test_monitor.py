@@ -284,10 +284,15 @@ def test_modes_and_generators_are_put_back():
     before = {name: module.training for name, module in model.named_modules()}
     assert len(set(before.values())) == 2
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    with pytest.raises(ZeroDivisionError), undisturbed(model):
-        assert not any(module.training for module in model.modules())
-        torch.rand(1), random.random(), np.random.rand()
-        raise ZeroDivisionError
+
+    def fail():
+        with undisturbed(model):
+            assert not any(module.training for module in model.modules())
+            torch.rand(1), random.random(), np.random.rand()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert {name: module.training for name, module in model.named_modules()} == before
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
