@@ -142,7 +142,7 @@ class PreTrainingDataArguments(DataArguments):
     )
     monitor_steps: str = HfArg(
         default="auto",
-        help="Measure every so many steps, and at the start and the end; auto: as often as costs less than 3% of the "
+        help="Measure every so many steps, and at the start and the end; auto: as often as costs less than 3%% of the "
         "training, at most 20 times in all; 0: not at all.",
     )
 

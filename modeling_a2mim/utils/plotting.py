@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -94,10 +94,11 @@ def _draw_losses(axes: Axes, log: Sequence[dict]):
 
 
 def _draw_monitor(axes: Axes, monitor: Sequence[dict]):
-    style, lines = {"marker": "o", "markersize": 3}, []
+    style: dict[str, Any] = {"marker": "o", "markersize": 3}
+    lines = []
     for number, (name, label) in enumerate(SHARES.items()):
         if points := _points(monitor, name):
-            faint = {} if name == "knn_accuracy" else {"alpha": 0.6, "linewidth": 1, "linestyle": "--"}
+            faint: dict[str, Any] = {} if name == "knn_accuracy" else {"alpha": 0.6, "linewidth": 1, "linestyle": "--"}
             lines += axes.plot(*zip(*points, strict=True), label=label, color=f"C{number}", **style, **faint)
     ranks = axes.twinx()
     if points := _points(monitor, RANK):
