@@ -112,7 +112,7 @@ def load_monitor(
         logger.info("monitor: the encoder is not measured while it learns, as there is but one image to evaluate on")
         return None
     else:
-        images = monitor_images(evaluation.source, transform, args.monitor_samples, "validation_dir")
+        images = monitor_images(evaluation.source, transform, args.monitor_samples)
         what = f"those that the model is evaluated on ({evaluated or 'of the split or folder that is named for it'})"
     of = f"{images.classes:,} classes" if images.classes else "without labels"
     logger.info("monitor: %s of %s images, %s: %s", f"{len(images):,}", f"{images.total:,}", of, what)
@@ -139,7 +139,8 @@ def monitor_images(
         image_column: the column of the images; found if not given.
 
     Raises:
-        ValueError: beginning with `field`, if there are fewer than two images.
+        ValueError: beginning with `field`, if there are fewer than two images, or the transform cannot take images of
+            this kind.
     """
     selected = getattr(rows, "columns", None) is not None
     column = None if selected else _image_column(rows, field, image_column)
@@ -154,6 +155,8 @@ def monitor_images(
             kept.append(row)
         except BrokenImage as error:
             logger.warning("%s: %s; skipped", field, error)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from error
     if len(kept) < FEWEST:
         raise ValueError(f"{field}: {len(kept)} of {total:,} images can be used, but it takes {FEWEST}; name others")
     if len(kept) < len(chosen):

@@ -188,6 +188,9 @@ def test_mistakes(tmp_path):
         monitor_images(load_images(split="test").select([0]), WHOLE)
     with pytest.raises(ValueError, match="^monitor: image_column_name: the dataset has no column of images"):
         monitor_images(Dataset.from_dict({"text": ["a", "b"]}), WHOLE)
+    many = A2MIMConfig(architecture="test_convnext", image_size=32, num_channels=5, mask_patch_size=8, mask_site=-3)
+    with pytest.raises(ValueError, match="^monitor: row .*num_channels: "):
+        monitor_images(load_images(split="test").select(range(3)), PreTrainTransform(many, train=False))
     folder_of(tmp_path, cat=1)
     with pytest.raises(ValueError, match="^monitor_dir: 1 of 1 images can be used, but it takes 2"):
         opened(monitor_dir=str(tmp_path / "images"))
