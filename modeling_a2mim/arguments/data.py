@@ -10,6 +10,7 @@ from transformers.hf_argparser import HfArg
 MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)  # as transformers names them
+MONITOR_SAMPLES = 512  # whose forward pass is short, and of which an accuracy of 0.5 is known to 0.02
 
 
 @dataclass
@@ -99,12 +100,19 @@ def images_field(args: DataArguments, train: bool) -> str:
 
 def sources_by_field(args: DataArguments) -> dict[str, Collection[str | None]]:
     """All sources, by the argument that names them."""
-    return {images_field(args, train=True): sources_of(args), "validation_dir": [args.validation_dir]}
+    named: dict[str, Collection[str | None]] = {
+        images_field(args, train=True): sources_of(args),
+        "validation_dir": [args.validation_dir],
+    }
+    if isinstance(args, PreTrainingDataArguments):
+        named |= {"monitor_dir": [args.monitor_dir], "monitor_dataset": [args.monitor_dataset]}
+    return named
 
 
 @dataclass
 class PreTrainingDataArguments(DataArguments):
-    """Where images come from, which of them are held out, and how they are augmented."""
+    """Where images come from, which of them are held out, how they are augmented, and what the encoder is measured on
+    while it learns."""
 
     holdout: int | None = HfArg(
         default=None,
@@ -118,6 +126,25 @@ class PreTrainingDataArguments(DataArguments):
         default=0.0, help="Strength of colour jitter, as timm's: brightness, contrast and (3 channels) saturation."
     )
     grayscale: float = HfArg(default=0.0, help="Share of images of 3 channels that lose their colour.")
+    monitor_dir: str | None = HfArg(
+        default=None,
+        help="A folder with a sub-folder of images for each class, on which the encoder is measured while it learns "
+        "(k-NN accuracy, RankMe, ...). Without it and --monitor_dataset: images that the model is evaluated on.",
+    )
+    monitor_dataset: str | None = HfArg(
+        default=None, help="The same as a dataset: on the Hub, a local folder or one file; without labels, no k-NN."
+    )
+    monitor_split: str | None = HfArg(
+        default=None, help="Split of --monitor_dataset; default: the one for evaluation, or train if it has none."
+    )
+    monitor_samples: int = HfArg(
+        default=MONITOR_SAMPLES, help="Measure on at most so many images, of all classes alike; always the same ones."
+    )
+    monitor_steps: str = HfArg(
+        default="auto",
+        help="Measure every so many steps, and at the start and the end; auto: as often as costs less than 3%% of the "
+        "training, at most 20 times in all; 0: not at all.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,6 +159,28 @@ class PreTrainingDataArguments(DataArguments):
                 raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.color_jitter < math.inf:
             raise ValueError(f"color_jitter: must be a finite number of at least 0, got {self.color_jitter}")
+        if self.monitor_dir is not None and self.monitor_dataset is not None:
+            raise ValueError("monitor_dataset: give either --monitor_dataset or --monitor_dir, not both")
+        if self.monitor_samples < 2:
+            raise ValueError(f"monitor_samples: must be at least 2, got {self.monitor_samples}")
+        self.monitor_steps = steps_or_auto(self.monitor_steps, "monitor_steps")
+
+
+def steps_or_auto(value: str | int, field: str) -> str | int:
+    """A number of steps, or "auto", as it was given.
+
+    Raises:
+        ValueError: naming the field, if it is neither, or negative.
+    """
+    if value == "auto":
+        return value
+    try:
+        steps = int(str(value))
+    except ValueError:
+        steps = -1
+    if steps < 0:
+        raise ValueError(f"{field}: expected a number of steps, 0 for none, or auto, got {value!r}")
+    return steps
 
 
 @dataclass

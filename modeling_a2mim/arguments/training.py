@@ -169,7 +169,7 @@ class A2MIMTrainingArguments(TrainingArguments):
             self.logging_steps = LOGGING_STEPS
         self.greater_is_better_given = self.greater_is_better
         self._check_early_stopping()
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("_l1"):
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(("_l1", "feature_cosine")):
             self.greater_is_better = False  # transformers takes only losses for what should be low
         super().__post_init__()
         self._check_reports()

@@ -5,6 +5,7 @@ import itertools
 from ..evaluation.class_figures import class_figure, class_rows
 from ..pretrained import MASKED
 from ..utils.tables import markdown_table
+from .monitor import KINDS
 
 
 SPELLED = {  # the names of `evaluation.baselines` in words
@@ -14,6 +15,10 @@ SPELLED = {  # the names of `evaluation.baselines` in words
     "mean_fill_l1": "L1 error of the mean colour",
     "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
     "blur_l1": "L1 error of that blur",
+    "knn_accuracy": "leave-one-out k-NN accuracy, by cosine",
+    "rankme": "RankMe, the effective rank of the features",
+    "feature_std": "spread of the features (0: collapsed, 1: in all directions)",
+    "feature_cosine": "mean cosine of two images (1: collapsed)",
 }
 
 
@@ -151,6 +156,27 @@ def evaluation_section(record: dict, encoder: bool = False) -> str:
     if encoder and not record.get("measured"):
         parts.append("How well the features serve a task after fine-tuning or probing was not evaluated here.")
     return "\n\n".join(parts)
+
+
+def monitor_section(monitor: dict | None) -> str:
+    """What was measured of the encoder while it learned, as Markdown; empty without it.
+
+    Args:
+        monitor: of the record (`monitor.monitor_record`).
+    """
+    if not monitor or not monitor["summary"]:
+        return ""
+    labels = f"{monitor['classes']:,} classes" if monitor["classes"] else "without labels"
+    images = f"{monitor['images']:,} of {monitor['of']:,} images ({monitor['data'] or 'not recorded which'}; {labels})"
+    rows = [
+        (
+            SPELLED.get(name, name),
+            *(f"{_figure(points[kind]['value'])} (step {points[kind]['step']:,})" for kind in KINDS),
+        )
+        for name, points in monitor["summary"].items()
+    ]
+    table = markdown_table(("while it learned", *KINDS), rows)
+    return f"Measured of the frozen encoder on {images}, {len(monitor['log'])} times:\n\n{table}"
 
 
 def _figure(value: float) -> str:

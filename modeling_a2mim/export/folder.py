@@ -181,7 +181,7 @@ def _add_record(temporary: Path, folder: Path, record: dict | None) -> set[str]:
     if record is not None:
         write_json(temporary / RECORD_FILE, record)
         if record.get("log"):
-            loss_curve(record["log"], temporary / CURVE)
+            loss_curve(record["log"], temporary / CURVE, (record.get("monitor") or {}).get("log", ()))
     for name, text in eval_results(record).items():
         (temporary / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
         (temporary / EVAL_RESULTS_FOLDER / name).write_text(text)

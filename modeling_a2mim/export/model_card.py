@@ -20,7 +20,7 @@ from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import MASKED
 from ..utils.labels import label_names
 from ..utils.tables import markdown_table
-from .card_tables import evaluation_section, run_facts
+from .card_tables import evaluation_section, monitor_section, run_facts
 from .eval_results import IMAGENET
 from .filenames import EXAMPLE, PLACEHOLDER
 from .methods import BIBTEX, EITHER, linked, made_from, method_of, method_tags, names_in, recorded_method
@@ -100,6 +100,7 @@ def model_card(
         out_indices=four_stages(core),
         files=files,
         evaluation=evaluation_section(record, encoder=not classifier),
+        monitored=monitor_section(record.get("monitor")),
         limits=_limits(config, classifier, method),
     )
 

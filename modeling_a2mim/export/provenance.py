@@ -38,6 +38,19 @@ def pretraining_provenance(args: PreTrainingDataArguments) -> dict:
     return {**data_provenance(args, args.validation_split), "augmentation": ", ".join(words) or "none"}
 
 
+def monitor_data(args: PreTrainingDataArguments, evaluated: str | None) -> str:
+    """What the encoder is measured on while it learns, in words.
+
+    Args:
+        evaluated: what the model is evaluated on, of `splits.load_pretraining_splits`.
+    """
+    if args.monitor_dir is None and args.monitor_dataset is None:
+        return evaluated or "the images that it was evaluated on"
+    name = hub_id(args.monitor_dataset)
+    split = f", split {args.monitor_split}" if args.monitor_split else ""
+    return "the author's" if name is None else f"{name}{split}"
+
+
 def classification_provenance(args: ClassificationArguments, split: str | None) -> dict:
     """`data_provenance`, how few labels there were, and the augmentation beside crops."""
     result = data_provenance(args, split)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments.training import data_seed
+from ..evaluation.gauge import MORE_IS_BETTER
 from ..pretrained import MASKED
 from ..utils.files import finite
 from .filenames import RECORD_FILE
@@ -48,11 +49,13 @@ def versions() -> dict[str, str]:
 
 
 def evaluation_of(log: list[dict], images: int | None) -> dict | None:
-    """The last evaluation in a log, with its step and how many images it was made on; `None` if there was none."""
+    """The last evaluation in a log, with its step and how many images it was made on; `None` if there was none.
+    Without the figures of the gauge, which are of other images (`export.monitor`)."""
     for entry in reversed(log):
         if any(name.startswith("eval_") for name in entry):
             metrics = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
             kept = {k: v for k, v in metrics.items() if not k.endswith(("runtime", "_per_second"))}
+            kept = {k: v for k, v in kept.items() if k not in MORE_IS_BETTER}
             return {"step": entry["step"], "images": images, **kept}
     return None
 

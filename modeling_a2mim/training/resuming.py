@@ -44,6 +44,7 @@ FLAGS_NOT_COMPARED = {
     *("validation_dir", "validation_split", "max_train_samples", "max_eval_samples", "holdout", "read_retries"),
     *("image_column_name", "label_column_name", "labels_per_class", "label_fraction", "label_subset", "labels_file"),
     *("id2label", "seeds", "corruptions", "objects_column_name"),
+    *("monitor_dir", "monitor_dataset", "monitor_split", "monitor_samples", "monitor_steps"),
 }
 # What the learning rate and its schedule are made of; a change starts the schedule anew over the steps that are left.
 RATE = {

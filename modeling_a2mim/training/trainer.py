@@ -4,16 +4,23 @@ pixels as metrics."""
 import logging
 from typing import Any
 
+import datasets
 import torch
 from transformers import EvalPrediction
 
+from ..arguments.data import steps_or_auto
+from ..data.monitor import MonitorImages
+from ..data.sources import RowSource
 from ..data.transforms import PreTrainTransform
 from ..evaluation.baselines import masked_errors, summarise_errors
+from ..export.monitor import monitor_record
 from ..export.record import dataset_length
 from ..modeling_a2mim import A2MIMForPreTraining
+from ..utils.files import finite
 from .advice import what_to_change
 from .callbacks import ReconstructionCallback
 from .encoder_trainer import EncoderTrainer
+from .monitor import MonitorCallback, monitor_of
 from .raw_data import LABELS
 
 
@@ -40,10 +47,26 @@ class A2MIMTrainer(EncoderTrainer):
             `output_dir/reconstructions/step-N.png` every `args.reconstruction_steps`, and at the end in
             `output_dir/reconstruction.png`. For a classifier: one sample, shown in `output_dir/example.png`.
         picture_names: what to call them there.
+        monitor: images that the encoder is measured on while it learns: rows of `datasets` with a column of images,
+            and of classes (`ClassLabel`) if k-NN accuracy is wanted, or what `data.monitor.monitor_images` gives.
+            The figures are in the log (`monitor_rankme`, ...) and in evaluations (`eval_rankme`, ...).
+        monitor_steps: steps between two measurements; 0: no measurements; "auto": as often as costs less than 3% of
+            the training, 20 times at most.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    monitor: MonitorCallback | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        monitor: MonitorImages | datasets.Dataset | RowSource | None = None,
+        monitor_steps: int | str = "auto",
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        if steps_or_auto(monitor_steps, "monitor_steps") and monitor is not None:
+            self.monitor = monitor_of(self, monitor, monitor_steps)
+            self.add_callback(self.monitor)
         self._terms: dict[str, list] = {}
         self._pixels: torch.Tensor | None = None
         if self.reconstructs:
@@ -53,6 +76,19 @@ class A2MIMTrainer(EncoderTrainer):
     @property
     def reconstructs(self) -> bool:
         return isinstance(self.unwrapped(), A2MIMForPreTraining)
+
+    def run_settings(self):
+        settings = super().run_settings()
+        if self.monitor is not None:
+            settings["data"]["monitor_data"] = self.monitor.images.fingerprint
+        return settings
+
+    def record(self):
+        record = super().record()
+        data = record.pop("monitor_data", None)
+        if self.monitor is not None:
+            record["monitor"] = finite(monitor_record(self.state.log_history, self.monitor.images, data))
+        return record
 
     def figure_callback(self, batch, names):
         return ReconstructionCallback(batch, names) if self.reconstructs else super().figure_callback(batch, names)
@@ -85,6 +121,8 @@ class A2MIMTrainer(EncoderTrainer):
                 total, count = self._terms.pop(f"{prefix}{name}", (None, 0))
                 if count:
                     logs[f"{prefix}{name}"] = self.accelerator.gather((total / count).view(1)).mean().item()
+        if self.monitor is not None and "eval_loss" in logs:
+            logs |= {f"eval_{name}": value for name, value in self.monitor.figures().items()}
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -3,9 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -13,6 +14,9 @@ from PIL import Image
 
 # What is drawn, and how strongly.
 CURVES = {"loss": 1.0, "spatial_loss": 0.5, "frequency_loss": 0.5}
+# Of the gauge, on an axis of shares; and its rank, on an axis of its own.
+SHARES = {"knn_accuracy": "k-NN accuracy", "feature_std": "feature std", "feature_cosine": "feature cosine"}
+RANK = "rankme"
 
 LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
@@ -52,24 +56,56 @@ def to_pil_image(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Seque
     return Image.fromarray((shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 
-def loss_curve(log: list[dict], path: str | os.PathLike):
-    """Draw the losses in `log` (dicts with `step`, `loss` and, if there are any, its terms) to a PNG file.
+def loss_curve(log: list[dict], path: str | os.PathLike, monitor: Sequence[dict] = ()):
+    """Draw the losses in `log` (dicts with `step`, `loss` and, if there are any, its terms) to a PNG file, and below
+    them what was measured of the encoder at the same steps.
 
     Terms are drawn as they were logged, before weights; the axis of values is logarithmic where all are positive.
+
+    Args:
+        monitor: dicts with `step` and figures of `evaluation.gauge` (`export.monitor.monitor_log`).
     """
-    figure = new_figure(7, 3.5)
-    axes = figure.add_subplot()
+    figure = new_figure(7, 6 if monitor else 3.5)
+    axes, *below = figure.subplots(1 + bool(monitor), sharex=True, squeeze=False)[:, 0]
+    _draw_losses(axes, log)
+    for panel in below:
+        _draw_monitor(panel, monitor)
+    (axes, *below)[-1].set_xlabel("step")
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _points(entries: Sequence[dict], name: str) -> list[tuple[int, float]]:
+    return [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
+
+
+def _draw_losses(axes: Axes, log: Sequence[dict]):
     values = []
     for name, alpha in CURVES.items():
-        points = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
+        points = _points(log, name)
         if points:
             marker = "o" if len(points) == 1 else None  # a line of one point is not seen
             axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), alpha=alpha, marker=marker)
             values += [value for _, value in points]
     if values and min(values) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_monitor(axes: Axes, monitor: Sequence[dict]):
+    style: dict[str, Any] = {"marker": "o", "markersize": 3}
+    lines = []
+    for number, (name, label) in enumerate(SHARES.items()):
+        if points := _points(monitor, name):
+            faint: dict[str, Any] = {} if name == "knn_accuracy" else {"alpha": 0.6, "linewidth": 1, "linestyle": "--"}
+            lines += axes.plot(*zip(*points, strict=True), label=label, color=f"C{number}", **style, **faint)
+    ranks = axes.twinx()
+    if points := _points(monitor, RANK):
+        lines += ranks.plot(*zip(*points, strict=True), label="RankMe (right)", color="C3", **style)
+    axes.set_ylabel("of the frozen encoder, 0 to 1")
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
+    ranks.set_ylabel("RankMe, dimensions", color="C3")
+    ranks.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(handles=lines, ncols=len(lines), loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)

@@ -68,6 +68,8 @@ PATTERN = r"""---
 (?P<facts>(?:\| [^|\n]+ \| (?:[^|\n]|\\\|)+ \|\n)+)
 (?:!\[Loss by step\]\(loss_curve\.png\)
 
+)?(?P<monitored>Measured of the frozen encoder on .+\|
+
 )?## Evaluation
 
 (?P<evaluation>.+)
@@ -278,3 +280,25 @@ def test_committed_cards():
         assert card.data.library_name == "timm"
         measured = "Measured on" in found["evaluation"]
         assert measured or "the paper's, not measured here" in found["evaluation"] or "Not eval" in found["evaluation"]
+
+
+MONITOR = {"data": "org/birds, split test", "images": 200, "of": 4000, "classes": 7, "log": [{}, {}, {}]}
+POINTS = {"first": (0, 0.2), "best": (50, 0.6875), "last": (1100, 0.65)}
+MONITOR["summary"] = {"knn_accuracy": {kind: {"step": s, "value": v} for kind, (s, v) in POINTS.items()}}
+
+
+def test_what_was_measured_while_the_encoder_learned(encoder):
+    found = parts(model_card(encoder, {**RECORD, "monitor": MONITOR}, files=ALL))
+    assert found["monitored"].splitlines() == [
+        "Measured of the frozen encoder on 200 of 4,000 images (org/birds, split test; 7 classes), 3 times:",
+        "",
+        "| while it learned | first | best | last |",
+        "|---|---|---|---|",
+        "| leave-one-out k-NN accuracy, by cosine | 0.2000 (step 0) | 0.6875 (step 50) | 0.6500 (step 1,100) |",
+        "",
+    ]
+    unlabelled = {**MONITOR, "classes": 0, "data": None}
+    found = parts(model_card(encoder, {**RECORD, "monitor": unlabelled}))
+    assert "on 200 of 4,000 images (not recorded which; without labels), 3 times:" in found["monitored"]
+    for record in (RECORD, {**RECORD, "monitor": {**MONITOR, "summary": {}}}):  # of a run that diverged at once
+        assert parts(model_card(encoder, record))["monitored"] is None

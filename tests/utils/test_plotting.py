@@ -1,4 +1,4 @@
-"""The figures of the analysis: what is on their axes, one curve for each model, in one colour."""
+"""The figures of the analysis and of training: what is on their axes, one curve for each model, in one colour."""
 
 import sys
 
@@ -11,6 +11,7 @@ from modeling_a2mim.analysis.fourier import FourierAnalysis, fourier_figure
 from modeling_a2mim.analysis.interactions import interaction_figure
 from modeling_a2mim.analysis.reconstruction import spectrum_figure
 from modeling_a2mim.analysis.strength import InteractionSettings, InteractionStrength
+from modeling_a2mim.utils.plotting import loss_curve
 
 
 @pytest.fixture
@@ -96,3 +97,27 @@ def test_spectrum(saved, tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["the images", "one", "two"]
     assert [line.get_ydata()[0] for line in axes.lines] == [3, 1, 2]
     readable(tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_losses_and_what_was_measured(labelled, saved, tmp_path):
+    log = [{"step": step, "loss": 1 / step, "spatial_loss": 0.5 / step} for step in (5, 10)]
+    monitor = [{"step": step, "rankme": 9.0 + step, "feature_std": 0.5, "feature_cosine": 0.1} for step in (0, 10)]
+    monitor[1]["feature_std"] = None  # as JSON has what is no number
+    for entry in monitor if labelled else ():
+        entry["knn_accuracy"] = 0.25
+    loss_curve(log, tmp_path / "figure.png", monitor)
+    losses, shares, ranks = saved[0].axes
+    assert [line.get_xdata().tolist() for line in losses.lines] == [[5, 10], [5, 10]]
+    assert losses.get_xlim() == shares.get_xlim() == ranks.get_xlim()
+    assert shares.get_xlabel() == "step"
+    assert shares.get_ylabel() == "of the frozen encoder, 0 to 1"
+    assert ranks.get_ylabel() == "RankMe, dimensions"
+    assert ranks.lines[0].get_ydata().tolist() == [9, 19]
+    shown = ["k-NN accuracy"] * labelled + ["feature std", "feature cosine", "RankMe (right)"]
+    assert [text.get_text() for text in shares.get_legend().get_texts()] == shown
+    assert [line.get_xdata().tolist() for line in shares.lines] == [[0, 10]] * labelled + [[0], [0, 10]]
+    readable(tmp_path / "figure.png")
+    loss_curve(log, tmp_path / "plain.png")
+    (alone,) = saved[1].axes
+    assert alone.get_xlabel() == "step"
