@@ -132,6 +132,7 @@ class A2MIMModel(EncoderModel):
             # is 20 times less exact; a model that was moved to channels_last stays in it anyway.
             pixel_values = fill_masked(pixel_values.contiguous(), mask, self.config.mask_fill)
             token.state = mask, scale_grid(self.site.layout, pixel_values.shape[-2:], self.config.input_size)
+        pixel_values = pixel_values.to(self.dtype)  # of a model in bfloat16, say, as transformers' models do
         try:
             outputs = self._run_encoder(pixel_values, output_hidden_states, decoded and self.plan.from_intermediates)
             if token is not None and self.gradient_checkpointing:

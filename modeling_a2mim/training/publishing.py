@@ -1,8 +1,9 @@
 """What users get of a run: an exported folder with its card and record, and the same on the Hub, at the end and while
 training goes on."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from transformers import TrainerCallback
@@ -82,7 +83,8 @@ class PublishingTrainer(ResumableTrainer):
         self.save_metrics("train", metrics)
         self.save_state()
         if self.eval_dataset is not None:
-            evaluation = self.evaluate()
+            with self._weights_kept():
+                evaluation = self.evaluate()
             self.save_metrics("eval", evaluation)
             metrics |= evaluation
             metrics |= self.after_evaluation(evaluation)
@@ -91,6 +93,16 @@ class PublishingTrainer(ResumableTrainer):
         elif self.args.should_save:
             self.write_card(self.args.output_dir)  # with the evaluation
         return metrics
+
+    @contextlib.contextmanager
+    def _weights_kept(self) -> Iterator[None]:
+        """Trainer rounds the weights themselves for an evaluation in half precision (`bf16_full_eval`)."""
+        if not (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            yield
+            return
+        kept = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+        yield
+        self.model.float().load_state_dict(kept)
 
     def after_evaluation(self, metrics: dict[str, float]) -> dict[str, float]:
         """What else is measured and drawn after the last evaluation, before the card is written; further metrics."""

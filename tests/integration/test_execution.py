@@ -193,3 +193,13 @@ def test_bfloat16(kind):
     assert loss.item() == pytest.approx(expected[0].item(), rel=0.01)
     one, two = (torch.cat([x.flatten() for x in g.values()]) for g in (gradients, expected[1]))
     assert torch.cosine_similarity(one, two, dim=0) > 0.99
+
+
+def test_weights_in_bfloat16(kind):
+    """As with transformers' own models, images may be float32 (`--bf16_full_eval`); the loss is."""
+    model, images = make(kind).eval(), make_images()
+    with torch.no_grad():
+        expected = model(images, MASKS[:4]).loss
+        found = model.to(torch.bfloat16)(images, MASKS[:4]).loss
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)

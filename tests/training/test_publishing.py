@@ -5,9 +5,14 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers.trainer_utils import HubStrategy
 
+from modeling_a2mim import A2MIMForPreTraining, A2MIMTrainer, A2MIMTrainingArguments
+from modeling_a2mim.export.loading import load_pretraining_model
 from modeling_a2mim.training.publishing import PushCallback
+
+from ..families import family_config
 
 
 class Pushes:
@@ -57,3 +62,16 @@ def test_the_end_of_training_waits_and_tells_of_an_error(caplog):
         callback.on_train_end(None, None, None)
         callback.on_train_end(None, None, None)
     assert caplog.messages == ["a push while training failed: no network"]
+
+
+def test_an_evaluation_in_half_precision_leaves_the_weights(tmp_path, one_thread):
+    model = A2MIMForPreTraining(family_config("resnet"))
+    rows = [{"pixel_values": torch.rand(3, 64, 64)} for _ in range(4)]
+    args = A2MIMTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, bf16_full_eval=True, use_cpu=True,
+        disable_tqdm=True, report_to="none", save_strategy="no", warmup_steps=0,
+    )  # fmt: skip
+    metrics = A2MIMTrainer(model, args, train_dataset=rows, eval_dataset=rows).run()
+    assert metrics["eval_masked_psnr"] > 0
+    saved = load_pretraining_model(str(tmp_path)).state_dict()
+    assert [name for name, value in model.state_dict().items() if not torch.equal(saved[name], value)] == []
