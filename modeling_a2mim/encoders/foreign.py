@@ -71,10 +71,13 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
         found = {name: value for name, value in every.items() if name in shapes}
         left_over = [name for name in stored if not name.startswith(prefix)]
         left_over += [f"{prefix}{name}" for name in every if name not in shapes]
-    unfit = _unfit(found, shapes, inputs)
+    unfit = {name: found[name].shape for name in _unfit(found, shapes, inputs)}
+    # timm would resample the patches of another size as well: that is another encoder.
+    ours = {name: stored[prefix + name].shape for name in found if prefix + name in stored}
+    unfit |= {name: shape for name, shape in ours.items() if len(shape) == 4 and shape[2:] != shapes[name][2:]}
     if unfit or needed - found.keys():
         best = whole[0] if whole else max(hits, key=lambda one: (hits[one], -len(one)), default="")
-        raise ValueError(_misfit(stored, shapes, best, {name: found[name].shape for name in unfit}))
+        raise ValueError(_misfit(stored, shapes, best, unfit))
     if strange := _of_another_network([n.removeprefix(prefix) for n in left_over if n.startswith(prefix)], encoder):
         raise ValueError(
             f"it holds weights that have no place in this encoder, so it is of another one: {_first(strange)}"

@@ -82,6 +82,9 @@ def test_what_belongs_to_another_encoder():
     wider = {**weights, "layer2.0.conv1.weight": torch.rand(7, 64, 3, 3)}
     with pytest.raises(ValueError, match=r"^layer2\.0\.conv1\.weight is of shape \(7, 64, 3, 3\), this encoder has"):
         find_encoder(wider, encoder, args)
+    patches = random_encoder("vit", patch_size=8).state_dict()  # which timm would resample
+    with pytest.raises(ValueError, match=r"^patch_embed\.proj\.weight is of shape \(48, 3, 8, 8\), this encoder has"):
+        find_encoder(prefixed(patches, "model."), *made("vit"))
     with pytest.raises(ValueError, match=r"^it begins with lstm\.weight, expected were conv1\.0\.weight"):
         find_encoder({"lstm.weight": torch.rand(2)}, encoder, args)
 
