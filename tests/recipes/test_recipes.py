@@ -43,12 +43,12 @@ def test_every_recipe_says_what_it_is():
 
 @pytest.mark.parametrize("name", recipes("run_pretraining.py"))
 def test_two_steps_of_pretraining(tmp_path, name):
-    small = ["--architecture", "test_vit" if name.startswith("vit") else "test_convnext", "--image_size", "32"]
+    small = ["--architecture", "test_vit" if "vit" in name else "test_convnext", "--image_size", "32"]
     if name.startswith("swin"):
         args = '{"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 2}'
         small = ["--image_size", "64", "--model_args", args]
-    small += ["--mask_patch_size", "16" if name.startswith(("vit", "swin")) else "8"]
-    small += [] if name.startswith(("vit", "swin")) else ["--mask_site", "-3"]
+    small += ["--mask_patch_size", "16" if "vit" in name or name.startswith("swin") else "8"]
+    small += [] if "vit" in name or name.startswith("swin") else ["--mask_site", "-3"]
     steps = ["--max_steps", "2", "--total_train_batch_size", "8", "--max_train_samples", "16"]
     metrics = run_pretraining.main(
         ["--recipe", name, *FAST, *small, *steps, "--output_dir", str(tmp_path / "out"), "--logging_steps", "1"]
