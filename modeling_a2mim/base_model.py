@@ -120,6 +120,8 @@ class EncoderModel(A2MIMPreTrainedModel):
         ValueError: naming the field of the configuration that the encoder cannot be built with.
     """
 
+    loaded: Any = None  # what became of the weights that the encoder started from, a `models.start.LoadedWeights`
+
     def __init__(self, config: A2MIMConfig, for_masking: bool, num_classes: int):
         super().__init__(config)
         self.plan = plan_encoder(config, for_masking)

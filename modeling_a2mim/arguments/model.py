@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from ..configuration_a2mim import check_statistics
-from ..pretrained import PRETRAINING_CONFIG
+from ..pretrained import PRETRAINING_CONFIG, plain_source
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -46,6 +46,9 @@ class EncoderArguments:
     )
 
     def __post_init__(self):
+        self.model_name_or_path = plain_source(self.model_name_or_path, self.architecture)
+        if self.pretrained and self.architecture is None:
+            raise ValueError("pretrained: needs --architecture, the timm model whose weights are loaded")
         for field in ("image_mean", "image_std"):
             if getattr(self, field) is not None:
                 check_statistics(field, getattr(self, field))

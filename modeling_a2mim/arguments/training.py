@@ -182,8 +182,9 @@ class A2MIMTrainingArguments(TrainingArguments):
             )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay: must be in (0, 1], got {self.layer_decay}")
-        if self.freeze_encoder_steps < 0:
-            raise ValueError(f"freeze_encoder_steps: must not be negative, got {self.freeze_encoder_steps}")
+        frozen = self.freeze_encoder_steps
+        if not (0 <= frozen < 1 or (frozen >= 1 and float(frozen).is_integer())):
+            raise ValueError(f"freeze_encoder_steps: expected a number of steps, or below 1 their share, got {frozen}")
         if self.reconstruction_steps < 0:
             raise ValueError(f"reconstruction_steps: must not be negative, got {self.reconstruction_steps}")
         if self.lr_milestones and min(self.lr_milestones) <= 0:

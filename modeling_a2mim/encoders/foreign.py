@@ -1,5 +1,6 @@
 """An encoder's weights in a file that others wrote: the prefix of their names, and what timm makes of them."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from .meta import NoValues, TimmEncoder
 Weights = dict[str, torch.Tensor]
 
 COUNTER = "num_batches_tracked"  # of BatchNorm, which old files lack
+POOLED_NORM = "fc_norm."
 AVERAGED = ("ema", "teacher")  # of several copies the one that is evaluated, as their authors do
 BEHIND = ("encoder_k", "momentum", "target", "student")  # the others
+MMENGINE_AVERAGE = "ema_state_dict.steps"  # how often mmengine has averaged
 MOST_TRIED = 12  # prefixes
 NAMED = 5  # names in a message
 
@@ -54,11 +57,14 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     Raises:
         ValueError: if they are not there; the message tells the first names of both.
     """
-    shapes = {name: value.shape for name, value in encoder.state_dict().items()}
-    needed = {name for name in shapes if not name.endswith(COUNTER)}
+    own_values = encoder.state_dict()
+    shapes = {name: value.shape for name, value in own_values.items()}
+    # A norm after pooling is new where the weights have one before it (MAE, BEiT).
+    needed = {name for name in shapes if not name.endswith(COUNTER) and not name.startswith(POOLED_NORM)}
     translate, inputs = timm_filter(create_args), input_weights(encoder)
     hits = _prefixes_of(needed, stored)
-    whole = sorted((prefix for prefix, count in hits.items() if count == len(needed)), key=_preference)
+    preference = functools.partial(_preference, swapped=MMENGINE_AVERAGE in stored)
+    whole = sorted((prefix for prefix, count in hits.items() if count == len(needed)), key=preference)
     if whole:
         prefix = whole[0]
         own = {name: stored[prefix + name] for name in shapes if prefix + name in stored}
@@ -78,6 +84,11 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     if unfit or needed - found.keys():
         best = whole[0] if whole else max(hits, key=lambda one: (hits[one], -len(one)), default="")
         raise ValueError(_misfit(stored, shapes, best, unfit))
+    for name, value in found.items():
+        if value.is_floating_point() != own_values[name].is_floating_point():
+            raise ValueError(f"{name} is of {value.dtype}, this encoder has {own_values[name].dtype}")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"{name} holds values that are not finite")
     if strange := _of_another_network([n.removeprefix(prefix) for n in left_over if n.startswith(prefix)], encoder):
         raise ValueError(
             f"it holds weights that have no place in this encoder, so it is of another one: {_first(strange)}"
@@ -140,9 +151,16 @@ def _prefixes_of(needed: Collection[str], stored: Collection[str]) -> Counter[st
     return hits
 
 
-def _preference(prefix: str) -> tuple[int, int, str]:
-    """Of several copies the one that is evaluated, as its authors do, comes first."""
+def _preference(prefix: str, swapped: bool = False) -> tuple[int, int, str]:
+    """Of several copies the one that is evaluated, as its authors do, comes first.
+
+    Args:
+        prefix: of one of them.
+        swapped: whether mmengine wrote the file, which keeps the averages in `state_dict` and calls the others EMA.
+    """
     words = prefix.replace("_", ".").split(".")
+    if swapped and prefix.startswith("ema_state_dict."):
+        return 2, len(prefix), prefix
     rank = 0 if any(word in words for word in AVERAGED) else 2 if any(word in prefix for word in BEHIND) else 1
     return rank, len(prefix), prefix
 
@@ -216,7 +234,9 @@ def _misfit(stored: Weights, shapes: dict[str, torch.Size], prefix: str, unfit: 
     if unfit:
         name = next(iter(unfit))
         return f"{name} is of shape {tuple(unfit[name])}, this encoder has {tuple(shapes[name])}"
-    missing = [name for name in shapes if f"{prefix}{name}" not in stored]
+    missing = [name for name in shapes if f"{prefix}{name}" not in stored and not name.startswith(POOLED_NORM)]
+    if set(missing) == {"norm.weight", "norm.bias"} and f"{prefix}{POOLED_NORM}weight" in stored:
+        return 'it has a norm after pooling; give --model_args with "global_pool": "avg" among its arguments'
     under = f" under {prefix!r}" if prefix else ""
     some = f"{len(missing)} of its {len(shapes)} weights are missing{under}: {_first(missing)}; "
     return (

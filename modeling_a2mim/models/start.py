@@ -1,6 +1,7 @@
 """The first weights of an encoder: those of another model, brought to its channels and size."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from ..arguments.settings import ENCODER_FIELDS
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.foreign import Weights, with_channels
 from ..encoders.meta import NoValues
+from ..encoders.timm_config import without_tag
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedModel
 from ..pretrained import Pretrained
 from .resizing import resized_weights
@@ -25,8 +27,8 @@ class LoadedWeights:
     Args:
         loaded: how many of the encoder's weights are set.
         adapted: what was changed for other channels or another size, in words.
-        new: names of the model's weights that start anew.
-        left_over: names of the stored weights that are not used.
+        new: names of the model's weights that start anew, those of a part of it as `decoder.*`.
+        left_over: names of the stored weights that are not used, likewise.
         copies: prefixes of the encoder's names, where it is stored several times; the first one is used.
     """
 
@@ -52,8 +54,8 @@ class LoadedWeights:
         return {
             "loaded": self.loaded,
             "adapted": self.adapted,
-            "new": _groups(self.new),
-            "left_over": _groups(self.left_over),
+            "new": self.new,
+            "left_over": self.left_over,
         }
 
 
@@ -90,7 +92,7 @@ def load_start(model: A2MIMPreTrainedModel, start: Pretrained, partly: bool = Fa
         ValueError: naming the argument, if weights are missing, left over or of another shape.
     """
     core = cast(A2MIMModel, model.a2mim)
-    found, config = start.found, start.config
+    found, config = start.found_for(core.config)
     weights, adapted = with_channels(found.weights, core.encoder, core.config.num_channels)
     if config.num_channels != core.config.num_channels:
         config = copy.copy(config)
@@ -100,12 +102,15 @@ def load_start(model: A2MIMPreTrainedModel, start: Pretrained, partly: bool = Fa
         if name in weights and value is not weights[name] and value.shape != weights[name].shape:
             adapted.append(f"{name} {_sides(weights[name])} -> {_sides(value)}")
     loaded = load_into_encoder(model, resized, partly)
-    prefix = next(name for name, module in model.named_modules() if module is core.encoder)
-    new = [name for name, _ in model.named_parameters() if name.removeprefix(f"{prefix}.") not in loaded]
+    inside = f"{next(name for name, module in model.named_modules() if module is core.encoder)}."
+    new = [name for name, _ in model.named_parameters() if name.removeprefix(inside) not in loaded]
     left_over = [f"{found.prefix}{name}" for name in resized if name not in loaded]
     left_over += [name for name in found.left_over if name not in left_over]
     copies = [found.prefix, *found.others] if found.others else []
-    return LoadedWeights(len(loaded), [*found.adapted, *adapted], new, left_over, copies)
+    own, stored = ([f"{place}{name}" for name in loaded] for place in (inside, found.prefix))
+    parts = _grouped(new, own), _grouped(left_over, stored)
+    core.loaded = LoadedWeights(len(loaded), [*found.adapted, *adapted], *parts, copies)
+    return core.loaded
 
 
 def load_into_encoder(model: A2MIMPreTrainedModel, weights: Weights, partly: bool = False) -> set[str]:
@@ -158,8 +163,13 @@ def encoder_settings(start: Pretrained, given: dict[str, Any]) -> dict[str, Any]
         start: the other model, whose fields are kept where they are not given. For another number of channels,
             `image_mean` and `image_std` become the mean of theirs, as in timm.
         given: fields; `model_args` are added to the other model's.
+
+    Raises:
+        ValueError: naming `architecture`, if another one is given.
     """
     config = start.config
+    if without_tag(given.get("architecture", config.architecture)) != config.architecture:
+        raise ValueError(f"architecture: the weights are for {config.architecture}, not {given['architecture']}")
     kept = {name: getattr(config, name) for name in ENCODER_FIELDS}
     channels = given.get("num_channels", config.num_channels)
     if channels != config.num_channels:
@@ -169,17 +179,22 @@ def encoder_settings(start: Pretrained, given: dict[str, Any]) -> dict[str, Any]
     return {**kept, **given, **own}
 
 
-def _groups(names: list[str]) -> list[str]:
-    """Names of weights, those of one part of a model as one: `decoder_blocks.*`."""
-    counts: dict[str, list[str]] = {}
+def _grouped(names: list[str], used: Collection[str]) -> list[str]:
+    """Names of weights, those of one part of a model as one, `decoder_blocks.*`: the largest part that has none of the
+    used ones."""
+
+    def parts(name: str) -> list[str]:
+        return [name[: place + 1] for place, letter in enumerate(name) if letter == "."]
+
+    taken = {part for name in used for part in parts(name)}
+    groups: dict[str, list[str]] = {}
     for name in names:
-        counts.setdefault(name.rpartition(".")[0] and name.partition(".")[0], []).append(name)
-    return [one for key, group in counts.items() for one in ([f"{key}.*"] if key and len(group) > 2 else group)]
+        groups.setdefault(next((part for part in parts(name) if part not in taken), name), []).append(name)
+    return [one for part, group in groups.items() for one in ([f"{part}*"] if len(group) > 2 else group)]
 
 
 def _some(names: list[str]) -> str:
-    shown = _groups(names)
-    return ", ".join(shown[:MOST_NAMED]) + (f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else "")
+    return ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
 
 
 def _sides(value: torch.Tensor) -> str:

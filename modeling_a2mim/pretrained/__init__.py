@@ -13,7 +13,7 @@ from .models import (
     backbone_names,
     open_pretrained,
 )
-from .opening import open_encoder
+from .opening import open_encoder, plain_source
 from .weight_files import SAFE_FILES
 from .without_config import is_weights_file, open_registered
 
@@ -37,5 +37,6 @@ __all__ = [
     "open_pretrained",
     "open_registered",
     "other_format",
+    "plain_source",
     "weights_for",
 ]

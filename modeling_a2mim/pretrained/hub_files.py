@@ -99,13 +99,11 @@ def find_optional_file(source: str, name: str, without: str, **hub_kwargs: Any) 
 
 
 def folder_or_id(name: str) -> str:
-    """`name`, if it is a folder that exists or may be a repository on the Hub; without timm's `hf-hub:` and
-    `local-dir:`.
+    """`name`, if it is a folder that exists or may be a repository on the Hub.
 
     Raises:
         ValueError: if it can only be a folder and is not there, or is a name of timm.
     """
-    name = name.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("local-dir:")
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
         raise ValueError(f"model_name_or_path: there is no folder {name}")
     if not Path(name).is_dir() and timm.is_model(name):

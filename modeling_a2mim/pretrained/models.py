@@ -85,6 +85,14 @@ class Pretrained:
         """
         return self.found.weights
 
+    def found_for(self, config: A2MIMConfig) -> tuple[FoundEncoder, A2MIMConfig]:
+        """`found`, and what encoder it is for.
+
+        Args:
+            config: of the encoder that is to get them.
+        """
+        return self.found, self.config
+
     @functools.cached_property
     def found(self) -> FoundEncoder:
         """The weights of the encoder, and what else is stored.

@@ -12,6 +12,18 @@ from .weight_files import WEIGHTS_FILES
 from .without_config import is_weights_file, open_registered, open_weights_file
 
 
+def plain_source(source: str | None, architecture: str | None = None) -> str | None:
+    """A source as the file system or the Hub has it: without timm's `hf-hub:` and `local-dir:`, and where it is the
+    weights of a folder with a config.json, which tells what they are of, the folder."""
+    if source is None:
+        return None
+    source = source.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("local-dir:")
+    path, standard = Path(source), {name for pair in WEIGHTS_FILES for name in pair}
+    if architecture is None and path.name in standard and path.is_file() and (path.parent / "config.json").is_file():
+        return str(path.parent)
+    return source
+
+
 def open_encoder(
     source: str | None = None,
     architecture: str | None = None,
@@ -33,6 +45,7 @@ def open_encoder(
     Raises:
         ValueError: naming the argument (`model_name_or_path` for `source`) that is wrong.
     """
+    source = plain_source(source, architecture)
     if source is None:
         return open_registered(architecture or A2MIMConfig.architecture)
     if pretrained or "." in (architecture or ""):
@@ -53,8 +66,6 @@ def _open_file(
     path: Path, architecture: str | None, model_args: dict[str, Any] | None, image_size: int | list[int] | None
 ) -> Pretrained:
     if architecture is None:
-        if path.name in {name for pair in WEIGHTS_FILES for name in pair} and (path.parent / "config.json").is_file():
-            return open_pretrained(str(path.parent))
         raise ValueError(
             f"model_name_or_path: {path} is a file, which does not tell what encoder its weights are of; give "
             "--architecture, the timm model (and --model_args and --image_size, where its own differ)"

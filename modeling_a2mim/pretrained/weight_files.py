@@ -34,6 +34,8 @@ SETTINGS: tuple[str, ...] = (
     "mmengine",
 )
 SETTINGS += ("mmcv", "addict", "typing", "torch.torch_version")
+COMMON = ["argparse.Namespace", "pathlib.PosixPath", "numpy.core.multiarray.scalar"]  # in files of before torch 1.6
+GIT_LFS = b"version https://git-lfs"
 NUMBERS = [np.dtype, np.ndarray, _codecs.encode, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
 
 
@@ -58,7 +60,11 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
         ValueError: beginning with the path, if it cannot be read or holds no weights.
         OSError: if it cannot be opened.
     """
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        first = file.read(len(GIT_LFS))
+    if first == GIT_LFS:
+        raise ValueError(f"{path}: is a pointer of Git LFS to the file, not the file; `git lfs pull` fetches it")
+    if path.suffix == ".safetensors" or first[8:9] == b"{":  # after the length of the header
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -115,9 +121,9 @@ def read_pickle(path: Path, ignore: Iterable[str] = ()) -> Any:
 
 def _ignoring(path: Path, packages: tuple[str, ...]) -> contextlib.AbstractContextManager:
     """A context in which torch reads numbers of NumPy, and nothing of the objects of these packages."""
-    if not packages or not zipfile.is_zipfile(path):
+    if not packages:
         return contextlib.nullcontext()
-    names = get_unsafe_globals_in_checkpoint(path)
+    names = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else COMMON
     ignored: list[Any] = [(Unread, name) for name in names if name.startswith(tuple(f"{one}." for one in packages))]
     # NumPy has moved what makes its numbers, and old files name the old place.
     makers: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]

@@ -9,12 +9,15 @@ import timm
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from ..configuration_a2mim import A2MIMConfig
-from ..encoders.foreign import FoundEncoder, find_encoder
+from ..encoders.foreign import FoundEncoder, Weights, find_encoder
 from ..encoders.meta import build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm
 from .models import ENCODER_FIELDS, Pretrained
 from .weight_files import SUFFIXES, read_file
+
+
+OPENMIXUP = ("patch_embed.projection.", ".depthwise_conv.", ".w_msa.")  # in names of its encoders
 
 
 class RegisteredWeights(Pretrained):
@@ -60,20 +63,38 @@ class WeightsFile(Pretrained):
         return f"the weights of a {self.config.architecture} in {self.source}"
 
     @functools.cached_property
-    def found(self) -> FoundEncoder:
+    def weights(self) -> Weights:
+        """All that is in the file.
+
+        Raises:
+            ValueError: naming `model_name_or_path`, if it cannot be read.
         """
+        try:
+            return read_file(Path(self.source))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"model_name_or_path: {error}") from error
+
+    @functools.cached_property
+    def found(self) -> FoundEncoder:
+        return self.found_for(self.config)[0]
+
+    def found_for(self, config: A2MIMConfig) -> tuple[FoundEncoder, A2MIMConfig]:
+        """As timm loads them into that encoder.
+
         Raises:
             ValueError: naming `model_name_or_path`, if they are not in the file.
         """
-        plan = plan_encoder(self.config, for_masking=False)
+        plan = plan_encoder(config, for_masking=False)
         try:
-            return find_encoder(read_file(Path(self.source)), build_on_meta(plan.create_args), plan.create_args)
-        except (ValueError, OSError) as error:
-            message = str(error) if str(error).startswith(self.source) else f"{self.source}: {error}"
+            return find_encoder(self.weights, build_on_meta(plan.create_args), plan.create_args), config
+        except ValueError as error:
+            if str(error).startswith("model_name_or_path: "):
+                raise
+            official = any(part in name for name in self.weights for part in OPENMIXUP)
+            hint = "; a checkpoint of OpenMixup becomes a folder by `python -m modeling_a2mim.conversion`"
             raise ValueError(
-                f"model_name_or_path: {message}; as --architecture {self.config.architecture} of "
-                f"{' x '.join(map(str, self.config.input_size))} px it was read (checkpoints of OpenMixup become "
-                "folders by `python -m modeling_a2mim.conversion`)"
+                f"model_name_or_path: {self.source}, read as --architecture {config.architecture} of "
+                f"{' x '.join(map(str, config.input_size))} px: {error}{hint if official else ''}"
             ) from error
 
 

@@ -52,9 +52,10 @@ def build_pretraining_model(
     """
     if start is not None:
         model, loaded = pretraining_model_from(start, args.preset, **given_settings(args))
-        size = " x ".join(map(str, model.config.input_size))
-        logger.info("weights: %s, for images of %s px: %s", start.describe(), size, loaded.describe())
-        return model, {**encoder_provenance(args, token), "weights": loaded.record()}
+        config, size = model.config, " x ".join(map(str, model.config.input_size))
+        pixels = f"images of {size} px with mean {config.image_mean} and std {config.image_std}"
+        logger.info("weights: %s, for %s: %s", start.describe(), pixels, loaded.describe())
+        return model, encoder_provenance(args, token, model)
     if args.model_name_or_path is None:
         return A2MIMForPreTraining(new_config(args)), {}
     source, where = folder_or_id(args.model_name_or_path), {"revision": args.model_revision, "token": token}

@@ -2,6 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..arguments.model import EncoderArguments
 from ..arguments.settings import given_settings
@@ -9,6 +12,7 @@ from ..encoders.timm_config import is_timm
 from ..export.loading import earlier_of, origin_of
 from ..export.record import read_record
 from ..key_layouts import LAYOUTS
+from ..modeling_a2mim import find_core
 from ..pretrained import Pretrained, folder_or_id, is_weights_file, open_encoder, open_registered
 from ..pretrained.without_config import RegisteredWeights, WeightsFile
 
@@ -79,13 +83,16 @@ def base_model_of(args: EncoderArguments) -> str | None:
     return read_record(source).get("repo_id") if Path(source).is_dir() else folder_or_id(source)
 
 
-def encoder_provenance(args: EncoderArguments, token: str | None = None) -> dict:
+def encoder_provenance(args: EncoderArguments, token: str | None = None, model: nn.Module | None = None) -> dict:
     """Where the encoder comes from, as the training record has it: `base_model`, `start` (the kind of model, in
-    words), and `earlier` if its runs are known."""
+    words), `weights` (what became of those that `model` started from), and `earlier` if its runs are known."""
     start = None if is_new(args) else open_start(args, token)
     if start is None:
         return {"base_model": None}
-    found = {"base_model": base_model_of(args), "start": origin_of(start)}
+    found: dict[str, Any] = {"base_model": base_model_of(args), "start": origin_of(start)}
+    loaded = None if model is None else find_core(model).loaded
+    if loaded is not None:
+        found["weights"] = loaded.record()
     if isinstance(start, (RegisteredWeights, WeightsFile)):
         return found
     earlier = earlier_of(start.source, **start.hub_kwargs)

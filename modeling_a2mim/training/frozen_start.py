@@ -29,8 +29,10 @@ class FrozenStart(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """
         Raises:
-            ValueError: naming `freeze_encoder_steps`, if the encoder would never learn.
+            ValueError: naming `freeze_encoder_steps`, if the encoder never learns.
         """
+        if not any(parameter.requires_grad for parameter in self.parameters):
+            raise ValueError("freeze_encoder_steps: the encoder is frozen in all of this run; leave it out")
         given = args.freeze_encoder_steps
         self.steps = math.ceil(given * state.max_steps) if given < 1 else int(given)
         if self.steps >= state.max_steps:

@@ -53,6 +53,32 @@ def test_of_several_copies_the_evaluated_one():
         assert len(found.left_over) == len(weights) + 1
 
 
+def test_mmengine_keeps_the_averages_under_the_plain_name():
+    weights = random_encoder("resnet").state_dict()
+    stored = {**prefixed(weights, "state_dict.backbone."), "ema_state_dict.steps": torch.tensor(3)}
+    stored |= prefixed(other(weights), "ema_state_dict.module.backbone.")
+    assert find_encoder(stored, *made("resnet")).prefix == "state_dict.backbone."
+
+
+def test_a_norm_after_pooling():
+    before, after = random_encoder("vit").state_dict(), random_encoder("vit", global_pool="avg").state_dict()
+    found = find_encoder(prefixed(before, "model."), *made("vit", global_pool="avg"))  # whose norm is new
+    assert found.weights.keys() == before.keys() - {"norm.weight", "norm.bias"}
+    assert found.left_over == ["model.norm.weight", "model.norm.bias"]
+    with pytest.raises(ValueError, match='has a norm after pooling; give --model_args with "global_pool": "avg"'):
+        find_encoder(after, *made("vit"))
+
+
+def test_values_that_are_no_weights():
+    weights = random_encoder("resnet").state_dict()
+    whole = {name: (value * 100).to(torch.int8) for name, value in weights.items()}
+    with pytest.raises(ValueError, match=r"^conv1\.0\.weight is of torch\.int8, this encoder has torch\.float32"):
+        find_encoder(whole, *made("resnet"))
+    weights["layer2.0.conv1.weight"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^layer2\.0\.conv1\.weight holds values that are not finite"):
+        find_encoder(weights, *made("resnet"))
+
+
 def test_positions_of_another_size():
     weights = random_encoder("vit").state_dict()
     encoder, args = made("vit", img_size=96)

@@ -55,6 +55,17 @@ def test_settings_of_packages_that_are_not_here(tmp_path, monkeypatch):
     assert "yacs" not in sys.modules
 
 
+def test_files_are_told_by_their_content(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "in.pth")
+    assert read_file(tmp_path / "in.pth")["a"].tolist() == [1, 1, 1]
+    content = {"state_dict": {"w": torch.ones(2)}, "args": argparse.Namespace(lr=0.1)}
+    old = saved(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert list(read_file(old)) == ["state_dict.w"]
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"lfs\.safetensors: is a pointer of Git LFS"):
+        read_file(tmp_path / "lfs.safetensors")
+
+
 def test_code_is_refused(tmp_path):
     class Runs:
         def __reduce__(self):

@@ -9,7 +9,7 @@ from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save_file
 
 import run_pretraining
-from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
+from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, open_encoder, pretraining_model_from
 from modeling_a2mim.arguments.model import PreTrainingModelArguments
 from modeling_a2mim.export.loading import load_pretraining_model
 from modeling_a2mim.tasks.pretraining import build_pretraining_model, open_pretraining_start
@@ -22,6 +22,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Of a rate of 0: weights are as they were loaded.
 FAST = ["--max_steps", "1", "--learning_rate", "0", "--use_cpu", "--disable_tqdm", "True", "--save_strategy", "no"]
 FAST += ["--per_device_train_batch_size", "2", "--logging_steps", "1", "--mask_patch_size", "16", "--holdout", "2"]
+
+
+LEFT_OVER = ("mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.weight", "decoder_pred.weight")
 
 
 def flags(family, **kwargs):
@@ -200,6 +203,36 @@ def test_the_first_loss_is_that_of_a_model_made_by_hand(tmp_path, folder, caplog
     assert losses[0] == losses[1]
 
 
+def test_from_python_positions_are_resampled_once(tmp_path):
+    weights = random_encoder("vit", img_size=96).state_dict()
+    torch.save(weights, tmp_path / "in.pth")
+    start = open_encoder(str(tmp_path / "in.pth"), "vit_tiny_patch16_224", model_args=ENCODERS["vit"][1])
+    model, loaded = pretraining_model_from(start, image_size=96)
+    assert_loaded(model, weights)
+    assert loaded.adapted == []
+    with pytest.raises(ValueError, match="^architecture: the weights are for vit_tiny_patch16_224, not resnet18"):
+        pretraining_model_from(start, architecture="resnet18")
+
+
+def test_parts_of_names_in_the_record(tmp_path):
+    """A group of names holds none that was loaded."""
+    weights = random_encoder("vit").state_dict()
+    torch.save(forms(weights, "vit")["MAE"], tmp_path / "in.pth")
+    _, provenance = build(model_name_or_path=str(tmp_path / "in.pth"), **flags("vit"))
+    found = provenance["weights"]
+    assert found["left_over"] == [f"model.{name}" for name in LEFT_OVER]
+    assert found["new"] == ["a2mim.mask_token.token", "decoder.weight", "decoder.bias"]
+
+
+def test_files_of_this_package(tmp_path):
+    """A file beside a config.json is the folder that both are in."""
+    model = A2MIMForPreTraining(A2MIMConfig.for_architecture("test_resnet", image_size=64))
+    model.save_pretrained(tmp_path)
+    again, provenance = build(model_name_or_path=str(tmp_path / "model.safetensors"))
+    assert "weights" not in provenance
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 FILE, RESNET = {"model_name_or_path": "in.pth"}, {"architecture": "resnet10t"}
 
 
@@ -208,7 +241,10 @@ FILE, RESNET = {"model_name_or_path": "in.pth"}, {"architecture": "resnet10t"}
     [
         ({"model_name_or_path": "none.pth", **RESNET}, "^model_name_or_path: there is no file none.pth"),
         (FILE, "is a file, which does not tell what encoder .* give --architecture"),
-        ({**FILE, "architecture": "resnet18"}, "in.pth: .* as --architecture resnet18 of 224 x 224 px it was read"),
+        (
+            {**FILE, "architecture": "resnet18"},
+            "in.pth, read as --architecture resnet18 of 224 x 224 px: 64 of its 120 weights are missing",
+        ),
         ({**FILE, **RESNET, "pretrained": True}, "^model_name_or_path: gives the weights, and --pretrained others"),
         ({"model_name_or_path": "resnet10t.c3_in1k"}, "are loaded by --architecture resnet10t.c3_in1k --pretrained"),
     ],

@@ -16,6 +16,8 @@ def test_one_source_of_weights():
             open_start(ClassifierArguments(**given, model_name_or_path="org/x"))
     with pytest.raises(ValueError, match="is a name of timm, whose weights are loaded by --architecture test_vit"):
         open_start(ClassifierArguments(model_name_or_path="test_vit.r160_in1k"))
+    with pytest.raises(ValueError, match="^pretrained: needs --architecture"):
+        ClassifierArguments(pretrained=True)
     with pytest.raises(ValueError, match=r"^model_name_or_path: --eval_only needs a model of this task \(segmenter\)"):
         open_model_of_task(DenseModelArguments(architecture="test_vit"), ["segmenter"])
 
@@ -37,5 +39,7 @@ def test_base_models(tmp_path):
     assert base(model_name_or_path=str(tmp_path)) is None
     (tmp_path / "training.json").write_text('{"repo_id": "org/name"}')
     assert base(model_name_or_path=str(tmp_path)) == "org/name"
+    assert base(model_name_or_path=f"local-dir:{tmp_path}") == "org/name"
+    assert base(model_name_or_path="hf-hub:org/name") == "org/name"
     assert base(architecture="test_vit", pretrained=True) == "timm/test_vit.r160_in1k"
     assert base(architecture="test_vit", model_name_or_path="weights.pth") is None

@@ -1,6 +1,7 @@
 """The encoder stays as it is for the first steps, to the bit, and learns afterwards."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -94,8 +95,9 @@ def test_the_classifier_is_new_as_well(tmp_path):
 def test_an_encoder_that_would_never_learn_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^freeze_encoder_steps: 3 are all of the 3 steps"):
         trained("resnet", tmp_path, 3, 3)
-    with pytest.raises(ValueError, match="^freeze_encoder_steps: must not be negative"):
-        A2MIMTrainingArguments(output_dir=str(tmp_path), freeze_encoder_steps=-1, use_cpu=True)
+    for wrong in (-1, 1.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="^freeze_encoder_steps: expected a number of steps"):
+            A2MIMTrainingArguments(output_dir=str(tmp_path), freeze_encoder_steps=wrong, use_cpu=True)
 
 
 def train_part(rank, folder):

@@ -27,7 +27,7 @@ from ...export.provenance import classification_provenance
 from ...models.classifier import A2MIMForImageClassification
 from ...models.continuing import same_setting
 from ...models.linear_probe import LinearProbe
-from ...pretrained import folder_or_id
+from ...pretrained import folder_or_id, is_weights_file
 from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
 from ...utils.files import write_json
@@ -163,7 +163,7 @@ def make_trainer(
         provenance={
             "task": task_of(model_args),
             **classification_provenance(data_args, images.split),
-            **encoder_provenance(model_args, args.hub_token),
+            **encoder_provenance(model_args, args.hub_token, model),
             **images.provenance(),
             "example": images.shown(example[0]["labels"]) if example else None,
             "class_weights": None if weights is None else dict(zip(images.names, weights, strict=True)),
@@ -368,6 +368,8 @@ def evaluate(
         raise ValueError("model_name_or_path: --eval_only needs a classifier")
     if args.class_weights is not None:
         raise ValueError("class_weights: --eval_only trains nothing; leave it out")
+    if is_weights_file(model_args.model_name_or_path):
+        raise ValueError("model_name_or_path: --eval_only needs a classifier; a file of weights is an encoder's")
     source = folder_or_id(model_args.model_name_or_path)
     model = load_classifier(source, revision=model_args.model_revision, token=args.hub_token)
     for name, value in given_settings(model_args).items():

@@ -53,6 +53,7 @@ def build_detector(
         settings |= {"out_indices": backbone.config.out_indices, "feature_pyramid": backbone.pyramid is not None}
     model = A2MIMForObjectDetection(A2MIMDetectorConfig(**settings))
     model.backbone.load_state_dict(backbone.state_dict())
+    model.backbone.a2mim.loaded = backbone.a2mim.loaded
     note = _load_heads(model, start, names) if whole else ""
     say_start(start, whole, names, note)
     if args.freeze_encoder:

@@ -189,7 +189,7 @@ def make_trainer(
         provenance={
             "task": task_of(model_args),
             **data_provenance(data_args, images.split),
-            **encoder_provenance(model_args, args.hub_token),
+            **encoder_provenance(model_args, args.hub_token, model),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },
         flags=flags(model_args, replace(data_args, bbox_format=images.train.box_format)),

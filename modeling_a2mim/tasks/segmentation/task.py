@@ -151,7 +151,7 @@ def make_trainer(
             "task": task_of(model_args),
             "labels": f"by the values in the maps: {labels.describe()}",
             **data_provenance(data_args, images.split),
-            **encoder_provenance(model_args, args.hub_token),
+            **encoder_provenance(model_args, args.hub_token, model),
         },
     )
 
