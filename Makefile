@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates first-run transfer dense interactions gpu cards \
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt first-run transfer dense interactions gpu cards \
 	quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -58,6 +58,11 @@ first-run: $(VENV)/installed  ## how far all defaults come on folders of images 
 	$(BIN)/python benchmarks/images.py --folders
 	$(BIN)/python benchmarks/first_run.py --output benchmarks/results/first_run.json
 	$(BIN)/python benchmarks/first_run_labels.py --output benchmarks/results/first_run_labels.json
+
+adapt: $(VENV)/installed  ## what continuing from weights is worth (three hours on 2 cores; goes on where it was stopped)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python benchmarks/images.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/adapt.py --output benchmarks/results/adapt.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

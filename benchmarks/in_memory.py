@@ -92,7 +92,9 @@ class Step:
     """
 
     def __init__(self, model: nn.Module, groups: list[dict], loss: Callable[..., torch.Tensor], schedule: Schedule):
-        self.phase, self.frozen = FrozenStart(find_core(model).encoder), schedule.frozen
+        self.frozen, self.phase = schedule.frozen, None
+        if schedule.frozen:
+            self.phase = FrozenStart(find_core(model).encoder)
         self.model, self.loss, self.bf16 = model, loss, schedule.bf16
         self.device = next(model.parameters()).device
         self.recording, self.failure = schedule.graph and self.device.type == "cuda", None
@@ -139,9 +141,10 @@ class Step:
 
     def _run(self, *inputs: torch.Tensor):
         frozen = self.count <= self.frozen
-        self.model.train()
         if frozen:
             self.phase.before_forward()
+        elif self.phase is not None:
+            self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.loss(*inputs)
         loss.backward()

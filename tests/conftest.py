@@ -1,5 +1,6 @@
 """Tests run offline: the Hub is switched off, and a connection to anything but this machine is an error."""
 
+import dataclasses
 import os
 import socket
 
@@ -32,6 +33,16 @@ def seed():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_gauge(request, monkeypatch):
+    """Commands measure the encoder while it learns only where that is tested or asked for: it takes a second."""
+    if "monitor" not in request.path.name:
+        from modeling_a2mim.arguments.data import PreTrainingDataArguments
+
+        fields = {f.name: f for f in dataclasses.fields(PreTrainingDataArguments)}
+        monkeypatch.setattr(fields["monitor_steps"], "default", "0")
 
 
 @pytest.fixture(scope="module")

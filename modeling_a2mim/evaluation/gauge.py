@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .frozen import nearest_neighbors
-
 
 # By their names in logs, and whether more of it is better.
 MORE_IS_BETTER = {"knn_accuracy": True, "rankme": True, "feature_std": True, "feature_cosine": False}
@@ -56,6 +54,8 @@ def leave_one_out_accuracy(features: np.ndarray, labels: np.ndarray, neighbors: 
     Raises:
         ValueError: if fewer than two classes have two images.
     """
+    from .frozen import nearest_neighbors  # scikit-learn, which the names of the figures do not need
+
     kept = with_company(labels)
     counts = np.unique(labels[kept], return_counts=True)[1]
     if len(counts) < 2:

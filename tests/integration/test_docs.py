@@ -319,7 +319,7 @@ def rows_of(path: str) -> list[str]:
 
 def test_tables_are_those_of_the_results():
     results = set(rows_of("docs/results.md"))
-    for name in ("transfer", "rates", "first_run", "first_run_labels", "few_labels"):
+    for name in ("transfer", "rates", "adapt", "first_run", "first_run_labels", "few_labels"):
         assert set(rows_of(f"benchmarks/results/{name}.md")) <= results, name
     families = (ROOT / "benchmarks/results/architectures.md").read_text().split("\n\n")[1].splitlines()
     assert families == rows_of("docs/encoders.md")

@@ -14,6 +14,7 @@ RELATIVE = {"use_relative_position_bias": True, "use_mean_pooling": True}
 RATE = {"drop_path_rate": 0.1}  # transformers' default
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config", "left_over"),
     [

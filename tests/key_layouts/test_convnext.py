@@ -29,6 +29,7 @@ def sized(model_type: str, size: str) -> dict:
     return {"model_type": model_type, "depths": depths, "hidden_sizes": [width * 2**i for i in range(4)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config"),
     [

@@ -20,6 +20,7 @@ def sized(model_type: str, size: str) -> dict:
     return data | SWIGLU if size == "giant" else data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config", "left_over"),
     [

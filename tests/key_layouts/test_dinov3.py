@@ -21,6 +21,7 @@ def sized(*dims: int, **data) -> dict:
     return {"model_type": "dinov3_vit", "num_register_tokens": 4, **dict(zip(names, dims, strict=True)), **data}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -21,6 +21,7 @@ def sized(model_type: str, size: str, window: int = 7, image: int = 224, **data)
     return {"model_type": model_type, "window_size": window, "image_size": image, **dims, **data}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config"),
     [

@@ -27,6 +27,7 @@ def sized(model_type: str, size: str, patch: int = 16, image: int = 224) -> dict
     return {"model_type": model_type, "patch_size": patch, "image_size": image, **dims}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "config", "left_over"),
     [

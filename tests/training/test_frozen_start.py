@@ -106,6 +106,7 @@ def train_part(rank, folder):
     torch.save({"before": before, "after": after}, f"{folder}/weights-{rank}.pth")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Gradients that are dropped are reduced like the others, and the encoders stay alike afterwards."""
     in_two_processes(train_part, str(tmp_path))

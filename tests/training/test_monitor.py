@@ -101,7 +101,7 @@ EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 2}
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_is_the_same_bit_for_bit(tmp_path, kind, workers):
     """Weights, buffers, optimiser, generators and the log; whole, and resumed from step 3, where nothing is measured,
     and from step 4, where something is."""
