@@ -134,7 +134,7 @@ def with_channels(weights: Weights, encoder: TimmEncoder, channels: int) -> tupl
         before = value.shape[1] * channels // expected[1] if value.ndim == len(expected) == 4 else 0  # of images
         try:
             value = adapt_input_conv(channels, value, base_chans=before)
-        except (NotImplementedError, AssertionError, ValueError) as error:
+        except (NotImplementedError, AssertionError, ValueError) as error:  # of timm, for what is no plain convolution
             raise ValueError(f"num_channels: timm cannot bring {name} to {channels} channels: {error}") from error
         changed[name] = value
         words.append(f"{name} {before} -> {channels} channels")
