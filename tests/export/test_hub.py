@@ -20,8 +20,8 @@ import run_finetune
 import run_pretraining
 from benchmarks import shapes
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.commands.push import main
 from modeling_a2mim.data.transforms import FineTuneTransform
-from modeling_a2mim.export.__main__ import main
 from modeling_a2mim.export.folder import export_model, timm_pretrained_cfg
 from modeling_a2mim.export.hub import check_files, push_folder, uploaded_files
 from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
