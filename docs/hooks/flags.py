@@ -1,5 +1,5 @@
-"""Replace `<!-- flags: COMMAND ARGUMENTS -->` by a table of the flags of `a2mim COMMAND`, from its parser. Arguments are
-those of `build_parser`: for `finetune` a task."""
+"""Replace `<!-- flags: COMMAND ARGUMENTS -->` by a table of the flags of `a2mim COMMAND`, from its parser. Arguments
+are those of `build_parser`: for `finetune` a task."""
 
 import argparse
 import importlib
