@@ -168,7 +168,7 @@ def decision_section(decision: dict) -> str:
         decision: `DecisionRule.to_config()`, with the `figures` of each class as `ThresholdFigures.record()`.
     """
     thresholds, rule, figures = decision["thresholds"], decision["rule"], decision.get("figures") or {}
-    named = [(name == EVERY and "every label" or f"`{name}`", value) for name, value in thresholds.items()]
+    named = [((name == EVERY and "every label") or f"`{name}`", value) for name, value in thresholds.items()]
     shown = ", ".join(f"{name} from a score of {value:.4g} on" for name, value in named)
     how = f"chosen by the rule `{rule}` on {decision['images']:,} images" if rule else "given, not chosen on images"
     text = f"It decides for {shown} ({how}); `a2mim predict` does so, while transformers' `pipeline` does not."

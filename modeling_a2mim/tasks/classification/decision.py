@@ -75,12 +75,12 @@ class Decision:
 
     def log(self):
         """Say which threshold there is, and what it gives."""
-        how = f", by {self.rule.rule} on {self.rule.images:,} images" if self.rule.rule else ""
+        how = f" (chosen by {self.rule.rule} on {self.rule.images:,} images)" if self.rule.rule else ""
         for name, found in list(self.figures.items())[:MOST_LISTED]:
             values = {"precision": found.precision, "recall": found.recall, "F1": found.f1}
             values["false-alarm rate"] = found.false_alarm_rate
             shown = ", ".join(f"{what} {value:.4f}" for what, value in values.items() if value is not None)
-            logger.info("threshold of %s: %r%s: %s", name, found.threshold, how, shown)
+            logger.info("threshold of %s: %r%s: %s on %d images", name, found.threshold, how, shown, found.images)
         if len(self.figures) > MOST_LISTED:
             logger.info("thresholds of %d further labels: see config.json", len(self.figures) - MOST_LISTED)
         if not self.figures:
