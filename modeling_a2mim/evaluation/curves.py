@@ -1,5 +1,6 @@
 """Curves of a classifier over all thresholds, of each class against the rest: ROC, and precision by recall."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from .thresholds import ThresholdFigures
 
 
 MOST_CURVES = 10  # in one figure
+MOST_INSIDE = 4  # entries of a legend that covers no curves, as good ones leave that corner free
 
 
 def shown_classes(scores: np.ndarray, positives: np.ndarray, first: Sequence[int] = ()) -> tuple[list[int], list[int]]:
@@ -110,9 +112,15 @@ def _figure(scores, positives, names, path, chosen, draw, point, labels, corner,
         share = positives[:, drawn[0]].mean()
         axes.axhline(share, color="grey", linestyle=":", linewidth=1, label=f"by chance ({share:.3f})")
     if len(fit) > len(drawn):
-        axes.set_title(f"{len(drawn)} of {len(names)} classes: those with the most images", fontsize=9)
+        which = "with a threshold, and " if chosen else ""
+        axes.set_title(f"{len(drawn)} of {len(names)} classes: those {which}with the most images", fontsize=9)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", **labels)
     axes.grid(alpha=0.3)
-    axes.legend(loc=corner, fontsize=8)
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries <= MOST_INSIDE:
+        axes.legend(loc=corner, fontsize=8)
+    else:
+        figure.set_size_inches(6, 6.4 + 0.2 * math.ceil(entries / 2))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, metadata={"Software": None})
     return [names[c] for c in drawn]

@@ -76,4 +76,4 @@ def test_of_many_classes_those_with_the_most_images(drawn, tmp_path):
     expected = ["class 1", *(f"class {i}" for i in range(14, 5, -1))]
     assert plot_roc_curve(scores, there, names, tmp_path / "roc.png", {"class 1": found}) == expected
     assert len(expected) == MOST_CURVES
-    assert drawn["title"] == "10 of 15 classes: those with the most images"
+    assert drawn["title"] == "10 of 15 classes: those with a threshold, and with the most images"
