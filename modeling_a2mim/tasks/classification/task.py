@@ -42,7 +42,6 @@ from .decision import (
     keep_decision,
     say_dropped,
     settle,
-    without_decision,
 )
 from .frozen import evaluate_features
 from .labelled_images import LabelledImages
@@ -268,7 +267,6 @@ class ClassificationTrainer(FineTuningTrainer):
         self.decision: Decision | None = None
 
     def train(self, *args, **kwargs):
-        without_decision(self.model.config)
         output = super().train(*args, **kwargs)
         if self.eval_dataset is None and self.threshold is not None:  # a number, as there is nothing to choose on
             self._decide(Decision(given_decision(self.threshold, self.positive_class, self.names, self.problem_type)))

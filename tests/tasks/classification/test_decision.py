@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from datasets import ClassLabel
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
-from modeling_a2mim import A2MIMForImageClassification
+from modeling_a2mim import A2MIMForImageClassification, FineTuningTrainer
 from modeling_a2mim.arguments.data import ClassificationArguments
+from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.evaluation.decisions import DecisionRule
 from modeling_a2mim.evaluation.thresholds import choose_threshold, figures_at, probabilities
 from modeling_a2mim.export.folder import export_model
@@ -193,6 +195,19 @@ def test_training_goes_on_without_the_old_threshold(exported, images, tmp_path, 
     assert "decision" not in config_of(tmp_path / "out")
     assert "decision" not in json.loads((tmp_path / "out" / "training.json").read_text())
     assert "eval_threshold" not in metrics
+    assert lines(caplog, "decision: the model that training starts from has thresholds")
+
+
+def test_trainers_in_python_drop_it_too(exported, tmp_path, caplog):
+    model = load_classifier(str(exported[1]))
+    assert model.config.decision
+    caplog.set_level(logging.INFO, "a2mim")
+    rows = images_of([0, 1, 0, 1], ClassLabel(names=["defect", "good"]))
+    args = FineTuningArguments(str(tmp_path / "out"), max_steps=1, eval_strategy="no", use_cpu=True, report_to=[])
+    trainer = FineTuningTrainer(model, args, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    assert "decision" not in config_of(tmp_path / "out")
     assert lines(caplog, "decision: the model that training starts from has thresholds")
 
 
