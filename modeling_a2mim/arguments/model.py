@@ -147,6 +147,12 @@ class ClassifierArguments(EncoderArguments):
         default=None,
         help="Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation.",
     )
+    threshold: str | None = HfArg(
+        default=None,
+        help="From which score on --positive_class is decided for (of a multi-label problem, each label): a number, "
+        "or f1 (the best F1) or fpr=0.05 (the most recall at that rate of false alarms) on the validation images.",
+    )
+    positive_class: str | None = HfArg(default=None, help="The class that --threshold is of.")
     add_to_card: bool = HfArg(
         default=False, help="Write what was measured into the card of the folder --model_name_or_path."
     )
