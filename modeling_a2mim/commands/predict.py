@@ -22,11 +22,15 @@ def main(argv: list[str] | None = None):
         description="What a trained model says of every image: the class and its scores (.csv, .parquet), a mask of "
         "classes (a folder), or objects (.json, COCO). A run that was killed goes on with the same command.",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder, or id on the Hub, of a classifier, segmenter, detector")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder, or id on the Hub, of a classifier, segmenter, detector"
+    )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="a folder, a file of images, image files, or a dataset of the Hub"
     )
-    parser.add_argument("--out", type=Path, required=True, help="file (.csv, .parquet, .json), of a segmenter a folder")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="file (.csv, .parquet, .json), of a segmenter a folder"
+    )
     parser.add_argument("--threshold", help="score from which on a class counts (default: the model's own)")
     parser.add_argument("--positive_class", help="the class that --threshold is of, where an image has one class")
     parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")

@@ -3,7 +3,8 @@
 `images` (`id`, `file_name`, `width`, `height`; the right way up), `categories` (`id`: the number of the class in the
 model's configuration, `name`), `annotations` (`id`, `image_id`, `category_id`, `score` in [0, 1], `bbox`: x, y, width,
 height in pixels of the image, `area`, `iscrowd`, and of instances `segmentation`: run lengths), which are what
-`pycocotools` takes as results (`COCO.loadRes`); and `errors` (`file_name`, `error`), the images that could not be read.
+`pycocotools` takes as results (`COCO.loadRes`); and `errors` (`file_name`, `error`), the images that could not be
+read.
 """
 
 import json

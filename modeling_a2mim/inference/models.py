@@ -3,8 +3,15 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+)
 
 from ..analysis.comparison import SAFE
 from ..configuration_a2mim import A2MIMConfig

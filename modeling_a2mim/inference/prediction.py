@@ -153,8 +153,8 @@ def predict_classes(
     Args:
         model: the classifier.
         source: the images.
-        out: `.csv`, or `.parquet`, where the classes of a multi-label problem are lists and the metadata (`a2mim`, JSON)
-            holds the model's name, its classes and the decision.
+        out: `.csv`, or `.parquet`, where the classes of a multi-label problem are lists and the metadata (`a2mim`,
+            JSON) holds the model's name, its classes and the decision.
         options: how to run it.
         threshold, positive_class: as users give them.
         about: what tells this run from another beside model and images.
@@ -194,7 +194,7 @@ def predict_classes(
     def run(pixels: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:
         with options.running():
             logits = network(pixel_values=pixels.to(options.place)).logits.float().cpu()
-        check_finite(logits, options, lambda i: images.name(rows[i]))
+        check_finite(logits, options, [images.name(row) for row in rows])
         return decisions.of(logits)
 
     metadata = {METADATA: json.dumps({"model": model.name, "dtype": options.dtype, **kept})}
@@ -221,8 +221,13 @@ def _classes(part: pa.Table, decisions: Decisions) -> list[str]:
     return [name for name, count in zip(decisions.names, chosen, strict=True) for _ in range(count)]
 
 
-def check_finite(values: torch.Tensor, options: RunOptions, name_of) -> None:
+def check_finite(values: torch.Tensor, options: RunOptions, names: Sequence[str]):
     """Refuse NaN and infinities.
+
+    Args:
+        values: (images, ...).
+        options: which say what the model was run in.
+        names: of the images.
 
     Raises:
         ValueError: naming `dtype` and the first image.
@@ -231,7 +236,7 @@ def check_finite(values: torch.Tensor, options: RunOptions, name_of) -> None:
     if bad.any():
         hint = "float16 overflows where bfloat16 does not" if options.dtype == "float16" else "its weights are broken"
         raise ValueError(
-            f"dtype: the model gives no numbers (NaN or infinity) for {name_of(int(bad.nonzero()[0]))} in "
+            f"dtype: the model gives no numbers (NaN or infinity) for {names[int(bad.nonzero()[0])]} in "
             f"{options.dtype}; {hint}"
         )
 

@@ -64,7 +64,9 @@ def run_over(
     batches = [
         list(rows[i : i + batch_size]) for rows in map(table.rows, own) for i in range(0, len(rows), batch_size)
     ]
-    loader = DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=functools.partial(collate, join=join))
+    loader = DataLoader(
+        images, batch_sampler=batches, num_workers=num_workers, collate_fn=functools.partial(collate, join=join)
+    )
     broken: list[str] = []
     total = sum(len(table.rows(part)) for part in own)
     with tqdm(total=total, unit=" images", disable=not state.is_main_process) as bar:

@@ -1,7 +1,7 @@
 """A segmenter over images: a PNG file with the class of each pixel for each image, and a table of them.
 
-The folder gets `predictions.csv` (`file`, `mask`: the PNG file, relative to the folder, `share_NAME`: of each class the
-share of pixels in [0, 1], `error`) and the masks, in the folders of the images.
+The folder gets `predictions.csv` (`file`, `mask`: the PNG file, relative to the folder, `share_NAME`: of each class
+the share of pixels in [0, 1], `error`) and the masks, in the folders of the images.
 """
 
 import os
@@ -113,16 +113,16 @@ def predict_maps(
     options: RunOptions,
     about: dict | None = None,
 ) -> Prediction | None:
-    """Write the masks of a segmenter and their table, as at the top of this module. What an earlier run that was killed
-    has written is kept. Arguments as `predict_classes`; `out` is a folder (see `check_folder`). `counts` are the images
-    in which a class has the most pixels.
+    """Write the masks of a segmenter and their table, as at the top of this module. What an earlier run that was
+    killed has written is kept. Arguments as `predict_classes`; `out` is a folder (see `check_folder`). `counts` are
+    the images in which a class has the most pixels.
 
     Raises:
         ValueError: naming the argument.
     """
     names = unique_names(model.config)
-    network, processor = model.load_dense()
-    network = ready(network, options)
+    loaded, processor = model.load_dense()
+    network = ready(loaded, options)
     transform = DenseTransform(processor, model.num_channels)
     images = InferenceImages(source, transform, whole=True)
     targets = mask_names([images.name(row) for row in range(len(images))])
@@ -149,8 +149,8 @@ def predict_maps(
     def run(samples: list[Sample], rows: Sequence[int]) -> dict[str, Any]:
         columns: dict[str, list] = {name: [] for name in schema}
         for (sample, outputs), row in zip(of_one_size(samples, predict), rows, strict=True):
-            check_finite(outputs.logits, options, lambda _, row=row: images.name(row))
-            classes = best_class(outputs.logits[0], sample.size).cpu().numpy()
+            check_finite(outputs["logits"], options, [images.name(row)])
+            classes = best_class(outputs["logits"][0], sample.size).cpu().numpy()
             path = out / targets[row]
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = table.folder / f"{os.getpid()}.png"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image as ImageFeature
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from modeling_a2mim import A2MIMForImageClassification
@@ -183,7 +184,7 @@ def test_two_processes(export, photos, tmp_path):
 def test_killed_by_the_system_and_resumed(export, photos, tmp_path):
     """In processes of its own, two of them at a time, with workers that read images."""
     out = tmp_path / "out.csv"
-    program = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m"]
+    program = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     command = [sys.executable, *program, "modeling_a2mim.commands.predict", str(export), str(photos)]
     command += ["--out", str(out), "--num_workers", "1", "--device", "cpu", "--batch_size", "1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -216,5 +217,6 @@ def test_model_and_images_of_the_hub(hub, export, photos, tmp_path, monkeypatch)
     predict(export, photos, "--out", tmp_path / "local.csv")
     local = {row["file"]: row["score_LABEL_1"] for row in rows(tmp_path / "local.csv")}
     found = rows(tmp_path / "hub.csv")
-    assert [row["score_LABEL_1"] for row in found] == [local[name] for name in names(photos)[:5]]
+    scores = [[float(row["score_LABEL_1"]) for row in found], [float(local[name]) for name in names(photos)[:5]]]
+    np.testing.assert_allclose(*scores, rtol=0, atol=2e-6)  # in a batch of another size
     assert "hf_" not in json.dumps(found)

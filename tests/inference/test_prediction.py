@@ -32,7 +32,7 @@ from ..small_models import make
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = ["cat", "a dog, or two", "error"]
-ODD = ["plain.png", "comma, quote\".png", "ünïcode 猫.jpg", "sub/line\nbreak.png"]
+ODD = ["plain.png", 'comma, quote".png', "ünïcode 猫.jpg", "sub/line\nbreak.png"]
 
 
 def classifier(folder, names=NAMES, family="resnet", **kwargs):
@@ -250,8 +250,7 @@ def test_classes_that_share_a_name(photos, tmp_path):
 
 
 def test_images_that_are_not_plain(tmp_path):
-    """Grey, turned by EXIF, of 16 bits, with a palette and alpha: as the decoder has them, for a grey and an RGB model.
-    """
+    """Grey, turned by EXIF, of 16 bits, with a palette and alpha: as the decoder has them, for grey and RGB models."""
     folder, generator = tmp_path / "images", np.random.default_rng(1)
     folder.mkdir()
     values = np.asarray(Image.fromarray(generator.integers(0, 256, (4, 6), dtype=np.uint8)).resize((60, 50)))

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, SegformerConfig
-from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from modeling_a2mim.commands.predict import main
 from modeling_a2mim.inference import segmentation
