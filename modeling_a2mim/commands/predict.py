@@ -85,6 +85,8 @@ def predict(args: argparse.Namespace):
         from ..inference.parts import check_out
 
         check_out(args.out, (".csv", ".parquet") if model.kind == CLASSIFIER else (".json",), args.overwrite)
+    if args.dataset_revision is not None and args.split is None:
+        raise ValueError("split: give it beside --dataset_revision, whose splits may be others than those of today")
     source = open_every_image(
         args.images,
         split=args.split,

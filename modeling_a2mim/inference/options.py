@@ -55,7 +55,8 @@ class RunOptions:
         """How many processes read images."""
         if self.num_workers is not None:
             return self.num_workers
-        return max(0, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // PartialState().num_processes - 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(0, min(MOST_WORKERS, cores // PartialState().num_processes - 1))
 
     @property
     def place(self) -> torch.device:

@@ -139,6 +139,7 @@ def parts_of(path: Path) -> Path:
 
 
 def is_there(path: Path) -> ValueError:
+    """What to say of a file that is not to be replaced."""
     return ValueError(f"out: {path} is there already; give --overwrite to replace it")
 
 

@@ -124,7 +124,10 @@ def find_decision(
     if given is not None:
         return given, "as given" + ("" if kept is None else f" (the model's own, {_words(kept)}, is not used)")
     if kept is not None and kind != REGRESSION:
-        kept.check(names, kind == MULTI)
+        try:
+            kept.check(names, kind == MULTI)
+        except ValueError as error:
+            raise ValueError(f"decision: that of {model.name} does not fit it: {error}; give --threshold") from error
         how = "" if kept.rule is None else f", chosen by {kept.rule} on {kept.images:,} images"
         return kept, f"the model's own{how}"
     if kind == MULTI:

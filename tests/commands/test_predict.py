@@ -1,10 +1,10 @@
 """`a2mim predict` from outside: images of every kind of source, kills, several processes, and the Hub."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
@@ -194,7 +195,11 @@ def test_killed_by_the_system_and_resumed(export, photos, tmp_path):
             time.sleep(0.01)
         time.sleep(0.2)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for member in family:  # torchrun's processes would outlive it
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(family, timeout=30)
         process.wait()
     if not out.exists():
         subprocess.run(command, env=env, check=True, stderr=subprocess.DEVNULL)

@@ -149,7 +149,7 @@ def test_a_threshold_on_the_command_line(export, photos, tmp_path, caplog):
     assert "on (as given)" in caplog.text
 
 
-def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog):
+def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog, capsys):
     folder = classifier(tmp_path / "model")
     rule = DecisionRule({"cat": 1e-6}, "fpr=0.05", 40)
     config = json.loads((folder / "config.json").read_text())
@@ -164,8 +164,8 @@ def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog):
     assert "cat" not in other["class"]
     assert "(the model's own, cat from 1e-06 on, is not used)" in caplog.text
     (folder / "config.json").write_text(json.dumps(config | {"decision": {"thresholds": {"cow": 0.5}}}))
-    with pytest.raises(SystemExit):
-        predict(folder, photos, tmp_path / "c.csv")
+    words = refused(capsys, folder, photos, tmp_path / "c.csv")
+    assert "decision: that of model does not fit it: threshold: there is no class 'cow'" in words
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,7 @@ def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog):
         (["--batch_size", "0"], "batch_size: must be at least 1"),
         (["--device", "nonsense"], "device: there is no 'nonsense'"),
         (["--image_column_name", "photo"], "image_column_name: "),
+        (["--dataset_revision", "v1"], "split: give it beside --dataset_revision"),
     ],
 )
 def test_flags_that_are_wrong(export, photos, tmp_path, capsys, flags, words):
