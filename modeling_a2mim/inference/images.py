@@ -102,13 +102,14 @@ class Batch(NamedTuple):
     Attributes:
         rows: their numbers.
         good: (rows,) bool, which of them could be read.
-        pixel_values: (those that could, channels, height, width) float32, normalised; `None` if there are none.
+        pixel_values: (those that could, channels, height, width) float32, normalised, or what `join` made of their
+            samples; `None` if there are none.
         errors: for each row why not, `None` for a good one.
     """
 
     rows: list[int]
     good: torch.Tensor
-    pixel_values: torch.Tensor | None
+    pixel_values: Any
     errors: list[str | None]
 
 
@@ -118,10 +119,11 @@ class InferenceImages(torch_data.Dataset):
     Args:
         source: rows, whose column of images is selected.
         transform: a stored image to a dict with `pixel_values`, raising ValueError for what is no image for it.
+        whole: give all that `transform` does of an image, and not its `pixel_values` alone.
     """
 
-    def __init__(self, source: RowSource, transform: Callable):
-        self.source, self.transform = source, transform
+    def __init__(self, source: RowSource, transform: Callable, whole: bool = False):
+        self.source, self.transform, self.whole = source, transform, whole
 
     def __len__(self) -> int:
         return len(self.source)
@@ -134,27 +136,28 @@ class InferenceImages(torch_data.Dataset):
         """The image as it is stored (see `data.decoding.open_image`), or the BrokenImage that says why not."""
         return self.source.read([row])[0][0]
 
-    def __getitems__(self, rows: list[int]) -> list[tuple[int, torch.Tensor | ValueError]]:
-        return [(row, self._pixels(image)) for row, (image, _) in zip(rows, self.source.read(rows), strict=True)]
+    def __getitems__(self, rows: list[int]) -> list[tuple[int, Any]]:
+        return [(row, self._sample(image)) for row, (image, _) in zip(rows, self.source.read(rows), strict=True)]
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | ValueError]:
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         return self.__getitems__([row])[0]
 
-    def _pixels(self, image: Any) -> torch.Tensor | ValueError:
+    def _sample(self, image: Any) -> Any:
         try:
             if isinstance(image, ValueError):
                 raise image
-            return self.transform(image)["pixel_values"]
+            sample = self.transform(image)
+            return sample if self.whole else sample["pixel_values"]
         except ValueError as error:
             return error
 
 
-def collate(found: list[tuple[int, torch.Tensor | ValueError]]) -> Batch:
-    """Rows of `InferenceImages` as a batch."""
-    good = [value for _, value in found if isinstance(value, torch.Tensor)]
+def collate(found: list[tuple[int, Any]], join: Callable[[list], Any] = torch.stack) -> Batch:
+    """Rows of `InferenceImages` as a batch; `join` makes one of the samples of those that could be read."""
+    good = [value for _, value in found if not isinstance(value, ValueError)]
     return Batch(
         [row for row, _ in found],
-        torch.tensor([isinstance(value, torch.Tensor) for _, value in found]),
-        torch.stack(good) if good else None,
-        [None if isinstance(value, torch.Tensor) else str(value) for _, value in found],
+        torch.tensor([not isinstance(value, ValueError) for _, value in found]),
+        join(good) if good else None,
+        [str(value) if isinstance(value, ValueError) else None for _, value in found],
     )

@@ -1,5 +1,6 @@
 """A model over all images, part by part, in one process or several."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -25,11 +26,12 @@ SHOWN = 3  # broken images that are named in the log
 def run_over(
     images: InferenceImages,
     table: PartedTable,
-    run: Callable[[torch.Tensor, Sequence[int]], dict[str, Any]],
+    run: Callable[[Any, Sequence[int]], dict[str, Any]],
     columns: dict[str, pa.DataType],
     batch_size: int = 64,
     num_workers: int = 0,
     metadata: dict[str, str] | None = None,
+    join: Callable[[list], Any] = torch.stack,
 ) -> bool:
     """Write the parts of a table that are missing: `file`, the columns that `run` gives, and `error`. Started by
     `accelerate launch` or `torchrun`, each process writes its share, and all have theirs when this returns.
@@ -43,12 +45,13 @@ def run_over(
         batch_size: images in a forward pass.
         num_workers: processes that read images.
         metadata: of the table's schema, which parquet keeps.
+        join: as `collate` takes it; what it gives is what `run` gets.
 
     Returns:
         Whether this process is the one that is to join the parts.
 
     Raises:
-        ValueError: if not one image of a part of ten or more can be read, with the reason of the first.
+        ValueError: if not one image of the first part, of ten or more, can be read, with the reason of the first.
     """
     state = PartialState()
     schema = pa.schema([(FILE, pa.string()), *columns.items(), (ERROR, pa.string())], metadata=metadata)
@@ -61,7 +64,9 @@ def run_over(
     batches = [
         list(rows[i : i + batch_size]) for rows in map(table.rows, own) for i in range(0, len(rows), batch_size)
     ]
-    loader = DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    loader = DataLoader(
+        images, batch_sampler=batches, num_workers=num_workers, collate_fn=functools.partial(collate, join=join)
+    )
     broken: list[str] = []
     total = sum(len(table.rows(part)) for part in own)
     with tqdm(total=total, unit=" images", disable=not state.is_main_process) as bar:
@@ -72,7 +77,8 @@ def run_over(
             part = batch.rows[0] // table.rows_in_part
             if batch.rows[-1] == table.rows(part)[-1]:
                 rows = pa.concat_tables(found)
-                if len(rows) >= 10 and rows[ERROR].null_count == 0:
+                # A folder of broken images among others is left to the column of errors.
+                if len(rows) >= 10 and rows[ERROR].null_count == 0 and len(table.missing()) == table.count:
                     raise ValueError(f"images: none of {len(rows)} could be read; {broken[-len(rows)]}")
                 table.write(part, rows)
                 found = []
