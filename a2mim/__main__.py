@@ -14,6 +14,7 @@ PACKAGE = "modeling_a2mim"
 COMMANDS = {
     "pretrain": ("commands.pretrain", "pre-train any timm encoder on unlabelled images"),
     "finetune": ("commands.finetune", "fine-tune, probe or evaluate an encoder on labelled images"),
+    "predict": ("commands.predict", "classify images, or find what is in them: files to decisions"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
     "convert": ("commands.convert", "turn an official checkpoint into a folder that others load"),
     "reconstruct": ("commands.reconstruct", "show what pre-trained models reconstruct of images"),

@@ -15,8 +15,8 @@ INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 SHOWN = 30  # classes in the summary
 
 
-def main(argv: list[str] | None = None):
-    """Predict what the command line names."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
     parser = argparse.ArgumentParser(
         prog="a2mim predict",
         description="What a trained model says of every image: the class and its scores (.csv, .parquet), a mask of "
@@ -45,7 +45,12 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--image_column_name", help="column of the images; found if not given")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
-    run_command(parser, run, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    """Predict what the command line names."""
+    run_command(build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace):
