@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 
-from ..utils.files import atomic_write
-from .parts import PartedTable
+from ..utils.files import atomic_write, write_json
+from .parts import PartedTable, check_out
 from .running import ERROR, FILE
 
 
@@ -101,52 +102,91 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 def names_file(path: Path) -> Path:
     """The names of the images of a .npy: `file`, `vector` (its row in the .npy, empty if broken) and `error`."""
-    return path.with_name(f"{path.stem}.files.csv")
+    return path.with_suffix(".files.csv")
 
 
 def metadata_file(path: Path) -> Path:
     """What the vectors of a .npy depend on."""
-    return path.with_name(f"{path.stem}.json")
+    return path.with_suffix(".metadata.json")
 
 
-def write_npy(table: PartedTable, metadata: dict[str, Any], dtype: str) -> tuple[list[Path], int]:
-    """Join the parts of a table to a .npy (images that could be read, features), a part at a time, with the names and
-    metadata beside it, and remove the parts.
+def check_beside(path: Path, overwrite: bool):
+    """Refuse files that cannot be written.
+
+    Raises:
+        ValueError: naming `out`, if the file or what would be beside it is there and not to be overwritten.
+    """
+    check_out(path, FORMATS, overwrite)
+    for other in (names_file(path), metadata_file(path)) if path.suffix == ".npy" else ():
+        check_out(other, (other.suffix,), overwrite)
+
+
+def write_file(table: PartedTable, metadata: dict[str, Any]) -> tuple[list[Path], int]:
+    """Join the parts of a table to the file at its path, and remove them.
+
+    Args:
+        table: whose parts are all there.
+        metadata: of a .npy, kept beside it; that of a .parquet is in the schema of the parts.
 
     Returns:
         What was written, and how many images have no vector.
     """
-    path, total = table.path, 0
-    for part in table:
-        total += len(part) - part[EMBEDDING].null_count
-    paths = [metadata_file(path), names_file(path), path]
-    with ExitStack() as stack:  # of which the last to be renamed, the first entered, is the .npy
-        array, names, described = [stack.enter_context(atomic_write(p)) for p in reversed(paths)]
-        described.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-        shape = (total, metadata["dim"])
-        with open(array, "wb") as raw, open(names, "w", newline="", encoding="utf-8") as text:
-            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(raw, header)
-            lines = csv.writer(text, lineterminator="\n")
-            lines.writerow([FILE, VECTOR, ERROR])
-            row = 0
-            for part in table:
-                for batch in part.to_batches():
-                    raw.write(_as_array(batch[EMBEDDING]).astype(dtype).tobytes())
-                for name, error in zip(part[FILE].to_pylist(), part[ERROR].to_pylist(), strict=True):
+    if table.path.suffix == ".npy":
+        return _write_npy(table, metadata)
+    path = table.finish()
+    errors = pq.read_table(path, columns=[ERROR])[ERROR]
+    return [path], len(errors) - errors.null_count
+
+
+def _write_npy(table: PartedTable, metadata: dict[str, Any]) -> tuple[list[Path], int]:
+    path, total = table.path, sum(len(part) - part[EMBEDDING].null_count for part in table)
+    with ExitStack() as stack:  # of which the last to get its name, the first entered, is the .npy
+        paths = [path, names_file(path), metadata_file(path)]
+        array, names, described = [stack.enter_context(atomic_write(place)) for place in paths]
+        write_json(described, metadata)
+        text = stack.enter_context(open(names, "w", newline="", encoding="utf-8"))
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow([FILE, VECTOR, ERROR])
+        kind = STORES[metadata["store"]].to_pandas_dtype()
+        vectors = open_memmap(array, "w+", kind, (total, metadata["dim"])) if total else None
+        row = 0
+        for part in table:
+            for batch in part.to_batches():
+                found = _as_array(batch[EMBEDDING])
+                if vectors is not None:
+                    vectors[row : row + len(found)] = found
+                for name, error in zip(batch[FILE].to_pylist(), batch[ERROR].to_pylist(), strict=True):
                     lines.writerow([name, "" if error else row, error or ""])
                     row += not error
         assert row == total
+        if vectors is None:  # which no memory map can be
+            with open(array, "wb") as file:
+                np.save(file, np.empty((0, metadata["dim"]), kind))
+        else:
+            vectors.flush()
     table.remove()
-    return [path, *reversed(paths[:2])], table.num_rows - total
+    return paths, table.num_rows - total
+
+
+def stored_as(vectors: np.ndarray, store: str) -> np.ndarray:
+    """Vectors in the type that a file is to have.
+
+    Raises:
+        ValueError: naming `store`, if some are too large for it.
+    """
+    with np.errstate(over="ignore"):
+        result = vectors.astype(store)
+    if not np.isfinite(result).all():
+        raise ValueError(f"store: features up to {np.abs(vectors).max():.3g} do not fit in {store}; use float32")
+    return result
+
+
+def columns(dim: int, store: str) -> dict[str, pa.DataType]:
+    """The column of vectors that a table of embeddings has beside those of every table."""
+    return {EMBEDDING: pa.list_(STORES[store], dim)}
 
 
 def _as_array(column: pa.FixedSizeListArray) -> np.ndarray:
     """The vectors of a column that are there, (vectors, features)."""
     size = column.type.list_size
     return column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
-
-
-def columns(dim: int, store: str) -> dict[str, pa.DataType]:
-    """The column of vectors that a table of embeddings has beside those of every table."""
-    return {EMBEDDING: pa.list_(STORES[store], dim)}
