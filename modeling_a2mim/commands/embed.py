@@ -67,17 +67,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
-    from accelerate import PartialState
-
     from .. import __version__
     from ..inference.embedding import embedder, layer_names
     from ..inference.images import InferenceImages, fingerprint_of_images, open_every_image
-    from ..inference.similar_images import Collection, check_results, write_results
+    from ..inference.running import process_state
+    from ..inference.similar_images import Collection, check_results, open_queries, write_results
     from ..inference.similarity import check_threshold
     from ..inference.vectors import check_beside, read_metadata, read_rows
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    state = PartialState()
+    state = process_state(args.device)
     if not state.is_main_process:
         logger.setLevel(logging.WARNING)
     check_numbers(args)
@@ -108,6 +107,7 @@ def embed(args: argparse.Namespace):
         "images": fingerprint_of_images(source),
         "version": __version__,
     }
+    asked = None if args.query is None else open_queries(args.query, model.transform)
     described = "{model} ({architecture}), layer {layer}, {dim} features".format(**metadata)
     logger.info("model: %s; images: %d", described, len(images))
     if used:
@@ -118,8 +118,8 @@ def embed(args: argparse.Namespace):
     if looks and state.is_main_process:
         found, rows = read_rows(args.out)
         collection, queries = Collection(images, found, rows), None
-        if args.query is not None:
-            queries = collection.neighbors_of_files(args.query, args.neighbors, model)
+        if asked is not None:
+            queries = collection.neighbors_of_files(asked, args.neighbors, model)
         elif args.neighbors is not None:
             drawn = collection.drawn_queries(args.queries or QUERIES, args.seed)
             queries = collection.neighbors(drawn, args.neighbors)
@@ -131,15 +131,13 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
     """Embed all images into the file. Returns whether this process is the one that goes on with it."""
     import json
 
-    from accelerate import PartialState
-
-    from ..inference.parts import PartedTable
-    from ..inference.running import run_over
+    from ..inference import parts
+    from ..inference.running import process_state, run_over
     from ..inference.vectors import EMBEDDING, FORMATS, METADATA, columns, stored_as, write_file
 
     identity = {name: value for name, value in metadata.items() if name not in ("model", "version")}
-    with PartialState().main_process_first():  # which makes the folder of the parts
-        table = PartedTable(args.out, len(images), identity, overwrite=args.overwrite, formats=FORMATS)
+    with process_state(args.device).main_process_first():  # which makes the folder of the parts
+        table = parts.PartedTable(args.out, len(images), identity, parts.ROWS_IN_PART, args.overwrite, FORMATS)
 
     def vectors(pixel_values, rows):
         return {EMBEDDING: stored_as(model.embed(pixel_values), args.store)}
@@ -157,8 +155,9 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
         paths, without = write_file(table, metadata)
         for path in paths:
             logger.info("written: %s", path)
-        shape = f"{len(images) - without} vectors of {model.dim} {args.store}"
-        logger.info("%s%s", shape, f"; {without} images could not be read and have none" if without else "")
+        logger.info("%d vectors of %d %s", len(images) - without, model.dim, args.store)
+        if without:
+            logger.info("images without a vector, as they could not be read: %d", without)
     return is_main
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -20,6 +21,17 @@ logger = logging.getLogger("a2mim")
 
 FILE, ERROR = "file", "error"  # columns of every table: where the image is, and why it could not be read
 SHOWN = 3  # broken images that are named in the log
+
+
+def process_state(device: str | None = None) -> PartialState:
+    """Which of the processes this is that `accelerate launch` or `torchrun` started; the first call decides. On a
+    machine without an accelerator accelerate takes each for the only one, unless it is told that they run on the CPU.
+
+    Args:
+        device: what the user wants the model to run on, if anything.
+    """
+    launched = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    return PartialState(cpu=launched or device == "cpu")
 
 
 def run_over(
@@ -50,7 +62,7 @@ def run_over(
     Raises:
         ValueError: if not one image of a part of ten or more can be read, with the reason of the first.
     """
-    state = PartialState()
+    state = process_state()
     schema = pa.schema([(FILE, pa.string()), *columns.items(), (ERROR, pa.string())], metadata=metadata)
     missing = table.missing()
     done = table.count - len(missing)

@@ -4,7 +4,7 @@ import csv
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,36 @@ class Query(NamedTuple):
     stored: Any
     rows: np.ndarray
     similarities: np.ndarray
+
+
+class QueryFile(NamedTuple):
+    """An image file whose neighbors are asked for: its path, the image as it is stored, and as a model takes it,
+    (channels, height, width)."""
+
+    path: str
+    stored: Any
+    pixel_values: torch.Tensor
+
+
+def open_queries(files: Sequence[str], transform: Callable) -> list[QueryFile]:
+    """Image files whose neighbors are asked for.
+
+    Raises:
+        ValueError: naming `query`, if one cannot be read.
+    """
+    result = []
+    for file in files:
+        try:
+            images = InferenceImages(open_every_image([file]), transform)
+        except ValueError as error:
+            raise ValueError(f"query: {error}") from error
+        if len(images) != 1:
+            raise ValueError(f"query: {file} holds {len(images)} images; expected an image file")
+        _, pixels = images[0]
+        if not isinstance(pixels, torch.Tensor):
+            raise ValueError(f"query: {file} cannot be read: {pixels}")
+        result.append(QueryFile(file, images.stored(0), pixels))
+    return result
 
 
 class Collection:
@@ -78,31 +108,18 @@ class Collection:
             result.append(Query(self.files[number], self.stored(number), near[others], values[others]))
         return result
 
-    def neighbors_of_files(self, files: Sequence[str], count: int, embedder: Embedder) -> list[Query]:
-        """The nearest neighbors of image files, which may be some of the collection, and are then not their own.
-
-        Raises:
-            ValueError: naming `query`, if one cannot be read.
-        """
+    def neighbors_of_files(self, files: Sequence[QueryFile], count: int, embedder: Embedder) -> list[Query]:
+        """The nearest neighbors of image files, which may be some of the collection, and are then not their own."""
         root = os.path.abspath(os.path.expanduser(self.images.source.name))
         known = {file: number for number, file in enumerate(self.files)}
         result = []
         for file in files:
-            own = known.get(Path(os.path.relpath(os.path.abspath(file), root)).as_posix())
+            own = known.get(Path(os.path.relpath(os.path.abspath(file.path), root)).as_posix())
             if own is not None:
                 result += self.neighbors([own], count)
                 continue
-            try:
-                images = InferenceImages(open_every_image([file]), self.images.transform)
-            except ValueError as error:
-                raise ValueError(f"query: {error}") from error
-            if len(images) != 1:
-                raise ValueError(f"query: {file} holds {len(images)} images; expected an image file")
-            [(_, pixels)] = images.__getitems__([0])
-            if not isinstance(pixels, torch.Tensor):
-                raise ValueError(f"query: {file} cannot be read: {pixels}")
-            rows, similarities = nearest(self.vectors, embedder.embed(pixels[None]), count)
-            result.append(Query(os.path.basename(file), images.stored(0), rows[0], similarities[0]))
+            rows, similarities = nearest(self.vectors, embedder.embed(file.pixel_values[None]), count)
+            result.append(Query(os.path.basename(file.path), file.stored, rows[0], similarities[0]))
         return result
 
 
@@ -132,7 +149,9 @@ def write_results(
         written.append(_write_table(neighbors_file(out), NEIGHBORS, _neighbor_lines(collection, queries)))
         few = queries[:SHOWN_QUERIES]
         of = "" if len(few) == len(queries) else f", of the first {len(few)} of {len(queries):,} queries"
-        parts.append((f"Nearest neighbors{of}", (_neighbor_group(collection, query) for query in few)))
+        parts.append(
+            (f"Nearest neighbors{of}", (_neighbor_group(collection, *one) for one in enumerate(few, start=1)))
+        )
         shown += sum(1 + len(query.rows) for query in few)
     if threshold is not None:
         groups = duplicate_groups(collection.vectors, threshold, progress=True)
@@ -183,7 +202,7 @@ def check_results(out: Path, neighbors: bool, duplicates: bool, overwrite: bool)
             continue
         if path.is_dir() or not (overwrite or (is_page(path) if columns is None else _is_table(path, columns))):
             raise ValueError(f"out: {path} would be replaced, and was not written by a2mim embed")
-        logger.info("%s: is replaced", path)
+        logger.info("%s: will be replaced", path)
 
 
 def _is_table(path: Path, columns: Sequence[str]) -> bool:
@@ -205,10 +224,10 @@ def _neighbor_lines(collection: Collection, queries: Iterable[Query]) -> Iterato
             yield query.file, rank, collection.files[row], f"{similarity:.6f}"
 
 
-def _neighbor_group(collection: Collection, query: Query) -> Group:
+def _neighbor_group(collection: Collection, number: int, query: Query) -> Group:
     found = zip(query.rows, query.similarities, strict=True)
     near = (Shown(collection.stored(row), collection.files[row], float(value)) for row, value in found)
-    return Group(query.file, itertools.chain([Shown(query.stored, query.file)], near))
+    return Group(f"query {number}", itertools.chain([Shown(query.stored, query.file)], near))
 
 
 def _duplicate_lines(collection: Collection, groups: list[np.ndarray]) -> Iterator[tuple]:

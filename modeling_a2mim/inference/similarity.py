@@ -33,10 +33,13 @@ def nearest(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.nd
         raise ValueError(f"count: must be at least 1, got {count}")
     if queries.ndim != 2 or queries.shape[1] != vectors.shape[1]:
         raise ValueError(f"queries: expected (queries, {vectors.shape[1]}), got {queries.shape}")
+    if not len(queries):  # which scikit-learn refuses
+        none = np.empty((0, min(count, len(vectors))), np.int64)
+        return none, none.astype(np.float32)
     wanted = np.asarray(queries, dtype=np.float32)
     found = np.empty((len(queries), 0), np.int64)
     distances = np.empty((len(queries), 0), np.float32)
-    for start in range(0, len(vectors) if len(queries) else 0, BLOCK):
+    for start in range(0, len(vectors), BLOCK):
         block = np.asarray(vectors[start : start + BLOCK], dtype=np.float32)
         search = NearestNeighbors(algorithm="brute", metric="cosine").fit(block)
         near, rows = search.kneighbors(wanted, min(count, len(block)))

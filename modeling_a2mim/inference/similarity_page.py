@@ -18,7 +18,7 @@ from ..utils.files import atomic_write
 from ..utils.plotting import to_pil_image
 
 
-SIDE = 192  # pixels of the longer side of a thumbnail; it is shown at about half of that
+SIDE = 224  # pixels of the longer side of a thumbnail
 SMALL = 64  # pixels: images up to that stay as they are, in PNG, and are shown enlarged with sharp pixels
 GENERATOR = '<!doctype html>\n<meta name="generator" content="a2mim embed">\n'  # how a page begins
 
@@ -37,8 +37,9 @@ section { margin: .75rem 0; padding: .75rem; border: 1px solid var(--line); bord
   background: var(--card); }
 h3 { font-size: .9rem; margin: 0 0 .5rem; color: var(--faint); font-weight: 600; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: .75rem; }
+@media (min-width: 45rem) { .images { grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); } }
 figure { margin: 0; min-width: 0; }
-.box { display: flex; align-items: center; justify-content: center; height: 7rem; border: 1px solid var(--line);
+.box { display: flex; align-items: center; justify-content: center; aspect-ratio: 1; border: 1px solid var(--line);
   border-radius: .25rem; background: var(--back); overflow: hidden; }
 .query .box { border: 3px solid var(--mark); }
 img { max-width: 100%; max-height: 100%; object-fit: contain; }
