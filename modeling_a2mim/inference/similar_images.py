@@ -14,7 +14,7 @@ import torch
 from ..utils.files import atomic_write
 from .embedding import Embedder
 from .images import InferenceImages, open_every_image
-from .similarity import cosine, duplicate_groups, nearest
+from .similarity import cosine, duplicate_groups, nearest, typical_similarity
 from .similarity_page import Group, Shown, is_page, write_page
 from .vectors import Embeddings
 
@@ -141,9 +141,11 @@ def write_results(
     parts: list[tuple[str, Iterable[Group]]] = []
     shown = 0
     meta = collection.metadata
+    median, high = typical_similarity(collection.vectors)
     lines = [
         f"{meta['architecture']}, layer {meta['layer']}, {meta['dim']} features. The number below an image is its "
-        "cosine similarity: 1 for the same direction, 0 for unrelated ones."
+        f"cosine similarity. Of two images drawn at random it is {median:.4f} in the median, and {high:.4f} or more "
+        "for one pair of a hundred."
     ]
     if queries is not None:
         written.append(_write_table(neighbors_file(out), NEIGHBORS, _neighbor_lines(collection, queries)))
@@ -157,6 +159,12 @@ def write_results(
         groups = duplicate_groups(collection.vectors, threshold, progress=True)
         found = sum(map(len, groups))
         logger.info("duplicates: %d images in %d groups, by a similarity of %g or more", found, len(groups), threshold)
+        if found > len(collection.rows) / 2:
+            logger.warning(
+                "duplicates: more than half of the images, where two drawn at random have a similarity of %.4f in the "
+                "median, and one pair of a hundred %.4f; if the page shows no duplicates, give a higher one than %g",
+                *(median, high, threshold),
+            )
         written.append(_write_table(duplicates_file(out), DUPLICATES, _duplicate_lines(collection, groups)))
         largest = groups[:SHOWN_GROUPS]
         what = f"Duplicates: {found:,} images in {len(groups):,} groups" if groups else "Duplicates: none"

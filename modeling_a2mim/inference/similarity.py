@@ -96,6 +96,25 @@ def cosine(vectors: np.ndarray, rows: np.ndarray, row: int) -> np.ndarray:
     return np.clip(np.concatenate(similarities), -1, 1)
 
 
+def typical_similarity(vectors: np.ndarray, pairs: int = 10_000) -> tuple[float, float]:
+    """How alike two vectors are that are drawn at random (always the same ones): the median of their cosine
+    similarities, and what one pair of a hundred reaches. Both are NaN where there are no two.
+
+    Args:
+        vectors: (vectors, features).
+        pairs: how many are drawn.
+    """
+    if len(vectors) < 2:
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(0)
+    ones = generator.integers(0, len(vectors), pairs)
+    others = (ones + generator.integers(1, len(vectors), pairs)) % len(vectors)
+    parts = zip(_parts(ones), _parts(others), strict=True)
+    found = [(_unit(vectors[one]) * _unit(vectors[other])).sum(1) for one, other in parts]
+    median, high = np.percentile(np.concatenate(found), [50, 99])
+    return float(median), float(high)
+
+
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 

@@ -103,7 +103,7 @@ def write_page(
 
 def _figure(shown: Shown) -> str:
     name = html.escape(shown.file)
-    value = "query" if shown.similarity is None else f"{shown.similarity:.3f}"
+    value = "query" if shown.similarity is None else f"{shown.similarity:.4f}"
     try:
         data, is_small = thumbnail(shown.stored)
         image = f'<img{" class=small" if is_small else ""} src="{data}" alt="{name}">'
@@ -111,7 +111,7 @@ def _figure(shown: Shown) -> str:
         image = f'<div class="broken">cannot be shown: {html.escape(str(error))}</div>'
     return (
         f'<figure{" class=query" if shown.similarity is None else ""}><div class="box">{image}</div>'
-        f'<figcaption title="{name}"><b>{value}</b><span>{name}</span></figcaption></figure>\n'
+        f'<figcaption title="{name}"><b>{value}</b><span>{name.replace("/", "/<wbr>")}</span></figcaption></figure>\n'
     )
 
 

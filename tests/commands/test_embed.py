@@ -201,6 +201,9 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     assert text.count("<section>") == 23 <= SHOWN_QUERIES
     run(model, photos, "--out", out, "--duplicates", "0.999")
     assert f"{tmp_path / 'v.html'}: will be replaced" in caplog.text
+    assert "duplicates: more than half of the images, where" not in caplog.text
+    run(model, photos, "--out", out, "--duplicates", "0.01")
+    assert "duplicates: more than half of the images, where" in caplog.text
     assert "Nearest" not in (tmp_path / "v.html").read_text(encoding="utf-8")
     assert "other layer, dim" in fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--layer", "all")
     assert "other normalize" in fails(capsys, model, photos, "--out", out, "--duplicates", "1", "--normalize")
