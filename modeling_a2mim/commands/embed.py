@@ -17,7 +17,7 @@ QUERIES = 8
 INTERRUPTED = 130  # exit status of what Ctrl-C ended
 
 
-def make_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     parser = argparse.ArgumentParser(
         prog="a2mim embed",
@@ -190,7 +190,7 @@ def check_same(path: Path, found: dict, metadata: dict):
 
 def main(argv: list[str] | None = None):
     """Run the command."""
-    parser = make_parser()
+    parser = build_parser()
 
     def interruptible(args: argparse.Namespace):
         try:
