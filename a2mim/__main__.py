@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("commands.predict", "classify images, or find what is in them: files to decisions"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
     "convert": ("commands.convert", "turn an official checkpoint into a folder that others load"),
+    "embed": ("commands.embed", "write a vector for each image, and find neighbors and duplicates"),
     "reconstruct": ("commands.reconstruct", "show what pre-trained models reconstruct of images"),
     "interactions": ("commands.interactions", "measure how much patches work together in classifiers"),
     "fourier": ("commands.fourier", "measure the frequencies of feature maps"),

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,17 @@ logger = logging.getLogger("a2mim")
 
 FILE, ERROR = "file", "error"  # columns of every table: where the image is, and why it could not be read
 SHOWN = 3  # broken images that are named in the log
+
+
+def process_state(device: str | None = None) -> PartialState:
+    """Which of the processes this is that `accelerate launch` or `torchrun` started; the first call decides. On a
+    machine without an accelerator accelerate takes each for the only one, unless it is told that they run on the CPU.
+
+    Args:
+        device: what the user wants the model to run on, if anything.
+    """
+    launched = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    return PartialState(cpu=launched or device == "cpu")
 
 
 def run_over(
@@ -53,7 +65,7 @@ def run_over(
     Raises:
         ValueError: if not one image of the first part, of ten or more, can be read, with the reason of the first.
     """
-    state = PartialState()
+    state = process_state()
     schema = pa.schema([(FILE, pa.string()), *columns.items(), (ERROR, pa.string())], metadata=metadata)
     missing = table.missing()
     done = table.count - len(missing)
@@ -101,10 +113,12 @@ def _rows(images: InferenceImages, batch: Batch, run: Callable, schema: pa.Schem
     return pa.table(columns, schema=schema)
 
 
-def fingerprint_of_model(model: nn.Module) -> str:
-    """Tells weights apart: a checksum of all parameters and buffers, with their names."""
+def fingerprint_of_model(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """Tells weights apart: a checksum of all parameters and buffers, with their names; of `names` alone, if given."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if names is not None and name not in names:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
