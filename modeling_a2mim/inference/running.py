@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -95,10 +95,12 @@ def _rows(images: InferenceImages, batch: Batch, run: Callable, schema: pa.Schem
     return pa.table(columns, schema=schema)
 
 
-def fingerprint_of_model(model: nn.Module) -> str:
-    """Tells weights apart: a checksum of all parameters and buffers, with their names."""
+def fingerprint_of_model(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """Tells weights apart: a checksum of all parameters and buffers, with their names; of `names` alone, if given."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if names is not None and name not in names:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
