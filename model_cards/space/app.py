@@ -1,4 +1,4 @@
-"""A Space that shows what A2MIM models reconstruct: those that its variable A2MIM_MODELS names, ids on the Hub with
+"""A Space that shows what A2MIM models make of an image: those that its variable A2MIM_MODELS names, ids on the Hub with
 spaces between."""
 
 import os

@@ -131,7 +131,7 @@ class ClassifyTab:
         self.models = models
         self.kept = {name: kept_rule(named) for name, named in models.items()}
 
-    def build(self, upload: Any, shown_if: Any, tab: Any):
+    def build(self, upload: Any):
         """As `ReconstructTab.build`."""
         import gradio as gr
 
@@ -147,12 +147,6 @@ class ClassifyTab:
                 threshold = gr.Slider(0, 1, step=0.001, label="threshold", **self.threshold(names[0]))
                 back = gr.Button("As the model keeps it", visible=which.visible, size="sm")
                 seen = gr.Image(label="as the model sees it", **SHOWN_IMAGE)
-
-        def look(file: str | None, name: str, thresholds: dict | None):
-            return self.run(file, name, thresholds)
-
-        def look_if_active(active: str, *settings):
-            return look(*settings) if active == self.name else [gr.skip()] * 3
 
         def change_model(file: str | None, name: str):
             visible = self.choices(name)["visible"]
@@ -182,10 +176,10 @@ class ClassifyTab:
                 self.decided(name, values, None),
             )
 
-        private: dict[str, Any] = {"api_visibility": "private"}
+        # One after the other, so that what is shown is of the last change.
+        private: dict[str, Any] = {"api_visibility": "private", "concurrency_id": self.name, "concurrency_limit": 1}
         outputs = [scores, seen, decision]
-        upload.change(look_if_active, [shown_if, upload, model, tried], outputs, **private)
-        tab.select(look, [upload, model, tried], outputs, **private)
+        upload.change(self.run, [upload, model, tried], outputs, **private)
         model.change(change_model, [upload, model], [which, threshold, back, tried, *outputs], **private)
         which.input(change_class, [model, which, scores, tried], [threshold, tried, decision], **private)
         threshold.input(

@@ -38,12 +38,8 @@ def build_page(models: Sequence[PageModel], index: NeighborIndex | None = None) 
     if not tabs:
         raise ValueError("models: none of them reconstructs or classifies")
 
-    def look_at(name: str):
-        return lambda: name
-
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, KEPT)) as page:
         gr.Markdown(f"# {TITLE}")
-        active = gr.State(tabs[0].name)
         with gr.Row():
             with gr.Column(scale=1, min_width=250):
                 # Not gr.Image, which decodes and encodes anew what the browser is to show.
@@ -51,9 +47,8 @@ def build_page(models: Sequence[PageModel], index: NeighborIndex | None = None) 
                 gr.HTML(note(f"What is uploaded is deleted after {KEPT // 60} minutes."), padding=False)
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 for part in tabs:
-                    with gr.Tab(part.name) as tab:
-                        part.build(upload, active, tab)
-                    tab.select(look_at(part.name), None, active, api_visibility="private")
+                    with gr.Tab(part.name):
+                        part.build(upload)
     return page
 
 
@@ -68,4 +63,7 @@ def launch(page: Any, **where: Any):
         css=CSS, theme=theme, footer_links=[], quiet=True, prevent_thread_lock=True, **where
     )
     logger.info("page: %s (Ctrl-C ends it)", " and ".join(filter(None, (local, public))))
-    page.block_thread()
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)  # or it would write into a folder that is being removed

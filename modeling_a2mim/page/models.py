@@ -89,6 +89,8 @@ def abilities(source: str) -> tuple[bool, bool]:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{source}: its config.json cannot be read: {error}") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{source}: its config.json is no JSON object")
     architecture = (data.get("architectures") or [""])[0]
     if not data or is_timm(data) or data.get("model_type") == A2MIMConfig.model_type:
         classifies = open_pretrained(source).kind in CLASSIFIERS  # which says what is wrong with a folder of none

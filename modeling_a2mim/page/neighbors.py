@@ -131,7 +131,7 @@ class NeighborsTab:
     def __init__(self, index: NeighborIndex):
         self.index = index
 
-    def build(self, upload: Any, shown_if: Any, tab: Any):
+    def build(self, upload: Any):
         """As `ReconstructTab.build`."""
         import gradio as gr
 
@@ -150,18 +150,14 @@ class NeighborsTab:
 
         inputs, outputs = [upload, count], [seen, found]
 
-        def update(active: str, *settings):
-            return self.run(*settings) if active == self.name else [gr.skip()] * len(outputs)
-
         gr.on(
-            [tab.select, count.release, count.input],
+            [upload.change, count.change],
             self.run,
             inputs,
             outputs,
             trigger_mode="always_last",
             api_visibility="private",
         )
-        upload.change(update, [shown_if, *inputs], outputs, api_visibility="private")
 
     def run(self, file: str | None, count: float) -> list[Any]:
         """What the model sees, and the nearest images with their captions, or what is wrong, as HTML."""

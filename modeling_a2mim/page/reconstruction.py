@@ -51,13 +51,11 @@ class ReconstructTab:
     def __init__(self, models: Mapping[str, NamedModel]):
         self.models = models
 
-    def build(self, upload: Any, shown_if: Any, tab: Any):
+    def build(self, upload: Any):
         """Put the components into the tab that is open now.
 
         Args:
-            upload: the component of the file.
-            shown_if: the state with the name of the tab that is looked at.
-            tab: this one.
+            upload: the component of the file; what is uploaded is shown in all tabs, whichever is looked at.
         """
         import gradio as gr
 
@@ -76,19 +74,14 @@ class ReconstructTab:
 
         inputs, outputs = [upload, model, ratio, seed], [*images, quality]
 
-        def update(active: str, *settings):
-            return self.run(*settings) if active == self.name else [gr.skip()] * len(outputs)
-
         gr.on(
-            [model.change, ratio.change, seed.change],
+            [upload.change, model.change, ratio.change, seed.change],
             self.run,
             inputs,
             outputs,
             trigger_mode="always_last",
             api_name="reconstruct",
         )
-        gr.on([tab.select], self.run, inputs, outputs, api_visibility="private")
-        upload.change(update, [shown_if, *inputs], outputs, api_visibility="private")
 
     def run(self, file: str | None, name: str, mask_ratio: float, seed: float) -> list[Any]:
         """The four images, and their quality or what is wrong, as HTML."""
