@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from ..utils.command import run_command
 
@@ -22,8 +23,8 @@ from ..utils.command import run_command
 logger = logging.getLogger("a2mim")
 
 
-def main(argv: list[str] | None = None):
-    """Serve the page for the models that the command line names."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="a2mim app",
         description="A page that shows what models make of an image that is uploaded: what they reconstruct of it "
@@ -45,13 +46,28 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--share", action="store_true", help="make a public link through gradio's servers, for whoever has it"
     )
-    run_command(parser, serve, argv)
+    return parser
+
+
+def main(argv: list[str] | None = None):
+    """Serve the page for the models that the command line names, until the process is told to end."""
+    run_command(make_parser(), serve, argv)
 
 
 def serve(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is missing."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)  # others would log each request
+    with private_cache():
+        page = prepare(args)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)  # or it would write into a folder that is being removed
+
+
+def prepare(args: argparse.Namespace) -> Any:
+    """The page of these arguments, a `gradio.Blocks` that is served. Raises ValueError naming what is missing."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio: pip install 'a2mim[app]'")
     for given, needed in (("embeddings", "images"), ("images", "embeddings")):
@@ -60,36 +76,34 @@ def serve(args: argparse.Namespace):
     for option in ("split", "dataset_config_name", "image_column_name"):
         if getattr(args, option) and not args.images:
             raise ValueError(f"{option}: is of --images; give these as well, or leave it out")
-    with private_cache():
-        import torch
+    import torch
 
-        from ..inference.vectors import read_metadata
-        from ..page.layout import build_page, launch
-        from ..page.models import check_used, open_models
-        from ..page.neighbors import NeighborIndex
+    from ..inference.vectors import read_metadata
+    from ..page.layout import build_page, launch
+    from ..page.models import check_used, open_models
+    from ..page.neighbors import NeighborIndex
 
-        if args.embeddings:
-            read_metadata(args.embeddings)  # which fails before models are loaded
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        models = open_models(args.models, args.names, device)
-        if not args.embeddings:
-            check_used(models, None, None)
-        index = None
-        if args.embeddings:
-            index = NeighborIndex(
-                args.embeddings,
-                args.images,
-                args.models,
-                [model.name for model in models],
-                device,
-                split=args.split,
-                config_name=args.dataset_config_name,
-                image_column=args.image_column_name,
-            )
-            check_used(models, index.model, args.embeddings)
-        page = build_page(models, index)
-        warn(args)
-        launch(page, server_name=args.host, server_port=args.port, share=args.share)
+    if args.embeddings:
+        read_metadata(args.embeddings)  # which fails before models are loaded
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    models = open_models(args.models, args.names, device)
+    index = None
+    if args.embeddings:
+        index = NeighborIndex(
+            args.embeddings,
+            args.images,
+            args.models,
+            [model.name for model in models],
+            device,
+            split=args.split,
+            config_name=args.dataset_config_name,
+            image_column=args.image_column_name,
+        )
+    check_used(models, None if index is None else index.model, args.embeddings)
+    page = build_page(models, index)
+    warn(args)
+    launch(page, server_name=args.host, server_port=args.port, share=args.share)
+    return page
 
 
 def warn(args: argparse.Namespace):

@@ -53,7 +53,7 @@ def build_page(models: Sequence[PageModel], index: NeighborIndex | None = None) 
 
 
 def launch(page: Any, **where: Any):
-    """Serve a page until the process is told to end, without what shares or keeps images, and log its address.
+    """Serve a page from now on, without what shares or keeps images, and log its address.
     `where`: of `gradio.Blocks.launch`."""
     import gradio as gr
 
@@ -63,7 +63,3 @@ def launch(page: Any, **where: Any):
         css=CSS, theme=theme, footer_links=[], quiet=True, prevent_thread_lock=True, **where
     )
     logger.info("page: %s (Ctrl-C ends it)", " and ".join(filter(None, (local, public))))
-    try:
-        page.block_thread()
-    finally:
-        page.close(verbose=False)  # or it would write into a folder that is being removed

@@ -1,5 +1,6 @@
 """`a2mim app`: what its command line refuses, the Space, and the page as a user sees it in a browser."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -139,6 +139,30 @@ def test_files_of_the_space(monkeypatch):
     assert served == [["org/a", "org/b", "--host", "0.0.0.0"]]
 
 
+@pytest.mark.slow
+def test_served_until_told_to_end(folder, tmp_path):
+    """As a process of its own, which leaves nothing behind when it is told to end."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "modeling_a2mim.app", str(folder / "vit"), "--port", str(port)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stderr if line.startswith(("page: ", "error: ")))
+        assert line == f"page: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=30) as response:
+            assert response.status == 200
+        assert len(list(tmp_path.iterdir())) == 1
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
 # In a browser
 
 
@@ -150,63 +174,61 @@ def missing(what: str):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
+    """The browser's program."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         missing("there is no chromium (Debian: apt-get install chromium)")
-    try:
-        from playwright import sync_api
-    except ImportError:
-        missing("there is no playwright")
+    for package in ("playwright", "gradio"):
+        if importlib.util.find_spec(package) is None:
+            missing(f"there is no {package}")
+    return executable
+
+
+@pytest.fixture(scope="module")
+def server(folder, chromium):
+    """The address of the page of all models, and the folder of its uploads, of which nothing is left in the end."""
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        (folder / "cache").mkdir()
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "cache"))
+        free.close()
+        models = [str(folder / name) for name in ("vit", "resnet", "several", "number")]
+        found = ["--embeddings", str(folder / "vectors.parquet"), "--images", str(folder / "gallery")]
+        with private_cache():
+            page = app.prepare(app.make_parser().parse_args([*models, *found, "--port", port, "--device", "cpu"]))
+            yield f"http://127.0.0.1:{port}", folder / "cache"
+            page.close(verbose=False)
+        assert list((folder / "cache").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def browser(chromium, server):  # which must be there first: this one runs a loop of events in the same thread
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened
         opened.close()
 
 
 @pytest.fixture(scope="module")
-def server(folder, browser):
-    """The address of the page of all models, and the folder of its uploads; when it is told to end, nothing of what
-    was uploaded is left."""
-    pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    models = [str(folder / name) for name in ("vit", "resnet", "several", "number")]
-    found = ["--embeddings", str(folder / "vectors.parquet"), "--images", str(folder / "gallery")]
-    cache, log = folder / "cache", folder / "log"
-    cache.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(cache)}
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "modeling_a2mim.commands.app", *models, *found, "--port", str(port)]
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(960):
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.25)
-        yield address, cache
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert list(cache.iterdir()) == []
-    assert process.returncode == 0
-    assert "Traceback" not in log.read_text()
+def context(browser):
+    """What pages share: scripts that are loaded."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    yield context
+    context.close()
 
 
 @pytest.fixture
-def page(browser, server):
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
+def page(context, server):
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(server[0], wait_until="domcontentloaded")
     page.locator(UPLOAD).wait_for(state="attached")
     yield page
-    context.close()
+    page.close()
 
 
 def upload(page, path):
