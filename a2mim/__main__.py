@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": ("commands.pretrain", "pre-train any timm encoder on unlabelled images"),
     "finetune": ("commands.finetune", "fine-tune, probe or evaluate an encoder on labelled images"),
     "predict": ("commands.predict", "classify images, or find what is in them: files to decisions"),
+    "app": ("commands.app", "serve a page for uploads: reconstructions, classes, similar images"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
     "convert": ("commands.convert", "turn an official checkpoint into a folder that others load"),
     "embed": ("commands.embed", "write a vector for each image, and find neighbors and duplicates"),
