@@ -92,7 +92,7 @@ def embed(
         arguments["layer"] = [arguments["layer"]]
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(temporary) / "vectors.parquet" if out is None else Path(out)
-        defaults = vars(parser.parse_args([os.fspath(model), *map(os.fspath, sources), "--out", str(kept)]))
+        defaults = vars(parser.parse_args([str(model), *(str(source) for source in sources), "--out", str(kept)]))
         embed_command.embed(argparse.Namespace(**{**defaults, **arguments}))
         return read_embeddings(kept)
 

@@ -1,7 +1,7 @@
 """`a2mim embed`: a vector for each image, the nearest neighbors of some, and duplicates.
 
 a2mim embed MODEL IMAGES --out vectors.parquet
-accelerate launch -m modeling_a2mim.commands.embed MODEL IMAGES --out vectors.parquet
+accelerate launch -m a2mim embed MODEL IMAGES --out vectors.parquet
 """
 
 import argparse
