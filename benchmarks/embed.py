@@ -2,7 +2,8 @@
 
 The bare loop decodes, transforms and embeds the same files in batches of the same size, and keeps the vectors; both
 take turns over the same images, and the ratio is taken within a round. Memory is the most that a process held
-(VmHWM of Linux; `ru_maxrss` has what its parent held, too). Neighbors and duplicates are of vectors drawn at random, 384 features each.
+(VmHWM of Linux; `ru_maxrss` has what its parent held, too). Neighbors and duplicates are of vectors drawn at random,
+384 features each.
 
     python benchmarks/embed.py --output benchmarks/results/embed.json
 """
