@@ -38,7 +38,7 @@ SECONDS = 60  # for the rules of free sizes
 def awake(cls: type, config) -> torch.nn.Module:
     """A model of one family with weights that have a say."""
     torch.manual_seed(0)
-    return awaken(cls(config), example(config.num_channels, config.input_size, 4, seed=9))
+    return awaken(cls(config), example(config.num_channels, config.input_size, 16, seed=9))
 
 
 def examine(name: str) -> dict:

@@ -115,23 +115,22 @@ def sample_config(name: str, **kwargs) -> A2MIMConfig:
 @torch.no_grad()
 def awaken(model: nn.Module, images: torch.Tensor) -> nn.Module:
     """Give a new model weights as a trained one has them, so that its outputs depend on all of its parts: what timm
-    starts at one value (zeros that hide a block, scales of 1e-6, norms, biases) is drawn, and running statistics are
-    those of `images`. Returns the model, changed, in evaluation mode."""
+    starts at one value (zeros that hide a block, scales of 1e-6, norms, biases) is drawn, and running statistics go
+    half the way to those of `images`. Returns the model, changed, in evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():
             if parameter.flatten()[0] == 0 and parameter.ndim < 2:  # biases, and scales that hide a block
                 nn.init.uniform_(parameter, 0.05, 0.3, generator=generator)
             elif parameter.ndim < 2 or parameter.numel() == max(parameter.shape):  # norms and layer scales
-                nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+                nn.init.uniform_(parameter, 0.8, 1.2, generator=generator)
             else:  # tokens and positions
                 nn.init.normal_(parameter, std=0.1, generator=generator)
         elif parameter.ndim > 1 and parameter.std() * (width := parameter[0].numel() ** 0.5) < 0.05:
             nn.init.normal_(parameter, std=1 / width, generator=generator)  # of classifiers that start near zero
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # the mean over all batches
-            module.reset_running_stats()
+            module.momentum = 0.5  # half of what they start at, or rounding grows where a channel hardly varies
             module.train()
     model(images)
     return model.eval()
