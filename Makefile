@@ -32,7 +32,7 @@ test-lowest:  ## the tests with the oldest releases that setup.cfg allows
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
 
 sweep: $(VENV)/installed  ## try to pre-train every encoder of timm (half an hour on 2 cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m modeling_a2mim.architectures --output benchmarks/results
+	HF_HUB_OFFLINE=1 $(BIN)/a2mim encoders --output benchmarks/results
 
 step: $(VENV)/installed  ## what a step costs over the bare encoder (half an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step.py --output benchmarks/results/step.json

@@ -16,11 +16,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+CARDS = ROOT / "model_cards"
 
 from modeling_a2mim.conversion.checkpoint import Official  # noqa: E402
 from modeling_a2mim.conversion.config import official_config  # noqa: E402
 from modeling_a2mim.encoders.meta import NoValues  # noqa: E402
-from modeling_a2mim.export.model_card import TEMPLATES, model_card  # noqa: E402
+from modeling_a2mim.export.model_card import model_card  # noqa: E402
 from modeling_a2mim.modeling_a2mim import A2MIMForPreTraining  # noqa: E402
 from modeling_a2mim.models.classifier import A2MIMForImageClassification  # noqa: E402
 from tests import official  # noqa: E402
@@ -60,11 +61,11 @@ def main():
     parser.add_argument("--demo", type=Path, default=ROOT / "demo", help="the output folder of `make demo`")
     args = parser.parse_args()
     for name in RELEASES:
-        card(name, False).save(TEMPLATES / f"{name}.md")
+        card(name, False).save(CARDS / f"{name}.md")
     for name in FINE_TUNED:
-        card(name, True).save(TEMPLATES / f"{name}-ft.md")
+        card(name, True).save(CARDS / f"{name}-ft.md")
     for kind in ("encoder", "classifier"):
-        shutil.copy(args.demo / kind / "README.md", TEMPLATES / f"demo-{kind}.md")
+        shutil.copy(args.demo / kind / "README.md", CARDS / f"demo-{kind}.md")
 
 
 if __name__ == "__main__":

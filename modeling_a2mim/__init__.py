@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForPreTraining,
 )
 
+from a2mim import __version__ as __version__
+
 from .configuration_a2mim import A2MIMConfig
 from .modeling_a2mim import A2MIMForPreTraining, A2MIMForPreTrainingOutput, A2MIMModel, A2MIMPreTrainedModel
 from .models.backbone import A2MIMBackbone
@@ -31,14 +33,14 @@ AutoModelForMaskedImageModeling.register(A2MIMConfig, A2MIMForPreTraining)
 AutoModelForImageClassification.register(A2MIMConfig, A2MIMForImageClassification)
 AutoModelForObjectDetection.register(A2MIMDetectorConfig, A2MIMForObjectDetection)
 
-__version__ = "0.1.0"
-
 # Imported when they are asked for: what only runs a model needs neither `datasets` nor what trains.
 TRAINING = {
     "A2MIMTrainer": "training.trainer",
     "A2MIMTrainingArguments": "arguments.training",
     "FineTuningArguments": "arguments.training",
     "FineTuningTrainer": "tasks.classification.trainer",
+    "finetune": "api",
+    "pretrain": "api",
 }
 
 
@@ -67,6 +69,8 @@ __all__ = [
     "A2MIMTrainingArguments",
     "FineTuningArguments",
     "FineTuningTrainer",
+    "finetune",
     "open_encoder",
+    "pretrain",
     "pretraining_model_from",
 ]

@@ -1,7 +1,7 @@
 """`python -m modeling_a2mim.app`: see `commands.app`."""
 
-from .commands.app import main
+import runpy
 
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("modeling_a2mim.commands.app", run_name="__main__")

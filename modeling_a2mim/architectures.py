@@ -1,8 +1,7 @@
-"""`python -m modeling_a2mim.architectures`: see `commands.architectures`."""
+"""`python -m modeling_a2mim.architectures`: see `commands.encoders`."""
 
-from .commands.architectures import main
-from .commands.parser import run_as_command
+import runpy
 
 
 if __name__ == "__main__":
-    run_as_command(main)
+    runpy.run_module("modeling_a2mim.commands.encoders", run_name="__main__")

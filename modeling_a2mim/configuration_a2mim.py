@@ -12,6 +12,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
+from .utils.statistics import check_statistics
 
 
 CHOICES = {
@@ -376,22 +377,6 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             hint = f"; sizes that do: {', '.join(map(str, divisors))}" if divisors else ""
             _require(size % cell == 0, "mask_patch_size", f"{cell} does not divide the image_size {size}{hint}")
         self.masked_cells(self.mask_grid)
-
-
-def check_statistics(field: str, values: Sequence[float]) -> None:
-    """Refuse an `image_mean` or `image_std` that cannot be of pixels in [0, 1], such as those of 0-255.
-
-    Raises:
-        ValueError: naming `field`.
-    """
-    if max(values) > 1:
-        largest = 255 if max(values) <= 255 else 65535  # of 8 and of 16 bits
-        scaled = ", ".join(f"{value / largest:.4g}" for value in values)
-        hint = f"if these are of pixels of 0-{largest}, divide by {largest}: {scaled}"
-        _require(False, field, f"is of pixels in [0, 1], got {list(values)}; {hint}")
-    positive = field == "image_mean" or min(values) > 0
-    _require(positive, field, f"must be positive, got {list(values)}")
-    _require(min(values) >= 0, field, f"is of pixels in [0, 1], got {list(values)}")
 
 
 def default_cell(size: int) -> int:

@@ -58,8 +58,9 @@ def one_thread():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Classifiers are not drawn the errors of, which takes two seconds."""
-    monkeypatch.setattr("modeling_a2mim.tasks.classification.task.draw_errors", lambda *args: None)
+    """Classifiers are not drawn the errors and curves of, which takes two seconds."""
+    for name in ("draw_errors", "draw_curves"):
+        monkeypatch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
     return monkeypatch
 
 

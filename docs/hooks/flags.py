@@ -1,12 +1,15 @@
-"""Replace `<!-- flags: MODULE ARGUMENTS -->` by a table of the flags of that command, from its parser."""
+"""Replace `<!-- flags: COMMAND ARGUMENTS -->` by a table of the flags of `a2mim COMMAND`, from its parser. Arguments
+are those of `build_parser`: for `finetune` a task."""
 
 import argparse
+import importlib
 import re
 import shlex
 from dataclasses import fields, is_dataclass
 
-from parsers import parser_of
 from transformers import TrainingArguments
+
+from a2mim.__main__ import COMMANDS, PACKAGE
 
 
 MARK = re.compile(r"<!-- flags: (.+?) -->")
@@ -17,10 +20,15 @@ def on_page_markdown(markdown: str, **_) -> str:
     return MARK.sub(lambda mark: flags_table(*shlex.split(mark[1])), markdown)
 
 
-def flags_table(module: str, *argv: str) -> str:
+def parser_of(command: str, *arguments: str) -> argparse.ArgumentParser:
+    """The parser of `a2mim COMMAND`."""
+    return importlib.import_module(f"{PACKAGE}.{COMMANDS[command][0]}").build_parser(*arguments)
+
+
+def flags_table(command: str, *arguments: str) -> str:
     """A Markdown table of flags, defaults and help. Fields of transformers' TrainingArguments that have their own
     default and help are only named below it."""
-    parser = parser_of(module, *argv)
+    parser = parser_of(command, *arguments)
     own = {f.name: f for kind in getattr(parser, "dataclass_types", ()) if is_dataclass(kind) for f in fields(kind)}
     rows, inherited, seen = ["| flag | default | meaning |", "|---|---|---|"], [], set()
     for action in parser._actions:

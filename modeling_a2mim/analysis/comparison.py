@@ -1,7 +1,6 @@
 """What the commands of this folder look at: models of any kind by name, and images that go to all of them alike."""
 
 import argparse
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,11 @@ from ..export.folder import timm_pretrained_cfg
 from ..export.loading import load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from ..pretrained import folder_or_id
-from ..utils.command import run_command
 from ..utils.labels import label_names
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
-LABELS = ("names", "index", "predicted")
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 
@@ -130,8 +127,13 @@ def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedMo
     if alike := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"names: there are several models called {alike[0]}; give each one a name with --names")
     for named in models:
-        named.model.to(args.device)
+        named.model.to(args.device or best_device())
     return models
+
+
+def best_device() -> str:
+    """Where models run if nothing else is said."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -198,48 +200,3 @@ class Images:
                 "--labels index the numbers are taken, with --labels predicted what each model says of the whole image"
             )
         return [place[name] for name in self.names]
-
-
-def command(module: str, description: str, models: str, images: int, seed: str) -> argparse.ArgumentParser:
-    """A parser with what all commands take: models, images, and where it is run.
-
-    Args:
-        module: how it is called, `python -m modeling_a2mim.analysis.MODULE`.
-        description: of what it does.
-        models: help of the models.
-        images: how many, by default.
-        seed: what it decides, for the help.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m modeling_a2mim.analysis.{module}", description=description)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=models)
-    parser.add_argument("--names", nargs="+", help="what to call them (default: the last part of each)")
-    parser.add_argument("--revision", help="of models on the Hub")
-    parser.add_argument("--dataset", help="a dataset on the Hub, or a folder or file of images (default: the sample)")
-    parser.add_argument("--dataset_config_name", help="configuration of the dataset on the Hub")
-    parser.add_argument("--split", help="default: the one for evaluation, else train")
-    parser.add_argument("--streaming", action="store_true", help="read images on the fly instead of preparing them")
-    parser.add_argument("--image_column_name", help="column of the images; found if not given")
-    parser.add_argument(
-        "--images", type=int, default=images, help="how many, drawn with --seed (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help=f"draws {seed} (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=256, help="of a forward pass (default: %(default)s)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results, made if missing")
-    return parser
-
-
-def run_comparison(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], argv: list[str] | None):
-    """Run a command of this folder: `run` with its arguments (see `command`). What the user can mend ends in one line
-    and exit status 2."""
-
-    def checked(args: argparse.Namespace):
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        if args.out.exists() and not args.out.is_dir():
-            raise ValueError(f"out: {args.out} is a file; expected a folder")
-        run(args)
-
-    run_command(parser, checked, argv)

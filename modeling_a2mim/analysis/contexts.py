@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments.analysis import SAMPLINGS
+
 
 RADIUS = 2  # how many cells apart, along rows and along columns, the cells of a pair may be
 MOST_CONTEXTS = 100_000  # of a pair in one order, where all are asked for
-SAMPLINGS = ("shared", "windows", "independent")
 
 
 def context_orders(ratios: Sequence[float], players: int) -> list[int]:

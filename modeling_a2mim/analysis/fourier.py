@@ -7,6 +7,7 @@ convolutions do the opposite.
 import argparse
 import logging
 import os
+import runpy
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +26,7 @@ from ..encoders.sites import block_layouts
 from ..export.record import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .comparison import DTYPES, Images, command, load_models, run_comparison
+from .comparison import DTYPES, Images, load_models
 
 
 COLUMNS = 4  # panels in a row, where each model has its own
@@ -214,20 +215,6 @@ class _Layers:
         return None
 
 
-def main(argv: list[str] | None = None):
-    """The command: spectra and variances of several encoders on the same images."""
-    parser = command(
-        "fourier",
-        "Relative log amplitude of feature maps by frequency and layer, and their variance by depth: "
-        "OUT/fourier.json and OUT/fourier.png.",
-        models="an encoder or classifier: a folder, or its id on the Hub",
-        images=256,
-        seed="the images",
-    )
-    parser.set_defaults(batch_size=64)
-    run_comparison(parser, compare, argv)
-
-
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
     models, images = load_models(args), Images.open(args)
@@ -284,4 +271,4 @@ def fourier_figure(results: Mapping[str, FourierAnalysis], path: str | os.PathLi
 
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("modeling_a2mim.commands.fourier", run_name="__main__")

@@ -7,6 +7,7 @@ import argparse
 import itertools
 import logging
 import os
+import runpy
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 
@@ -14,42 +15,12 @@ from ..export.record import versions
 from ..utils.files import safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
 from ..utils.tables import markdown_table
-from .comparison import DTYPES, LABELS, Images, command, load_models, run_comparison
-from .contexts import SAMPLINGS
+from .comparison import DTYPES, Images, load_models
 from .measurement import interaction_strength
-from .strength import FILLS, RATIOS, VALUES, InteractionSettings, InteractionStrength, rounded
+from .strength import InteractionSettings, InteractionStrength, rounded
 
 
 logger = logging.getLogger("a2mim")
-
-
-def main(argv: list[str] | None = None):
-    """The command: J(m) of several classifiers, measured on the same images, pairs and contexts."""
-    parser = command(
-        "interactions",
-        "Interaction strength of classifiers by order: OUT/interactions.json, OUT/interactions.png and, for each "
-        "model, OUT/NAME.npz with the raw values, with which the same command goes on where it was stopped.",
-        models="a classifier: a folder, or its id on the Hub",
-        images=100,
-        seed="images, pairs and contexts",
-    )
-    parser.add_argument("--label_column_name", help="column of the labels; found if not given")
-    parser.add_argument(
-        "--labels",
-        choices=LABELS,
-        default="names",
-        help="whose odds are measured: the class of the same name as the label, of the same number, or the one that "
-        "the model gives the whole image (default: %(default)s)",
-    )
-    parser.add_argument("--grid", type=int, default=14, help="cells along each side (default: %(default)s)")
-    parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="orders, as shares of all cells")
-    parser.add_argument("--pairs", type=int, default=50, help="of each image (default: %(default)s)")
-    parser.add_argument("--contexts", type=int, default=50, help="of each pair and order (default: %(default)s)")
-    parser.add_argument("--value", choices=VALUES, default="log_odds", help="default: %(default)s")
-    parser.add_argument("--fill", choices=FILLS, default="zero", help="of hidden cells (default: %(default)s)")
-    parser.add_argument("--sampling", choices=SAMPLINGS, default="shared", help="default: %(default)s")
-    parser.add_argument("--interval_width", type=float, help="stop when the intervals of J(m) are at most so wide")
-    run_comparison(parser, compare, argv)
 
 
 def compare(args: argparse.Namespace):
@@ -122,4 +93,4 @@ def interaction_figure(results: Mapping[str, InteractionStrength], path: str | o
 
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("modeling_a2mim.commands.interactions", run_name="__main__")

@@ -5,6 +5,7 @@ import argparse
 import logging
 import math
 import os
+import runpy
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import cast
@@ -21,7 +22,7 @@ from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_pil_image
-from .comparison import DTYPES, Images, command, load_models, run_comparison
+from .comparison import DTYPES, Images, load_models
 
 
 logger = logging.getLogger("a2mim")
@@ -189,21 +190,6 @@ def plot_reconstructions(
     return panel(images, quality, names=None if names is None else names[:max_images])
 
 
-def main(argv: list[str] | None = None):
-    """The command: what several pre-trained models reconstruct of the same images."""
-    parser = command(
-        "reconstruction",
-        "What pre-trained models reconstruct: for each OUT/NAME.png with its images, and OUT/reconstruction.json with "
-        "PSNR and SSIM of each image; OUT/spectrum.png with the errors of all by frequency.",
-        models="a pre-trained model: a folder (with pretraining/, or a checkpoint), or its id on the Hub",
-        images=8,
-        seed="images and masks",
-    )
-    parser.add_argument("--files", nargs="+", help="images to reconstruct, in place of a dataset")
-    parser.add_argument("--mask_ratio", type=float, help="share of masked cells, in (0, 1) (default: the model's own)")
-    run_comparison(parser, compare, argv)
-
-
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
     models, images = load_models(args, "pretraining"), Images.open(args)
@@ -287,4 +273,4 @@ def spectrum_figure(
 
 
 if __name__ == "__main__":
-    main()
+    runpy.run_module("modeling_a2mim.commands.reconstruct", run_name="__main__")

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..arguments.analysis import FILLS, RATIOS, VALUES
 from .contexts import (
     Pairs,
     Subsets,
@@ -17,9 +18,6 @@ from .contexts import (
 )
 
 
-RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-VALUES = ("log_odds", "log_prob", "logit")
-FILLS = ("zero", "mean")
 RESAMPLES = 2000  # of the bootstrap
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from ..configuration_a2mim import check_statistics
-from ..pretrained import PRETRAINING_CONFIG, plain_source
+from ..utils.statistics import check_statistics
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -46,6 +45,8 @@ class EncoderArguments:
     )
 
     def __post_init__(self):
+        from ..pretrained import plain_source  # imports timm, without which --help is there at once
+
         self.model_name_or_path = plain_source(self.model_name_or_path, self.architecture)
         if self.pretrained and self.architecture is None:
             raise ValueError("pretrained: needs --architecture, the timm model whose weights are loaded")
@@ -146,6 +147,12 @@ class ClassifierArguments(EncoderArguments):
         default=None,
         help="Inverse regularisation (scikit-learn's C) of logistic regression; default: by cross-validation.",
     )
+    threshold: str | None = HfArg(
+        default=None,
+        help="From which score on --positive_class is decided for (of a multi-label problem, each label): a number, "
+        "or f1 (the best F1) or fpr=0.05 (the most recall at that rate of false alarms) on the validation images.",
+    )
+    positive_class: str | None = HfArg(default=None, help="The class that --threshold is of.")
     add_to_card: bool = HfArg(
         default=False, help="Write what was measured into the card of the folder --model_name_or_path."
     )
@@ -155,6 +162,8 @@ class ClassifierArguments(EncoderArguments):
         modes = [name for name in ("linear_probe", "knn", "eval_only") if getattr(self, name)]
         if len(modes) > 1:
             raise ValueError(f"{modes[1]}: give either it or --{modes[0]}")
+        from ..pretrained import PRETRAINING_CONFIG
+
         if self.add_to_card and not Path(self.model_name_or_path or "", PRETRAINING_CONFIG).is_file():
             raise ValueError("add_to_card: --model_name_or_path is no folder with a pre-trained encoder")
         if self.probe_layers is not None and not (self.knn or self.linear_probe):

@@ -7,10 +7,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar, cast
 
-from timm.optim import list_optimizers
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
-from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.training_args import OptimizerNames
 
@@ -255,6 +253,8 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     def _check_reports(self):
         """Refuse a package to report to that is not installed, of which Trainer makes an error without a field."""
+        from transformers.integrations import get_available_reporting_integrations  # takes seconds, as below
+
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         there = get_available_reporting_integrations()
         missing = [name for name in named if name not in ("none", "all", *there)]
@@ -266,6 +266,8 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     def _find_timm_optim(self) -> str | None:
         """The name of an optimiser of timm, which TrainingArguments would refuse."""
+        from timm.optim import list_optimizers  # takes seconds, without which --help is there at once
+
         name = str(getattr(self.optim, "value", self.optim))
         if name in [known.value for known in OptimizerNames]:
             return None

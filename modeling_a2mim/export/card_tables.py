@@ -3,6 +3,7 @@
 import itertools
 
 from ..evaluation.class_figures import class_figure, class_rows
+from ..evaluation.decisions import EVERY
 from ..pretrained import MASKED
 from ..utils.tables import markdown_table
 from .monitor import KINDS
@@ -143,6 +144,8 @@ def evaluation_section(record: dict, encoder: bool = False) -> str:
             parts.append(markdown_table(list(by_class[0]), (row.values() for row in by_class)))
         if record.get("evaluation_note"):
             parts.append(record["evaluation_note"])
+    if record.get("decision"):
+        parts.append(decision_section(record["decision"]))
     if record.get("measured"):
         parts.append(f"Measured {record['measured_on']}:")
         for columns, measured in itertools.groupby(record["measured"], key=tuple):
@@ -156,6 +159,29 @@ def evaluation_section(record: dict, encoder: bool = False) -> str:
     if encoder and not record.get("measured"):
         parts.append("How well the features serve a task after fine-tuning or probing was not evaluated here.")
     return "\n\n".join(parts)
+
+
+def decision_section(decision: dict) -> str:
+    """By which threshold the model decides, and what that gives, as Markdown.
+
+    Args:
+        decision: `DecisionRule.to_config()`, with the `figures` of each class as `ThresholdFigures.record()`.
+    """
+    thresholds, rule, figures = decision["thresholds"], decision["rule"], decision.get("figures") or {}
+    named = [((name == EVERY and "every label") or f"`{name}`", value) for name, value in thresholds.items()]
+    shown = ", ".join(f"{name} from a score of {value:.4g} on" for name, value in named)
+    how = f"chosen by the rule `{rule}` on {decision['images']:,} images" if rule else "given, not chosen on images"
+    text = f"It decides for {shown} ({how}); `a2mim predict` does so, while transformers' `pipeline` does not."
+    if rule:
+        text += " The figures are of the images that it was chosen on, and so a little too good."
+    columns = {"threshold": "threshold", "precision": "precision", "recall": "recall", "f1": "F1"}
+    columns |= {"false_alarm_rate": "false-alarm rate", "positives": "images of it", "images": "images"}
+    rows = [[name, *(_count_or_figure(found[key]) for key in columns)] for name, found in figures.items()]
+    return "\n\n".join([text, *([markdown_table(("class", *columns.values()), rows)] if rows else [])])
+
+
+def _count_or_figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else _figure(value)
 
 
 def monitor_section(monitor: dict | None) -> str:

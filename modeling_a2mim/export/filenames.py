@@ -7,8 +7,9 @@ EVAL_RESULTS_FOLDER = ".eval_results"
 
 PICTURE, CURVE, EXAMPLE = "reconstruction.png", "loss_curve.png", "example.png"
 CONFUSION, ERRORS = "confusion_matrix.png", "worst_examples.png"
+ROC, PRECISION_RECALL = "roc_curve.png", "precision_recall_curve.png"
 PREDICTIONS = "predictions.png"  # of segmenters and detectors
-PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION)
+PICTURES = (PICTURE, CURVE, EXAMPLE, PREDICTIONS, CONFUSION, ROC, PRECISION_RECALL)
 SHOWING_DATA = (PICTURE, EXAMPLE, PREDICTIONS)  # figures with images that were trained or evaluated on
 
 PLACEHOLDER = "ORG/NAME"  # in a model card, until the name of the repository is known

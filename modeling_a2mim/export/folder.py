@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..configuration_a2mim import A2MIMConfig
+from ..evaluation.decisions import FIELD, DecisionRule
 from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
 from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import PRETRAINING_CONFIG, PRETRAINING_FOLDER
@@ -24,7 +25,17 @@ from ..utils.files import atomic_files, files_in, write_json
 from ..utils.plotting import loss_curve
 from ..utils.weights import without_sharing
 from .eval_results import eval_results
-from .filenames import CONFUSION, CURVE, EVAL_RESULTS_FOLDER, EXAMPLE, PICTURE, PREDICTIONS, RECORD_FILE
+from .filenames import (
+    CONFUSION,
+    CURVE,
+    EVAL_RESULTS_FOLDER,
+    EXAMPLE,
+    PICTURE,
+    PRECISION_RECALL,
+    PREDICTIONS,
+    RECORD_FILE,
+    ROC,
+)
 from .model_card import DenseTask, dense_card, model_card
 
 
@@ -68,6 +79,8 @@ def timm_config(model: A2MIMModel) -> dict:
         result["label_names"] = [id2label[i] for i in range(model.num_classes)]
         if config.problem_type not in (None, "single_label_classification"):
             result["problem_type"] = config.problem_type
+        if (decision := DecisionRule.from_config(config)) is not None:
+            result[FIELD] = decision.to_config()
     return result
 
 
@@ -185,7 +198,7 @@ def _add_record(temporary: Path, folder: Path, record: dict | None) -> set[str]:
     for name, text in eval_results(record).items():
         (temporary / EVAL_RESULTS_FOLDER).mkdir(exist_ok=True)
         (temporary / EVAL_RESULTS_FOLDER / name).write_text(text)
-    kept = (PICTURE, EXAMPLE, CONFUSION, PREDICTIONS, PRETRAINING_CONFIG)
+    kept = (PICTURE, EXAMPLE, CONFUSION, ROC, PRECISION_RECALL, PREDICTIONS, PRETRAINING_CONFIG)
     return {*files_in(temporary), *(name for name in kept if (folder / name).is_file())}
 
 

@@ -6,6 +6,7 @@ import logging
 import torch
 
 from ..configuration_a2mim import A2MIMConfig, is_timm
+from ..evaluation.decisions import FIELD
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..models.classifier import A2MIMForImageClassification
 from ..models.linear_probe import LinearProbe
@@ -111,6 +112,8 @@ def load_classifier(folder_or_repo: str, **hub_kwargs) -> A2MIMForImageClassific
     config = A2MIMConfig.from_dict(found.data)
     config.update(label_fields(found.names))
     config.problem_type = found.data.get("problem_type")
+    if FIELD in found.data:
+        setattr(config, FIELD, found.data[FIELD])
     model = A2MIMForImageClassification(config)
     try:
         model.a2mim.encoder.load_state_dict(found.weights)

@@ -1,4 +1,4 @@
-"""Model cards, from the templates in `model_cards/` and the record of how a model was made (see `record`).
+"""Model cards, from the templates in `templates/` and the record of how a model was made (see `record`).
 
 Nothing is filled in that is not known: what was not evaluated says so, and numbers of a paper are marked as such.
 """
@@ -26,7 +26,7 @@ from .filenames import EXAMPLE, PLACEHOLDER
 from .methods import BIBTEX, EITHER, linked, made_from, method_of, method_tags, names_in, recorded_method
 
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "model_cards"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 TAGS = ("timm", "transformers")
 MOST_LISTED = 10  # classes in a summary
 

@@ -5,7 +5,9 @@ A recipe's keys: `description`, `script` and `task` that it is for, `source` (wh
 overrides. `total_train_batch_size` among them says the batch that the learning rate was made for.
 """
 
+import difflib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
@@ -20,7 +22,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_recipe(name: str, script: str, task: str | None = None) -> dict:
+def load_recipe(name: str, script: str | None = None, task: str | None = None) -> dict:
     """A recipe by its name, or from a file.
 
     Raises:
@@ -43,18 +45,42 @@ def load_recipe(name: str, script: str, task: str | None = None) -> dict:
     return recipe
 
 
-def as_flags(arguments: dict, known: set[str]) -> list[str]:
-    """The arguments of a recipe as they would be typed, `["--optim", "lamb", ...]`.
+def load_config(path: str) -> dict:
+    """The arguments in a YAML file `flag: value`, as transformers' `HfArgumentParser.parse_yaml_file` reads it.
 
     Raises:
-        ValueError: naming an argument that the script does not have.
+        ValueError: naming `config`, if there is no such file, or no such thing in it.
+    """
+    try:
+        arguments = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config: {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is no YAML: {error}") from error
+    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+        raise ValueError(f"config: {path} has no lines `flag: value`")
+    return {name.lstrip("-"): value for name, value in arguments.items()}
+
+
+def as_flags(arguments: dict, known: Collection[str] | None = None, field: str = "recipe") -> list[str]:
+    """Arguments as they would be typed, `["--optim", "lamb", ...]`.
+
+    Args:
+        arguments: names and values; of a list each is typed, a dict is JSON.
+        known: the arguments that there are, if that is known.
+        field: where they are from, for messages.
+
+    Raises:
+        ValueError: naming an argument that there is not, or that has no value.
     """
     flags = []
     for name, value in arguments.items():
-        if name not in known:
-            raise ValueError(f"recipe: there is no argument --{name}")
+        if known is not None and name not in known:
+            close = difflib.get_close_matches(name, known)
+            hint = f"; did you mean --{' or --'.join(close)}?" if close else ""
+            raise ValueError(f"{field}: there is no argument --{name}{hint}")
         if value is None:
-            raise ValueError(f"recipe: --{name} has no value")
+            raise ValueError(f"{field}: --{name} has no value")
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         flags += [f"--{name}", *map(str, values)]
     return flags

@@ -1,23 +1,106 @@
-"""The model that the arguments of pre-training name: a new one, one that goes on, or a new one on an encoder that has
-learned elsewhere."""
+"""Pre-training by its arguments: their model (a new one, one that goes on, or a new one on an encoder that has learned
+elsewhere), images and trainer."""
 
 import logging
 from typing import Any
 
+from transformers import set_seed
+
+from ..arguments.data import PreTrainingDataArguments
 from ..arguments.model import PreTrainingModelArguments
 from ..arguments.settings import given_settings, new_config, settings_for
+from ..arguments.training import A2MIMTrainingArguments, data_seed
+from ..data.augmentation import pretraining_augmentation
+from ..data.monitor import load_monitor, open_monitor
+from ..data.splits import image_samples, load_pretraining_splits
+from ..data.transforms import PreTrainTransform
 from ..export.loading import earlier_of, load_pretraining_model
+from ..export.provenance import monitor_data, pretraining_provenance
 from ..export.record import pretraining_runs
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..models.continuing import with_settings
 from ..models.start import pretraining_model_from
-from ..pretrained import PRETRAINING_CONFIG, Pretrained, find_optional_file, folder_or_id, is_weights_file
+from ..pretrained import MASKED, PRETRAINING_CONFIG, Pretrained, find_optional_file, folder_or_id, is_weights_file
+from ..training.advice import before_training
+from ..training.best_model import RECONSTRUCTION_METRICS, with_best_model
+from ..training.monitor import check_best_metric, figure_names
+from ..training.resuming import flags
+from ..training.trainer import A2MIMTrainer
 from .start import encoder_provenance, is_new, open_start
 
 
 PRETRAINING = "pre-training model"  # as a kind
 
 logger = logging.getLogger("a2mim")
+
+
+def make_trainer(
+    model_args: PreTrainingModelArguments, data_args: PreTrainingDataArguments, args: A2MIMTrainingArguments
+) -> A2MIMTrainer:
+    """From the parsed arguments to a trainer that is ready to `run()`.
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    start = open_pretraining_start(model_args, args.hub_token)
+    if is_new(model_args):
+        new_config(model_args)  # what is wrong in it is said before images are looked for
+    train, evaluation, evaluated = load_pretraining_splits(data_args, args.hub_token)
+    monitored = open_monitor(data_args, args.hub_token)
+
+    set_seed(args.seed)
+    provenance = {"task": MASKED, **pretraining_provenance(data_args)}
+    provenance["monitor_data"] = monitor_data(data_args, evaluated)
+    if evaluated is not None:
+        provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}
+    model, origin = build_pretraining_model(model_args, start, args.hub_token)
+    provenance |= origin
+    config = model.config
+    augmentation = pretraining_augmentation(data_args)
+    crop = PreTrainTransform(
+        config,
+        (data_args.crop_scale[0], data_args.crop_scale[1]),
+        max_pixels=data_args.max_image_pixels,
+        **augmentation,
+    )
+    whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
+    seed = data_seed(args)
+    train_samples = image_samples(data_args, train, crop, seed)
+    eval_samples = image_samples(data_args, evaluation, whole, seed)
+    shown, names = eval_samples.spread(8)
+    monitor = load_monitor(data_args, monitored, eval_samples, evaluated, whole)
+    check_best_metric(args.metric_for_best_model, monitor)
+    left_out = () if config.frequency_loss_weight else ("frequency_loss",)
+    metrics = {name: more for name, more in RECONSTRUCTION_METRICS.items() if name not in left_out}
+    args = with_best_model(args, metrics | figure_names(monitor))
+    site = model.a2mim.site
+    logger.info(
+        "%s images; %s: %s parameters; mask token at %s (%d x %d); %d of %d cells masked; learning rate %g",
+        f"{len(train_samples):,}",
+        config.architecture,
+        f"{model.num_parameters():,}",
+        site.module,
+        *site.layout.grid,
+        config.num_masked,
+        config.mask_grid[0] * config.mask_grid[1],
+        args.learning_rate,
+    )
+    trainer = A2MIMTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_samples,
+        eval_dataset=eval_samples,
+        picture_samples=shown,
+        picture_names=names,
+        monitor=monitor,
+        monitor_steps=data_args.monitor_steps,
+        provenance=provenance,
+        flags=flags(model_args, data_args),
+    )
+    warnings = before_training(model, len(train_samples), trainer.args, from_weights=not is_new(model_args))
+    for warning in warnings if args.should_log else ():
+        logger.warning("%s", warning)
+    return trainer
 
 
 def open_pretraining_start(args: PreTrainingModelArguments, token: str | None = None) -> Pretrained | None:

@@ -13,7 +13,6 @@ class Task(NamedTuple):
     """The steps of a task. Where they take `model_args, data_args, args`, these are the parsed arguments.
 
     Args:
-        arguments: dataclasses of model, data and training arguments.
         load: `(model_args, data_args, args)` to the images to train on and to evaluate on.
         adapt: `(args, images)` to the training arguments for these images: whether to evaluate, and what is better.
         build: `(model_args, images, token)` to the model.
@@ -23,7 +22,6 @@ class Task(NamedTuple):
         log_result: `(trainer, metrics)`, what the log says at the end.
     """
 
-    arguments: tuple[type, type, type]
     load: Callable
     adapt: Callable
     build: Callable
@@ -33,28 +31,36 @@ class Task(NamedTuple):
     log_result: Callable = lambda trainer, metrics: None
 
 
-def load_task(name: str) -> Task:
-    """A task by its name; only its own modules are imported, of which some take seconds."""
+def arguments_of(name: str) -> tuple[type, type, type]:
+    """The dataclasses of a task's arguments, without what it runs, of which some takes seconds to import."""
     if name == "image-classification":
         from ..arguments import data, model, training
-        from .classification import task as c
 
-        arguments: tuple[type, type, type]
-        arguments = (model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments)
-        return Task(arguments, c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
+        return model.ClassifierArguments, data.ClassificationArguments, training.FineTuningArguments
     if name == "semantic-segmentation":
         from ..arguments import segmentation as a
+
+        return a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments
+    from ..arguments import detection as b
+
+    return b.DetectionModelArguments, b.DetectionArguments, b.DetectionTrainingArguments
+
+
+def load_task(name: str) -> Task:
+    """A task by its name; only its own modules are imported."""
+    if name == "image-classification":
+        from .classification import task as c
+
+        return Task(c.load, c.adapt, c.build, c.make_trainer, c.evaluate, c.compare)
+    if name == "semantic-segmentation":
         from .segmentation import task as s
 
-        arguments = (a.SegmentationModelArguments, a.SegmentationArguments, a.SegmentationTrainingArguments)
-        return Task(arguments, s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
-    from ..arguments import detection as b
+        return Task(s.load, s.adapt, s.build, s.make_trainer, s.evaluate, log_result=s.log_result)
     from .detection import task as d
 
-    arguments = (b.DetectionModelArguments, b.DetectionArguments, b.DetectionTrainingArguments)
     masks = name == "instance-segmentation"
     load, evaluate = functools.partial(d.load, masks=masks), functools.partial(d.evaluate, masks=masks)
-    return Task(arguments, load, d.adapt, d.build, d.make_trainer, evaluate, log_result=d.log_result)
+    return Task(load, d.adapt, d.build, d.make_trainer, evaluate, log_result=d.log_result)
 
 
 def find_task(given: argparse.Namespace, script: str) -> str:

@@ -18,7 +18,7 @@ FINISHED = ("model.safetensors", RECORD_FILE)  # one of which every export has, 
 # written before training begins.
 WRITTEN = (
     *(*NEEDED, *PICTURES, PROCESSOR, RECORD_FILE, PRETRAINING_FOLDER, EVAL_RESULTS_FOLDER),
-    *(METRICS, RECONSTRUCTIONS, ERRORS, "errors.csv", "predictions.txt", "results.json", "results.md"),
+    *(METRICS, RECONSTRUCTIONS, ERRORS, "errors.csv", "predictions.txt", "results.json", "results.md", "run.yaml"),
     *(f"corruptions.{kind}" for kind in ("json", "md", "png")),
     *("trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"),
 )

@@ -86,8 +86,10 @@ class PublishingTrainer(ResumableTrainer):
             with self._weights_kept():
                 evaluation = self.evaluate()
             self.save_metrics("eval", evaluation)
-            metrics |= evaluation
-            metrics |= self.after_evaluation(evaluation)
+            further = self.after_evaluation(evaluation)
+            if further:
+                self.save_metrics("eval", {**evaluation, **further})
+            metrics |= {**evaluation, **further}
         if self.args.push_to_hub:
             self.push_to_hub()
         elif self.args.should_save:

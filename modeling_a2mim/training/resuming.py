@@ -39,6 +39,7 @@ NOT_COMPARED_PREFIXES = ("hub_", "logging_", "eval_", "save_", "ddp_", "trackio_
 # configuration by `checkpoints.check_settings`, what is trained and evaluated on by the data itself.
 FLAGS_NOT_COMPARED = {
     *("preset", "global_pool", "drop_path", "out_indices", "eval_only", "add_to_card", "probe_strength"),
+    *("threshold", "positive_class"),
     *("knn", "knn_neighbours", "knn_neighbors", "knn_temperature", "task"),
     *("train_dir", "dataset_name", "dataset_config_name", "dataset_revision", "dataset_weights", "train_split"),
     *("validation_dir", "validation_split", "max_train_samples", "max_eval_samples", "holdout", "read_retries"),

@@ -16,8 +16,8 @@ from modeling_a2mim.analysis.fourier import (
     feature_variance,
     fourier_analysis,
     log_amplitude,
-    main,
 )
+from modeling_a2mim.commands.fourier import main
 from modeling_a2mim.encoders.sites import block_layouts
 from modeling_a2mim.export.folder import export_model
 

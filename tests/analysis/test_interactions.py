@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modeling_a2mim import A2MIMForImageClassification
-from modeling_a2mim.analysis.interactions import main
+from modeling_a2mim.commands.interactions import main
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.export.folder import export_model
 

@@ -10,7 +10,6 @@ from PIL import Image
 from modeling_a2mim import A2MIMForPreTraining
 from modeling_a2mim.analysis.reconstruction import (
     error_spectrum,
-    main,
     panel,
     plot_reconstructions,
     power_spectrum,
@@ -18,6 +17,7 @@ from modeling_a2mim.analysis.reconstruction import (
     reconstruction_quality,
     with_mask_ratio,
 )
+from modeling_a2mim.commands.reconstruct import main
 from modeling_a2mim.export.folder import export_model
 
 from ..families import family_config

@@ -5,11 +5,14 @@ import sys
 
 import pytest
 import transformers
+import yaml
+from safetensors.torch import load_file
 from transformers import HfArgumentParser
 
+import run_pretraining
 from modeling_a2mim.arguments.dense import DenseArguments
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
-from modeling_a2mim.commands.parser import given_arguments, given_names, peek, run_as_command
+from modeling_a2mim.commands.parser import given_names, given_values, peek, run_as_command, shown
 
 
 TOKEN = "hf_" + "x" * 20
@@ -23,15 +26,16 @@ def parser():
 def test_what_is_given(parser):
     argv = ["--output_dir", "out", "--seed", "42", "--crop_scale", "0.5", "1", "--hub_token", TOKEN]
     assert given_names(parser, argv) == {"output_dir", "seed", "crop_scale", "hub_token"}
-    assert given_arguments(parser, argv) == "crop_scale=0.5 1.0, output_dir=out"  # the seed is the default
-    assert given_arguments(parser, []) == "none that is not the default"
+    assert given_values(parser, argv) == {"crop_scale": [0.5, 1.0], "output_dir": "out"}  # the seed is the default
+    assert shown(given_values(parser, argv)) == "crop_scale=0.5 1.0, output_dir=out"
+    assert shown(given_values(parser, [])) == "none that is not the default"
 
 
 def test_secrets_in_other_arguments(parser):
     argv = ["--dataset_name", f"https://user:{TOKEN}@host/data", "--run_name", TOKEN]
-    shown = given_arguments(parser, argv)
-    assert TOKEN not in shown
-    assert "https://***@host/data" in shown
+    told = shown(given_values(parser, argv))
+    assert TOKEN not in told
+    assert "https://***@host/data" in told
 
 
 def test_what_is_known_before_the_rest():
@@ -40,7 +44,7 @@ def test_what_is_known_before_the_rest():
 
 
 def test_errors_of_workers_are_told_in_a_line(monkeypatch):
-    def main():
+    def main(argv):
         raise ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: crop: wrong\n")
 
     monkeypatch.setattr(sys, "argv", ["run"])
@@ -49,3 +53,62 @@ def test_errors_of_workers_are_told_in_a_line(monkeypatch):
     monkeypatch.setattr(transformers.utils.logging, "get_verbosity", lambda: logging.DEBUG)
     with pytest.raises(ValueError, match="^Caught"):
         run_as_command(main)
+
+
+SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
+FAST = ["--use_cpu", "--per_device_train_batch_size", "4", "--disable_tqdm", "True"]
+
+
+def test_a_run_can_be_repeated(folder, tmp_path, monkeypatch):
+    """What a run leaves gives the same weights, whatever flags, recipe and file it was made of."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    own = tmp_path / "own.yaml"
+    own.write_text("recipe: small_data\nmax_steps: 3\nlearning_rate: 1.0e-3\nmodel_args: {drop_path_rate: 0.1}\n")
+    argv = [*SMALL, *FAST, "--config", str(own), "--train_dir", str(folder), "--hub_token", TOKEN, "--max_steps", "2"]
+    first = run_pretraining.main([*argv, "--crop_scale", "0.5", "1", "--output_dir", str(tmp_path / "a")])
+    text = (tmp_path / "a" / "run.yaml").read_text()
+    assert TOKEN not in text
+    kept = yaml.safe_load(text)
+    assert kept["recipe"] == "small_data"
+    assert (kept["max_steps"], kept["learning_rate"], kept["crop_scale"]) == (2, 1e-3, [0.5, 1.0])
+    assert kept["decoder"] == "multiscale"  # the recipe's, should it change one day
+    assert "config" not in kept
+    again = run_pretraining.main(["--config", str(tmp_path / "a" / "run.yaml"), "--output_dir", str(tmp_path / "b")])
+    assert again["train_loss"] == first["train_loss"]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("a", "b")]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    assert {**yaml.safe_load((tmp_path / "b" / "run.yaml").read_text()), "output_dir": None} == {
+        **kept,
+        "output_dir": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_stepz: 1", "^config: .*own.yaml: there is no argument --max_stepz; did you mean --max_steps"),
+        ("max_steps:", "^config: .*own.yaml: --max_steps has no value"),
+        ("- max_steps", "^config: .*own.yaml has no lines `flag: value`"),
+        ("a: [", "^config: .*own.yaml is no YAML"),
+        (None, "^config: .*own.yaml cannot be read: No such file"),
+    ],
+)
+def test_files_of_flags_that_cannot_be(tmp_path, text, message):
+    path = tmp_path / "own.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run_pretraining.main(["--config", str(path), *SMALL, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_flags(tmp_path):
+    out = ["--output_dir", str(tmp_path / "out")]
+    for argv, message in (
+        (["--archtecture", "resnet18"], "^--archtecture: there is no such argument; did you mean --architecture"),
+        (["--zzz=1"], "^--zzz: there is no such argument; --help lists all"),
+        (["resnet18"], "^resnet18: no argument takes this"),
+        (["--max_steps", "x"], "^argument --max_steps.*: invalid int value"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_pretraining.main([*argv, *out])

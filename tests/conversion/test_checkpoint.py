@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForImageClassification
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.commands.convert import main
 from modeling_a2mim.conversion import checkpoint as conversion
-from modeling_a2mim.conversion.__main__ import main
 from modeling_a2mim.conversion.checkpoint import _reorder_merging, convert, load_official, read_official
 from modeling_a2mim.conversion.published import PUBLISHED
 

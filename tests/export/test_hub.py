@@ -20,8 +20,8 @@ import run_finetune
 import run_pretraining
 from benchmarks import shapes
 from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.commands.push import main
 from modeling_a2mim.data.transforms import FineTuneTransform
-from modeling_a2mim.export.__main__ import main
 from modeling_a2mim.export.folder import export_model, timm_pretrained_cfg
 from modeling_a2mim.export.hub import check_files, push_folder, uploaded_files
 from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = ["README.md", "config.json", "model.safetensors", "pretraining/config.json", "pretraining/model.safetensors"]
 ENCODER = sorted([*WEIGHTS, "loss_curve.png", "reconstruction.png", "training.json"])
 RESULTS = ".eval_results/zalando-datasets-fashion_mnist.yaml"
-PICTURES = ["confusion_matrix.png", "example.png", "loss_curve.png"]
+PICTURES = ["confusion_matrix.png", "example.png", "loss_curve.png", "precision_recall_curve.png", "roc_curve.png"]
 CLASSIFIER = sorted([*WEIGHTS, RESULTS, *PICTURES, "training.json"])
 SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
 FAST = [

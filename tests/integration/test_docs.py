@@ -19,6 +19,7 @@ from PIL import Image
 from transformers.trainer_utils import set_seed
 
 import modeling_a2mim
+from a2mim.__main__ import COMMANDS
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.recipes import recipe_names
@@ -27,8 +28,7 @@ from modeling_a2mim.recipes import recipe_names
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "mkdocs.yml").is_file())
 sys.path.append(str(ROOT / "docs" / "hooks"))  # as mkdocs has them
 from api import reference  # noqa: E402
-from flags import MARK, flags_table  # noqa: E402
-from parsers import parser_of  # noqa: E402
+from flags import MARK, flags_table, parser_of  # noqa: E402
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,8 +37,9 @@ SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TASKS = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
 OTHER_PROGRAMS = ("git", "cd", "pip", "pre-commit")
+SCRIPTS = {"run_pretraining.py": "pretrain", "run_finetune.py": "finetune"}
 # Of torchrun, and of other commands than those of this project.
-OTHER_FLAGS = {"--nproc_per_node", "--small", "--help"}
+OTHER_FLAGS = {"--nproc_per_node", "--small", "--help", "--version"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,8 +62,8 @@ def commands_of(page: Path) -> list[str]:
 
 
 @functools.cache
-def parser(module: str, *argv: str):
-    return parser_of(module, *argv)
+def parser(command: str, *arguments: str):
+    return parser_of(command, *arguments)
 
 
 @functools.cache
@@ -89,6 +90,8 @@ def check_command(command: str):
         config = ConfigParser()
         config.read(ROOT / "setup.cfg")
         assert extras <= set(config["options.extras_require"]), command
+    elif program == "a2mim":
+        check_own(*words)
     elif program in ("python", "torchrun", "accelerate"):
         check_python(words)
     else:
@@ -98,29 +101,34 @@ def check_command(command: str):
 def check_python(words: list[str]):
     if "-m" in words:
         module, *argv = words[words.index("-m") + 1 :]
-        if module in ("pytest", "venv"):
-            return
-        parse(parser(module), argv)
+        if module not in ("pytest", "venv"):
+            assert module == "a2mim", module
+            check_own(*argv)
         return
     place = next(i for i, word in enumerate(words) if word.endswith(".py"))
     script, argv = words[place], words[place + 1 :]
     assert (ROOT / script).is_file(), f"{script}: no such file"
-    if script in ("run_pretraining.py", "run_finetune.py"):
-        task = argv[argv.index("--task") + 1 :][:1] if "--task" in argv else []
-        assert not task or task[0] in TASKS, task
-        chosen = parser(Path(script).stem, *(["--task", *task] if task else []))
-        if "--recipe" in argv:
-            assert argv[argv.index("--recipe") + 1] in recipe_names(), argv
-        if "--help" not in argv:
-            parse(chosen, argv)
-            chosen.parse_args_into_dataclasses([*argv, "--use_cpu", "True"])  # whose checks raise ValueError
+    if script in SCRIPTS:
+        check_own(SCRIPTS[script], *argv)
 
 
-def parse(chosen, argv: list[str]):
+def check_own(command: str, *argv: str):
+    """Parse a command of `a2mim`."""
+    if command.startswith("--") or "--help" in argv:
+        assert command in (*COMMANDS, "--help", "--version"), command
+        return
+    assert command in COMMANDS, command
+    task = argv[argv.index("--task") + 1 :][:1] if "--task" in argv else ()
+    assert not task or task[0] in TASKS, task
+    chosen = parser(command, *task)
+    if "--recipe" in argv:
+        assert argv[argv.index("--recipe") + 1] in recipe_names(), argv
     try:
         chosen.parse_args(argv)
-    except SystemExit as end:
+    except (SystemExit, ValueError) as end:
         raise AssertionError(f"{chosen.prog} does not take {shlex.join(argv)}") from end
+    if command in SCRIPTS.values() and "--config" not in argv:
+        chosen.parse_args_into_dataclasses([*argv, "--use_cpu", "True"])  # whose checks raise ValueError
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -139,8 +147,9 @@ def test_commands(page, models, monkeypatch):
         "python run_finetune.py --task sorting",
         "python run_finetune.py --task semantic-segmentation --knn",
         "python no_such_script.py",
-        "python -m modeling_a2mim.export only-a-folder",
-        "python -m modeling_a2mim.conversion a.pth b --no_such_flag",
+        "a2mim push only-a-folder",
+        "a2mim convert a.pth b --no_such_flag",
+        "python -m a2mim no-such-command",
         "make no-such-target",
         "pip install '.[no_such_extra]'",
         "no-such-program",
@@ -154,8 +163,10 @@ def test_a_wrong_command_is_found(command, capsys):
 def test_flags_in_the_text():
     """Each `--flag` is one of some command."""
     known = set(OTHER_FLAGS)
-    for module, *argv in [shlex.split(mark) for mark in MARK.findall((ROOT / "docs/command_line.md").read_text())]:
-        known |= {name for action in parser(module, *argv)._actions for name in action.option_strings}
+    for command, *arguments in [
+        shlex.split(mark) for mark in MARK.findall((ROOT / "docs/command_line.md").read_text())
+    ]:
+        known |= {name for action in parser(command, *arguments)._actions for name in action.option_strings}
     for page in PAGES:
         for span in SPAN.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
             named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", span))
@@ -173,8 +184,8 @@ def test_tables_of_flags():
         shown = set(re.findall(r"--[\w-]+", table))
         missing = {name for name in named if "-" not in name[2:] and not name.startswith("--no_")} - shown
         assert missing <= {"--help", "-h"}, (mark, missing)
-    assert "| `--mask_ratio` |" in tables["run_pretraining"]
-    assert "| `--mixup` | `0.0` |" in tables["run_finetune"]
+    assert "| `--mask_ratio` |" in tables["pretrain"]
+    assert "| `--mixup` | `0.0` |" in tables["finetune"]
 
 
 # Python

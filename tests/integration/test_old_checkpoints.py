@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 import run_finetune
 import run_pretraining
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.export.__main__ import main as push
+from modeling_a2mim.commands.push import main as push
 from modeling_a2mim.models.linear_probe import LinearProbe
 
 

@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModel
 
 import run_pretraining
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.conversion.__main__ import main as convert
+from modeling_a2mim.commands.convert import main as convert
+from modeling_a2mim.commands.push import main as push
 from modeling_a2mim.data.loading import load_images
-from modeling_a2mim.export.__main__ import main as push
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
 from modeling_a2mim.training.checkpoints import MANIFEST, verify

@@ -311,9 +311,8 @@ def test_the_arguments_that_were_given(tmp_path, caplog):
     argv += ["--run_name", f"a {secret}", "--num_channels", 1, "--save_strategy", "steps", "--use_cpu"]
     argv += ["--output_dir", tmp_path / "out", "--max_steps", 1, "--train_dir", "https://me:pw@host/x"]
     with caplog.at_level("INFO"):
-        parse(
-            PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments, [*map(str, argv)], "run_pretraining.py"
-        )
+        types = (PreTrainingModelArguments, DataArguments, A2MIMTrainingArguments)
+        parse(types, [*map(str, argv)], "run_pretraining.py")
     (line,) = [message for message in caplog.messages if message.startswith("arguments: ")]
     assert line == (
         "arguments: image_size=64, num_channels=1, mask_ratio=0.5, train_dir=https://***@host/x, "

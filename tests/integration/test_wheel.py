@@ -1,14 +1,19 @@
-"""The package as a wheel, installed outside of the repository: package data and paths that only exist in a clone."""
+"""The package as a wheel, in an environment and a folder without a clone: the whole way from images to decisions."""
 
+import json
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from a2mim.__main__ import COMMANDS
 
-pytestmark = pytest.mark.slow
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.cfg").is_file())
 
@@ -19,65 +24,104 @@ from pathlib import Path
 
 import modeling_a2mim
 
-site = Path(sys.argv[1]).resolve()
+site = Path(sys.prefix).resolve()
 assert Path(modeling_a2mim.__file__).resolve().is_relative_to(site), modeling_a2mim.__file__
 for found in pkgutil.walk_packages(modeling_a2mim.__path__, "modeling_a2mim."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
-
-from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
-from modeling_a2mim.export.folder import export_model
-from modeling_a2mim.export.loading import load_pretraining_model
-from modeling_a2mim.recipes import load_recipe, recipe_names
-
-assert len(recipe_names()) > 5
-load_recipe("resnet50_a2mim_100ep", "run_pretraining.py")
-config = A2MIMConfig.resnet(
-    architecture="resnet18", image_size=64, model_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
-)
-folder = export_model(A2MIMForPreTraining(config).eval(), "exported")
-assert "modeling_a2mim" in (folder / "README.md").read_text()
-assert load_pretraining_model(str(folder)).config.architecture == "resnet18"
 """
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder with the package as its wheel installs it."""
+def place(tmp_path_factory) -> Path:
+    """A folder with an environment, `env`, into which the wheel is installed. What it depends on comes from the
+    environment of this test."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, files.split("\0")):  # a build in the clone would leave its own files there
-        if name.startswith(("modeling_a2mim/", "model_cards/")) or "/" not in name:
+        if name.startswith(("a2mim/", "modeling_a2mim/", "model_cards/")) or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
-    return folder / "site"
+    venv.create(folder / "env", with_pip=False)
+    (site,) = (folder / "env").glob("lib/python*/site-packages")
+    # Of a folder that is added so, `.pth` files do nothing: an editable install of the clone is not found.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    python = str(folder / "env" / "bin" / "python")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--ignore-installed", str(wheel)], check=True)
+    return folder
 
 
-def run(site: Path, *command: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=site.parent, env=environment, capture_output=True, text=True, check=False
+def run(place: Path, program: str, *argv: str, code: int = 0) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(place / "env" / "bin" / program), *argv]
+    done = subprocess.run(
+        command, cwd=place, env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
+    assert done.returncode == code, f"{' '.join(argv)}\n{done.stdout}\n{done.stderr}"
+    assert "RuntimeWarning" not in done.stderr  # of a module that its own package has imported already
+    return done.stdout + done.stderr
 
 
-def test_every_module_imports_and_finds_its_files(site):
-    done = run(site, "-c", CODE, str(site))
-    assert done.returncode == 0, done.stderr
+def test_the_whole_way(place):
+    """Images of two classes to an encoder, a classifier with a threshold, decisions, vectors, ONNX, and the list of
+    what would be uploaded; no file of a clone is at hand."""
+    generator = np.random.default_rng(0)
+    for number in range(16):
+        path = place / "images" / ("good" if number % 2 else "defective") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256 if number % 2 else 90, (32, 32, 3), dtype=np.uint8)).save(path)
+    small = ["--use_cpu", "--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "True"]
+    encoder = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8"]
+    quick = ["--monitor_steps", "0", "--mask_site", "-3"]
+    run(place, "a2mim", "pretrain", *encoder, *quick, *small, "--train_dir", "images", "--output_dir", "encoder")
+    labelled = ["--train_dir", "images", "--validation_dir", "images", "--model_name_or_path", "encoder"]
+    decision = ["--threshold", "f1", "--positive_class", "defective"]
+    run(place, "a2mim", "finetune", *labelled, *small, *decision, "--output_dir", "classifier")
+    assert "decision" in json.loads((place / "classifier" / "config.json").read_text())
+    run(place, "a2mim", "predict", "classifier", "images", "--out", "predictions.csv")
+    assert len((place / "predictions.csv").read_text().splitlines()) == 17
+    run(place, "a2mim", "embed", "encoder", "images", "--out", "vectors.parquet")
+    assert (place / "vectors.parquet").is_file()
+    run(place, "a2mim", "export", "classifier", "--format", "onnx", "--out", "model.onnx")
+    assert (place / "model.onnx").is_file()
+    told = run(place, "a2mim", "push", "classifier", "org/x", "--dry_run")
+    assert "model.safetensors" in told
+    assert "run.yaml" not in told  # which names folders of this machine
+    again = run(place, "a2mim", "pretrain", "--config", "encoder/run.yaml", code=1)
+    assert "error: output_dir: " in again
 
 
+def test_nothing_else_is_installed(place):
+    """No further package lies in site-packages, and all files that the package reads do."""
+    (site,) = (place / "env").glob("lib/python*/site-packages")
+    (record,) = site.glob("a2mim-*.dist-info/RECORD")
+    tops = {line.split("/")[0] for line in record.read_text().splitlines() if not line.startswith("..")}
+    assert {name for name in tops if not name.endswith(".dist-info")} == {"a2mim", "modeling_a2mim"}
+    assert (site / "modeling_a2mim" / "recipes" / "small_data.yaml").is_file()
+    assert (site / "modeling_a2mim" / "export" / "templates" / "template.md").is_file()
+
+
+@pytest.mark.slow
+def test_every_module_imports(place):
+    run(place, "python", "-c", CODE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(place, name):
+    assert f"usage: a2mim {name} " in run(place, "a2mim", name, "--help")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["app", "architectures", "conversion", "export"]
     + [f"analysis.{name}" for name in ("interactions", "fourier", "reconstruction")],
 )
-def test_commands(site, name):
-    done = run(site, "-m", f"modeling_a2mim.{name}", "--help")
-    assert done.returncode == 0, done.stderr
-    assert "usage:" in done.stdout
-    assert "RuntimeWarning" not in done.stderr  # of a module that its own package has imported already
+def test_former_names(place, name):
+    assert "usage: a2mim " in run(place, "python", "-m", f"modeling_a2mim.{name}", "--help")

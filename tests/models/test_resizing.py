@@ -169,7 +169,8 @@ def test_fine_tuning_at_the_transposed_size(tmp_path, monkeypatch):
     with torch.no_grad():
         pretrained.a2mim.encoder.pos_embed.normal_()
     export_model(pretrained, tmp_path / "encoder")
-    monkeypatch.setattr("modeling_a2mim.tasks.classification.task.draw_errors", lambda *args: None)
+    for name in ("draw_errors", "draw_curves"):
+        monkeypatch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
     arguments = [
         "--model_name_or_path",
         tmp_path / "encoder",

@@ -120,7 +120,7 @@ def prepared(tmp_path, recipe, architecture, *more):
     argv = ["--recipe", recipe, "--architecture", architecture, "--output_dir", str(tmp_path), "--use_cpu", *more]
     argv += ["--eval_strategy", "no"]
     kinds = (ClassifierArguments, ClassificationArguments, FineTuningArguments)
-    model_args, data_args, args = parse(*kinds, argv, "run_finetune.py", "image-classification")
+    model_args, data_args, args = parse(kinds, argv, "run_finetune.py", "image-classification")[:3]
     model, _ = build_classifier(model_args, [str(i) for i in range(10)])
     if model_args.linear_probe:
         model.freeze_encoder()

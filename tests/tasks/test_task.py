@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from modeling_a2mim.arguments.model import TASK_NAMES
-from modeling_a2mim.tasks import find_task, load_task
+from modeling_a2mim.tasks import arguments_of, find_task, load_task
 
 
 def given(task=None, recipe=None):
@@ -26,6 +26,6 @@ def test_names(tmp_path):
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_steps(name):
     task = load_task(name)
-    assert all(map(dataclasses.is_dataclass, task.arguments))
+    assert all(map(dataclasses.is_dataclass, arguments_of(name)))
     assert all(map(callable, (task.load, task.adapt, task.build, task.make_trainer, task.evaluate, task.log_result)))
     assert (task.compare is not None) == (name == "image-classification")

@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything(tmp_path, m
     ],
 )
 def test_errors_end_a_command_in_a_line(error, line):
-    def main():
+    def main(argv):
         raise error
 
     with pytest.raises(SystemExit) as ended:

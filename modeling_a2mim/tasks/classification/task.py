@@ -17,11 +17,9 @@ from ...configuration_a2mim import A2MIMConfig
 from ...data.dataset import ImageSamples
 from ...data.splits import NO_VALIDATION, image_samples
 from ...evaluation.class_figures import MOST_LISTED, class_figure, log_figures
-from ...evaluation.corruptions import CORRUPTIONS, check_corruptions, plot_corruptions
+from ...evaluation.decisions import FIELD, DecisionRule, check_positive_class, given_decision
 from ...evaluation.errors import errors_table, plot_confusion_matrix, plot_worst_examples
-from ...evaluation.robustness import corruption_table, evaluate_corruptions
 from ...export.filenames import CONFUSION, ERRORS
-from ...export.folder import timm_pretrained_cfg
 from ...export.loading import load_classifier, pretraining_beside
 from ...export.provenance import classification_provenance
 from ...models.classifier import A2MIMForImageClassification
@@ -30,10 +28,21 @@ from ...models.linear_probe import LinearProbe
 from ...pretrained import folder_or_id, is_weights_file
 from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
-from ...utils.files import write_json
+from ...utils.labels import label_names
 from ..encoder import build_classifier
 from ..start import encoder_provenance, open_start, task_of
+from .corrupted import chosen_corruptions, try_corruptions
 from .data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
+from .decision import (
+    Decision,
+    check_choosable,
+    check_request,
+    decision_on,
+    draw_curves,
+    keep_decision,
+    say_dropped,
+    settle,
+)
 from .frozen import evaluate_features
 from .labelled_images import LabelledImages
 from .problem_types import check_problem_type, figures_of, start_at_mean
@@ -59,12 +68,14 @@ def load(
         ValueError: naming the argument that is wrong.
     """
     check_arguments(model_args, data_args, args)
+    check_request(model_args, data_args.problem_type or SINGLE, data_args.seeds)
     if data_args.problem_type in (MULTI, REGRESSION):
         check_problem_type(data_args.problem_type, model_args, data_args, args)
     images = LabelledImages.load(data_args, args.hub_token)
     if images.validation is None and (data_args.corruptions or model_args.knn or data_args.seeds):
         raise ValueError(NO_VALIDATION)
     images.check()
+    check_choosable(model_args, images)
     return images if model_args.knn or data_args.seeds else choose_images(data_args, args, images)
 
 
@@ -148,6 +159,8 @@ def make_trainer(
         Path(args.output_dir, SUBSET).unlink(missing_ok=True)  # of the earlier run
     example = None if validation is None else validation.first(1)
     start = open_start(model_args, args.hub_token)
+    if start is not None and start.data.get(FIELD) is not None:
+        say_dropped()
     return ClassificationTrainer(
         model=model,
         args=args,
@@ -157,6 +170,8 @@ def make_trainer(
         pretraining_model=None if start is None else pretraining_beside(start),
         names=images.names,
         corruptions=data_args.corruptions,
+        threshold=model_args.threshold,
+        positive_class=model_args.positive_class,
         flags=flags(model_args, data_args),
         counts=images.counts(images.validation) if example else None,
         class_weights=weights,
@@ -224,12 +239,15 @@ def compare(
 
 
 class ClassificationTrainer(FineTuningTrainer):
-    """Draws the confusion matrix and the worst errors of the last evaluation, and tries corrupted images.
+    """Draws the confusion matrix, the worst errors and the curves of the last evaluation, chooses the threshold by
+    which the exported model decides, and tries corrupted images.
 
     Args:
         names: of the classes.
         counts: images to evaluate on of each class, if that is known.
         corruptions: types of corruptions to try.
+        threshold, positive_class: which threshold is chosen after the last evaluation, and of which class
+            (`ClassifierArguments`).
     """
 
     def __init__(
@@ -238,11 +256,27 @@ class ClassificationTrainer(FineTuningTrainer):
         names: list[str],
         counts: Sequence[int] | None = None,
         corruptions: list[str] | None = None,
+        threshold: str | None = None,
+        positive_class: str | None = None,
         **kwargs,
     ):
         super().__init__(*args, compute_metrics=self._metrics, **kwargs)
         self.names, self.counts, self.corruptions, self._prediction = names, counts, corruptions, None
         self.problem_type: str = self.model.config.problem_type or SINGLE
+        self.threshold, self.positive_class = threshold, positive_class
+        self.decision: Decision | None = None
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        if self.eval_dataset is None and self.threshold is not None:  # a number, as there is nothing to choose on
+            self._decide(Decision(given_decision(self.threshold, self.positive_class, self.names, self.problem_type)))
+        return output
+
+    def _decide(self, decision: Decision):
+        """What is trained decides by this rule from now on."""
+        self.decision = decision
+        self.model.config.decision = decision.rule.to_config()
+        self.provenance[FIELD] = decision.record()
 
     def _metrics(self, prediction) -> dict[str, float]:
         self._prediction = prediction
@@ -256,14 +290,40 @@ class ClassificationTrainer(FineTuningTrainer):
 
     def after_evaluation(self, metrics):
         log_figures(self._figures, self.names, self.counts, len(self._prediction.label_ids))
-        further = {}
+        further = self._decision_metrics()
         if self.corruptions is not None:
             with self.averaged(), self.accelerator.autocast():
-                further, rows = try_corruptions(self.unwrapped(), self.eval_dataset, self.args, self.corruptions)
+                found, rows = try_corruptions(self.unwrapped(), self.eval_dataset, self.args, self.corruptions)
+            further |= found
             self.provenance |= {"measured": rows, "measured_on": "on corrupted images, accuracy"}
         if self.args.should_save and self.problem_type == SINGLE:
             draw_errors(self.args.output_dir, self._prediction, self.eval_dataset, self.model.config, self.names)
+        if self.args.should_save and self.problem_type != REGRESSION:
+            figures = {} if self.decision is None else self.decision.figures
+            draw_curves(self.args.output_dir, self._prediction, self.names, self.problem_type, figures)
         return further
+
+    def _decision_metrics(self) -> dict[str, float]:
+        """Choose the threshold, if one was asked for, and measure it, or the one that the model has."""
+        own = DecisionRule.from_config(self.model.config)
+        request = self.threshold, self.positive_class
+        trained = self.train_dataset is not None
+        try:
+            decision = decision_on(self._prediction, self.names, self.problem_type, *request, own)
+        except ValueError as error:
+            if not trained:
+                raise
+            logger.warning("%s; the model is exported without a threshold", error)
+            return {}
+        if decision is None:
+            return {}
+        decision.log()
+        self.decision = decision
+        if trained:
+            self._decide(decision)
+            if self.args.should_save:
+                keep_decision(self.args.output_dir, decision.rule)
+        return decision.metrics()
 
     def model_to_export(self):
         """A probe becomes the classifier that it is equal to, where there is one."""
@@ -292,52 +352,6 @@ def shown_weights(weights: Sequence[float], names: Sequence[str]) -> str:
     """The weights of the first classes in words."""
     shown = [f"{name} {weight:.4g}" for name, weight in zip(names, weights, strict=True)]
     return ", ".join(shown[:MOST_LISTED]) + (", ..." if len(shown) > MOST_LISTED else "")
-
-
-def try_corruptions(
-    model, samples: ImageSamples, args: FineTuningArguments, corruptions: list[str]
-) -> tuple[dict[str, float], list[dict]]:
-    """Accuracies of a classifier on corrupted images, as metrics and as rows of a table; writes `corruptions.json`,
-    `corruptions.md` and what they look like, `corruptions.png`, to `args.output_dir`."""
-    result = evaluate_corruptions(
-        model,
-        samples,
-        timm_pretrained_cfg(model.a2mim),
-        chosen_corruptions(corruptions),
-        batch_size=args.per_device_eval_batch_size,
-        num_workers=args.dataloader_num_workers,
-    )
-    table = corruption_table(result)
-    if args.should_save:
-        print(f"\n{table}\n")
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "corruptions.json", result)
-        (folder / "corruptions.md").write_text(table + "\n")
-        example = samples.first(1)[0]["pixel_values"]
-        figure = plot_corruptions(
-            example, model.config.image_mean, model.config.image_std, list(result["corruptions"])
-        )
-        figure.save(folder / "corruptions.png")
-    names = ("clean_accuracy", "mean_corruption_accuracy", "relative_robustness")
-    rows = [
-        {"corruption": name.replace("_", " ")}
-        | {f"severity {s}": f"{v:.3f}" for s, v in zip(result["severities"], found["accuracy"], strict=True)}
-        | {"mean": f"{found['mean']:.3f}"}
-        for name, found in result["corruptions"].items()
-    ]
-    return {f"eval_{name}": result[name] for name in names if result[name] is not None}, rows
-
-
-def chosen_corruptions(given: list[str]) -> list[str]:
-    """The types that `--corruptions` names; `all` stands for every one.
-
-    Raises:
-        ValueError: naming `corruptions`, if there is no such type.
-    """
-    chosen = list(CORRUPTIONS) if given == ["all"] else given
-    check_corruptions(chosen)
-    return chosen
 
 
 def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMConfig, names: list[str]):
@@ -379,10 +393,18 @@ def evaluate(
                 f"{name}: the classifier in {source} has {getattr(model.config, name)}, not {value}, and --eval_only "
                 f"evaluates it as it is; leave --{name} out"
             )
+    own = DecisionRule.from_config(model.config)
+    check_request(model_args, model.config.problem_type or SINGLE, data_args.seeds)
+    check_positive_class(
+        model_args.positive_class, model_args.threshold, model.config.problem_type, label_names(model.config)
+    )
     images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
     if images.problem_type != SINGLE:
         check_problem_type(images.problem_type, model_args, data_args, args)
     images.check()
+    check_choosable(model_args, images)
+    if own is not None and model_args.threshold is None:
+        own.check(images.names, images.problem_type == MULTI)
     samples = evaluation_samples(model, data_args, images, args.seed)
     trainer = ClassificationTrainer(
         model=model,
@@ -391,9 +413,13 @@ def evaluate(
         names=images.names,
         counts=images.counts(images.validation),
         corruptions=data_args.corruptions,
+        threshold=model_args.threshold,
+        positive_class=model_args.positive_class,
     )
     metrics = trainer.evaluate()
     metrics |= trainer.after_evaluation(metrics)
     if args.should_save:
         trainer.save_metrics("eval", metrics)
+        if model_args.threshold is not None:
+            settle(trainer.decision, model, source, args.output_dir)
     return metrics

@@ -18,6 +18,7 @@ from ...data.transforms import seeded
 from ...models.classifier import A2MIMForImageClassification
 from ...models.linear_probe import LinearProbe
 from ...training.encoder_trainer import EncoderTrainer
+from .decision import without_decision
 
 
 AVERAGES = "ema.safetensors"  # in a checkpoint
@@ -55,6 +56,10 @@ class FineTuningTrainer(EncoderTrainer):
             )
             self.add_callback(AverageCallback(self))
         self._mixed = (0, 0)  # step, and batches of it that were mixed
+
+    def train(self, *args, **kwargs):
+        without_decision(self.model.config)
+        return super().train(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.mixup is not None:

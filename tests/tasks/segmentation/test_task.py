@@ -204,7 +204,7 @@ def test_recipes_parse(tmp_path):
         recipe = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
         flags = ["--recipe", name, "--dataset_name", "x", "--output_dir", str(tmp_path / name), "--use_cpu"]
         flags += ["--eval_strategy", "no"]
-        model_args, data_args, args = parse(*types, flags, "run_finetune.py", "semantic-segmentation")
+        model_args, data_args, args = parse(types, flags, "run_finetune.py", "semantic-segmentation")[:3]
         assert data_args.do_reduce_labels
         assert args.max_steps == 160_000
         assert args.learning_rate == recipe["arguments"]["learning_rate"]  # the batch is the recipe's

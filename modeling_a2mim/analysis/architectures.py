@@ -1,4 +1,4 @@
-"""Which timm encoders pre-train, and how: `python -m modeling_a2mim.architectures` looks at every name of timm's list.
+"""Which timm encoders pre-train, and how: `a2mim encoders` looks at every name of timm's list.
 
 Each encoder is pre-trained for one step on the meta device (all shapes and all gradients, no values). Those up to
 `--max_parameters` are built with values as well, to see whether the cells of the token's site lie where the image's
@@ -15,16 +15,15 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import timm
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.meta import NoValues
@@ -53,20 +52,6 @@ class Row:
     stride: int | None = None
     isotropic: bool | None = None
     alignment: float | None = None  # of the site with the image, 0 to 1, see alignment.py; None: not tried
-
-
-@dataclass
-class SweepArguments:
-    """The command line."""
-
-    names: list[str] | None = field(
-        default=None, metadata={"help": "Names or patterns like 'resnet*'; all of timm if not given.", "nargs": "*"}
-    )
-    output: str | None = field(default=None, metadata={"help": "Write FOLDER/architectures.json and .md there."})
-    jobs: int | None = field(default=None, metadata={"help": "Processes; default: one for each core."})
-    max_parameters: float = field(
-        default=30e6, metadata={"help": "Build encoders up to this size with values, to try out their sites."}
-    )
 
 
 def examine(name: str, max_parameters: float = math.inf) -> Row:
@@ -161,7 +146,7 @@ def write(rows: list[Row], folder: Path, seconds: float):
         if {row.name for row in rows} < kept.keys():
             rows, runs = list((kept | {row.name: row for row in rows}).values()), old["runs"]
     run = {
-        "command": textwrap.shorten(" ".join(["python -m modeling_a2mim.architectures", *sys.argv[1:]]), 200),
+        "command": textwrap.shorten(" ".join(["a2mim encoders", *sys.argv[1:]]), 200),
         "encoders": looked_at,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {module.__name__: module.__version__ for module in (torch, timm, transformers)},
@@ -181,29 +166,33 @@ def write(rows: list[Row], folder: Path, seconds: float):
     (folder / "architectures.md").write_text("\n\n".join(parts) + "\n")
 
 
-def main(argv: list[str] | None = None) -> list[Row]:
-    """Look at the encoders that the command line names, print and write the table of them, and return its rows.
+def sweep(patterns: Sequence[str], max_parameters: float, jobs: int | None, output: str | None) -> list[Row]:
+    """Look at encoders, print the table of them, and return its rows.
+
+    Args:
+        patterns: names, or patterns like `resnet*`; all of timm, if there are none.
+        max_parameters: encoders up to this size are built with values, to try out their sites.
+        jobs: processes; one for each core, if not given.
+        output: folder to write the table to.
 
     Raises:
         ValueError: naming `names`, if timm has no such encoder.
     """
-    parser = HfArgumentParser(SweepArguments)  # type: ignore[arg-type] # transformers' NewType takes no class
-    (args,) = parser.parse_args_into_dataclasses(argv)
     known = timm.list_models()
-    if nothing := [pattern for pattern in args.names or () if not fnmatch.filter(known, pattern)]:
+    if nothing := [pattern for pattern in patterns if not fnmatch.filter(known, pattern)]:
         raise ValueError(
             f"names: no timm encoder is called {' or '.join(nothing)} (names come without a tag of weights, as in "
             "timm.list_models())"
         )
-    names = [name for name in known if not args.names or any(fnmatch.fnmatch(name, p) for p in args.names)]
+    names = [name for name in known if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)]
     start = time.time()
-    rows = list(examine_all(names, args.max_parameters, args.jobs))
+    rows = list(examine_all(names, max_parameters, jobs))
     print(summary(rows))
     for row in rows:
         if row.status != "pre-trains":
             print(f"{row.name}: {row.status}")
     untried = sum(row.alignment is None for row in rows if row.status == "pre-trains")
     print(f"\n{counts(rows)} ({untried} too large to try out their site; {time.time() - start:.0f} s)")
-    if args.output:
-        write(rows, Path(args.output), time.time() - start)
+    if output:
+        write(rows, Path(output), time.time() - start)
     return rows

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
-from modeling_a2mim.commands import architectures
-from modeling_a2mim.commands.architectures import Row, counts, examine, main, write
+from modeling_a2mim.analysis import architectures
+from modeling_a2mim.analysis.architectures import Row, counts, examine, sweep, write
 from modeling_a2mim.encoders.layout import tensors_in
 from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.export.folder import export_model
@@ -270,7 +270,7 @@ def test_what_goes_wrong_is_shown(monkeypatch):
 
 
 def test_table(tmp_path, capsys):
-    rows = main(["--names", "test_resnet", "test_vit", "--output", str(tmp_path), "--jobs", "1"])
+    rows = sweep(["test_resnet", "test_vit"], 30e6, 1, str(tmp_path))
     assert [row.name for row in rows] == ["test_resnet", "test_vit"]
     assert "2 pre-train, 0 named errors, 0 other" in capsys.readouterr().out
     record = json.loads((tmp_path / "architectures.json").read_text())
@@ -288,4 +288,4 @@ def test_table(tmp_path, capsys):
     assert "| test_vit | 306240 | 224x224 | patch_embed | NHWC | 14x14 | 64 | 16 | 1.0 | pre-trains |" in table
     assert "| resnet | 1 | 1 | NCHW 14x14 | NCHW 7x7 |" in table
     with pytest.raises(ValueError, match="^names: no timm encoder is called resnet5o"):
-        main(["--names", "resnet5o"])
+        sweep(["resnet5o"], 30e6, 1, None)

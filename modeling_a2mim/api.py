@@ -1,0 +1,82 @@
+"""The commands from Python, each in one call that takes their arguments and gives the trainer and the metrics back."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .commands import finetune as finetune_command
+from .commands import pretrain as pretrain_command
+from .data.loading import local_path
+from .recipes import as_flags
+from .training.encoder_trainer import EncoderTrainer
+
+
+class Result(NamedTuple):
+    """What a run gives.
+
+    Attributes:
+        trainer: that has trained, with its `model`; `None` where nothing is trained, or several times.
+        metrics: of the training and the last evaluation.
+    """
+
+    trainer: EncoderTrainer | None
+    metrics: dict[str, Any]
+
+
+Source = str | os.PathLike
+
+
+def pretrain(data: Source | Sequence[Source] | None = None, *, output_dir: Source, **arguments: Any) -> Result:
+    """Pre-train an encoder on images, as `a2mim pretrain` does.
+
+    Args:
+        data: a folder or file of images, all of which are used (`--train_dir`), or the id of a dataset on the Hub
+            (`--dataset_name`); several are mixed. `None` for the bundled sample of a clone.
+        output_dir: where the encoder is written, with its card and `pretraining/`.
+        arguments: of the command, by their names (`architecture="resnet50"`, `image_size=[96, 128]`, ...): those of
+            the encoder, the mask, the data, and transformers' `TrainingArguments`. `recipe` and `config` as well.
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    argv = _flags(data, {"output_dir": output_dir, **arguments})
+    return Result(*pretrain_command.run(pretrain_command.parse_arguments(argv)))
+
+
+def finetune(data: Source | None = None, *, output_dir: Source, **arguments: Any) -> Result:
+    """Fine-tune, probe or evaluate an encoder on labelled images, as `a2mim finetune` does.
+
+    Args:
+        data: a folder with a sub-folder of images for each class (`--train_dir`), or the id of a dataset on the Hub.
+        output_dir: where the model is written, with its card and figures.
+        arguments: of the command, by their names (`model_name_or_path="a2mim-r50"`, `validation_dir=...`, `task=...`).
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is written.
+    """
+    argv = _flags(data, {"output_dir": output_dir, **arguments})
+    return Result(*finetune_command.run(finetune_command.parse_arguments(argv)))
+
+
+def _flags(data: Any, arguments: dict[str, Any]) -> list[str]:
+    """The command line of a call; arguments that are `None` are not given."""
+    sources = [] if data is None else [data] if isinstance(data, str | os.PathLike) else list(data)
+    if not all(isinstance(source, str | os.PathLike) for source in sources):
+        raise ValueError(
+            "data: expected a folder, a file or the id of a dataset on the Hub; a dataset in memory goes to the "
+            "trainer itself, see examples/"
+        )
+    local = [local_path(source).exists() for source in sources]
+    if any(local) and not all(local):
+        missing, there = sources[local.index(False)], sources[local.index(True)]
+        raise ValueError(f"data: {missing} is no file or folder, unlike {there}")
+    if sources:
+        arguments = {"train_dir" if any(local) else "dataset_name": [os.fspath(s) for s in sources], **arguments}
+    plain = {name: _plain(value) for name, value in arguments.items() if value is not None}
+    return as_flags(plain, field="arguments")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else getattr(value, "value", value)

@@ -1,0 +1,85 @@
+"""`a2mim`: what it lists, what it runs, what it does not import, and its completion."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from a2mim import __version__
+from a2mim.__main__ import COMMANDS, PACKAGE, main
+from modeling_a2mim.commands.completion import all_commands
+
+
+def test_overview(capsys):
+    for argv, code in ((["--help"], 0), (["-h"], 0), (["help"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        assert stopped.value.code == code
+        told = capsys.readouterr().out
+        assert all(f"\n  {name} " in told for name in COMMANDS)
+    main(["--version"])
+    assert capsys.readouterr().out == f"a2mim {__version__}\n"
+
+
+def test_no_such_command():
+    with pytest.raises(SystemExit, match="^error: there is no command 'pretrian'; did you mean pretrain"):
+        main(["pretrian", "--help"])
+    with pytest.raises(SystemExit, match="'x'; there are pretrain, finetune"):
+        main(["x"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_the_command(name, capsys):
+    module = importlib.import_module(f"{PACKAGE}.{COMMANDS[name][0]}")
+    assert module.build_parser().prog == f"a2mim {name}"
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: a2mim {name} ")
+
+
+CODE = """
+import sys
+from a2mim.__main__ import main
+try:
+    main(sys.argv[2:])
+except SystemExit:
+    pass
+print(sorted(set(sys.argv[1].split(",")).intersection(sys.modules)), file=sys.stderr)
+"""
+HEAVY = "torch,timm,transformers,datasets,matplotlib,sklearn,pandas"
+
+
+@pytest.mark.parametrize(
+    ("argv", "imported"),
+    [(["--help"], []), (["--version"], []), (["recipes"], [])]
+    + [([name, "--help"], []) for name in COMMANDS if name not in ("pretrain", "finetune")]
+    + [([name, "--help"], ["torch", "transformers"]) for name in ("pretrain", "finetune")],
+    ids=" ".join,
+)
+def test_help_imports_no_more_than_it_needs(argv, imported):
+    """How long that takes depends on the machine; what is imported does not. transformers' TrainingArguments, of which
+    the help of what trains consists, needs torch."""
+    done = subprocess.run([sys.executable, "-c", CODE, HEAVY, *argv], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == str(imported)
+
+
+def test_completion(capsys):
+    for shell in ("bash", "zsh"):
+        main(["completion", shell])
+        script = capsys.readouterr().out
+        assert all(flag in script for flag in ("--mask_ratio", "--linear_probe", "--dry_run", "--interval_width"))
+    assert subprocess.run(["bash", "-n"], input=_bash(capsys), text=True, check=False).returncode == 0
+
+
+def _bash(capsys):
+    main(["completion", "bash"])
+    return capsys.readouterr().out
+
+
+def test_all_commands_take_what_they_take_alone():
+    args = all_commands().parse_args(["recipes", "small_data"])
+    assert args.name == "small_data"
+    args = all_commands().parse_args(["pretrain", "--output_dir", "x", "--image_size", "32", "48"])
+    assert args.image_size == [32, 48]
