@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": ("commands.pretrain", "pre-train any timm encoder on unlabelled images"),
     "finetune": ("commands.finetune", "fine-tune, probe or evaluate an encoder on labelled images"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
+    "export": ("commands.export", "write a model for another runtime: ONNX, torch.export"),
     "convert": ("commands.convert", "turn an official checkpoint into a folder that others load"),
     "reconstruct": ("commands.reconstruct", "show what pre-trained models reconstruct of images"),
     "interactions": ("commands.interactions", "measure how much patches work together in classifiers"),

@@ -1,5 +1,7 @@
 """One encoder of each of 60 families of timm, small enough to be run, for tests and benchmarks."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -103,6 +105,10 @@ NAMES = [
     "test_byobnet",
 ]
 
+# Variances of a channel, as shares of the mean of its layer, below which a random network of many layers would only
+# enlarge what float32 rounds.
+LEAST_VARIANCE = {"convmixer_768_32": 1.3, "efficientvit_m0": 1.0, "levit_128s": 1.0}
+
 
 def sample_config(name: str, **kwargs) -> A2MIMConfig:
     """The configuration of one of `NAMES`."""
@@ -112,11 +118,24 @@ def sample_config(name: str, **kwargs) -> A2MIMConfig:
     return A2MIMConfig.for_architecture(name, **settings)
 
 
+def awake_sample(cls: type, name: str) -> Any:
+    """A model of `cls` (a class of this package) with one of `NAMES`, and weights by `awaken`; a classifier has 3
+    classes. The same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls(sample_config(name, num_labels=3))
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    size = tuple(model.config.input_size)
+    images = nn.functional.interpolate(images, size, mode="bilinear")
+    images = images + 0.5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    return awaken(model, images, LEAST_VARIANCE.get(name, 0.3))
+
+
 @torch.no_grad()
-def awaken(model: nn.Module, images: torch.Tensor) -> nn.Module:
+def awaken(model: nn.Module, images: torch.Tensor, least_variance: float = 0.3) -> nn.Module:
     """Give a new model weights as a trained one has them, so that its outputs depend on all of its parts: what timm
-    starts at one value (zeros that hide a block, scales of 1e-6, norms, biases) is drawn, and running statistics go
-    half the way to those of `images`. Returns the model, changed, in evaluation mode."""
+    starts at one value (zeros that hide a block, scales of 1e-6, norms, biases) is drawn, and running statistics are
+    those of `images`. Returns the model, changed, in evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.numel() > 1 and parameter.min() == parameter.max():
@@ -126,11 +145,14 @@ def awaken(model: nn.Module, images: torch.Tensor) -> nn.Module:
                 nn.init.uniform_(parameter, 0.8, 1.2, generator=generator)
             else:  # tokens and positions
                 nn.init.normal_(parameter, std=0.1, generator=generator)
-        elif parameter.ndim > 1 and parameter.std() * (width := parameter[0].numel() ** 0.5) < 0.05:
+        elif parameter.ndim > 1 and parameter.std(correction=0) * (width := parameter[0].numel() ** 0.5) < 0.05:
             nn.init.normal_(parameter, std=1 / width, generator=generator)  # of classifiers that start near zero
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 0.5  # half of what they start at, or rounding grows where a channel hardly varies
-            module.train()
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all batches
+        norm.reset_running_stats()
+        norm.train()
     model(images)
+    for norm in norms:  # or rounding grows in each channel that hardly varies
+        norm.running_var.clamp_(min=least_variance * norm.running_var.mean().item())
     return model.eval()

@@ -16,8 +16,8 @@ ONNX_ONLY = ("opset", "int8", "calibration", "calibration_images", "evaluate")
 logger = logging.getLogger("a2mim")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
     made = argparse.ArgumentParser(
         prog="a2mim export",
         description="Write a classifier or an encoder for another runtime, checked against PyTorch.",
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None):
     """The command: write the files, and say how they compare with PyTorch."""
-    run_command(parser(), export, argv)
+    run_command(build_parser(), export, argv)
 
 
 def export(args: argparse.Namespace):

@@ -1,9 +1,7 @@
 """Models as ONNX files, by PyTorch's own exporter, checked by onnxruntime before they get their name."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 
 from .agreement import TOLERANCE, Agreement, Run, batches_of, check_agreement
-from .runtime_model import INPUT, RuntimeModel, Traced, plain_attention, reason, trace
+from .runtime_model import INPUT, RuntimeModel, Traced, plain_attention, quiet, reason, trace
 
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -57,7 +55,7 @@ def write_onnx(
     traced = trace(model, channels, size, stride)
     options: dict[str, Any] = {"input_names": [INPUT], "output_names": traced.outputs, "opset_version": opset}
     try:
-        with _quiet():
+        with quiet("onnxscript", "onnx_ir", "torch.onnx"):
             exported: Any = torch.onnx.export(traced.program, (), dynamo=True, verbose=False, **options)
     except Exception as error:
         raise ValueError(f"format: the model cannot be written as ONNX: {reason(error)}") from error
@@ -87,20 +85,6 @@ def check_traced(
             f"dynamic_size: the model cannot be traced for more than one size: what came out is another function of "
             f"the image ({reason(error)})"
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The optimizers tell of each node that they leave alone or drop."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
 
 
 def size_metadata(traced: Traced) -> dict[str, str]:

@@ -97,8 +97,7 @@ def processor_preprocessing(processor: Any, input_size: Sequence[int]) -> dict[s
 
 
 def prepare(image: Image.Image, metadata: Mapping[str, str]) -> np.ndarray:
-    """An image as the model takes it, by Pillow and NumPy alone, from what a file says; the same as in
-    docs/export_and_hub.md.
+    """An image as the model takes it, by Pillow and NumPy alone, from what a file says, as in docs/export_and_hub.md.
 
     Args:
         image: upright.

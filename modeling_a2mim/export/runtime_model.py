@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -149,6 +150,20 @@ def trace(model: RuntimeModel, channels: int, size: tuple[int, int], stride: int
 
 
 @contextlib.contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Let loggers say errors only: of libraries that tell of each node what they leave alone or cannot decide."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Stop what takes longer, where signals can (in the main thread, not on Windows).
 
@@ -180,7 +195,7 @@ def _axes(stride: int) -> Iterator[tuple[int, dict[int, Any]]]:
 
 def _traced(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any]) -> torch.export.ExportedProgram:
     shapes = {INPUT: {0: torch.export.Dim("batch_size", min=1), **axes}}
-    with torch.no_grad():
+    with torch.no_grad(), quiet("torch.fx", "torch._dynamo", "torch.export"):
         return torch.export.export(
             model,
             (),
