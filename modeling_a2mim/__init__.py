@@ -39,6 +39,7 @@ TRAINING = {
     "A2MIMTrainingArguments": "arguments.training",
     "FineTuningArguments": "arguments.training",
     "FineTuningTrainer": "tasks.classification.trainer",
+    "embed": "api",
     "finetune": "api",
     "pretrain": "api",
 }
@@ -69,6 +70,7 @@ __all__ = [
     "A2MIMTrainingArguments",
     "FineTuningArguments",
     "FineTuningTrainer",
+    "embed",
     "finetune",
     "open_encoder",
     "pretrain",

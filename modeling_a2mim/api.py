@@ -1,12 +1,17 @@
 """The commands from Python, each in one call that takes their arguments and gives the trainer and the metrics back."""
 
+import argparse
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from .commands import embed as embed_command
 from .commands import finetune as finetune_command
 from .commands import pretrain as pretrain_command
 from .data.loading import local_path
+from .inference.vectors import Embeddings, read_embeddings
 from .recipes import as_flags
 from .training.encoder_trainer import EncoderTrainer
 
@@ -56,6 +61,40 @@ def finetune(data: Source | None = None, *, output_dir: Source, **arguments: Any
     """
     argv = _flags(data, {"output_dir": output_dir, **arguments})
     return Result(*finetune_command.run(finetune_command.parse_arguments(argv)))
+
+
+def embed(
+    model: Source, images: Source | Sequence[Source], *, out: Source | None = None, **arguments: Any
+) -> Embeddings:
+    """A vector for each image, as `a2mim embed` does.
+
+    Args:
+        model: a folder, or an id on the Hub, of an encoder or classifier of this package, of timm or of transformers.
+        images: a folder, a file or the id of a dataset on the Hub, or several image files.
+        out: the file that keeps them, `.parquet` or `.npy`; without it they are only returned.
+        arguments: of the command, by their names (`layer="all"`, `normalize=True`, `neighbors=5`, ...).
+
+    Returns:
+        `files`, `vectors` (files, features) and `metadata`; images that could not be read are logged and left out.
+
+    Raises:
+        ValueError: naming the argument that is wrong.
+    """
+    parser = embed_command.build_parser()
+    sources = [images] if isinstance(images, Source) else list(images)
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in arguments.items():
+        if name not in actions or name in ("help", "model", "images", "out"):
+            raise ValueError(f"arguments: embed has no {name!r}; it has {', '.join(sorted(actions))}")
+        if (choices := actions[name].choices) is not None and value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    if isinstance(arguments.get("layer"), str | int):
+        arguments["layer"] = [arguments["layer"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = Path(temporary) / "vectors.parquet" if out is None else Path(out)
+        defaults = vars(parser.parse_args([str(model), *(str(source) for source in sources), "--out", str(kept)]))
+        embed_command.embed(argparse.Namespace(**{**defaults, **arguments}))
+        return read_embeddings(kept)
 
 
 def _flags(data: Any, arguments: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import modeling_a2mim
 import run_pretraining
-from modeling_a2mim import finetune, pretrain
+from modeling_a2mim import embed, finetune, pretrain
 
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -39,6 +39,9 @@ def test_as_the_command(folder, tmp_path):
     )  # fmt: skip
     assert judged.trainer is None
     assert judged.metrics["eval_accuracy"] == found.metrics["eval_accuracy"]
+    found = embed(tmp_path / "call", folder, normalize=True, device="cpu")
+    assert found.vectors.shape == (len(found.files), found.metadata["dim"])
+    assert sorted(found.files)[0] == "cats/test_1.png"
     kept = yaml.safe_load(Path(tmp_path, "classifier", "run.yaml").read_text())
     assert kept["max_steps"] == 2  # that of the evaluation is beside it
     assert Path(tmp_path, "classifier", "evaluation.yaml").is_file()
@@ -60,5 +63,16 @@ def test_what_is_wrong(data, arguments, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_arguments_of_embed(folder, tmp_path):
+    for arguments, message in (
+        ({"layers": "all"}, "^arguments: embed has no 'layers'; it has batch_size, "),
+        ({"dtype": "int8"}, "^dtype: expected one of float32, bfloat16, float16, got 'int8'"),
+        ({"batch_size": 0}, "^batch_size: must be at least 1, got 0"),
+        ({"layer": "first"}, "^layer: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            embed(tmp_path, folder, device="cpu", **arguments)
+
+
 def test_public_names():
-    assert {"pretrain", "finetune"} < set(modeling_a2mim.__all__)
+    assert {"pretrain", "finetune", "embed"} < set(modeling_a2mim.__all__)

@@ -1,5 +1,5 @@
-"""A Space that shows what A2MIM models reconstruct: those that its variable A2MIM_MODELS names, ids on the Hub with
-spaces between."""
+"""A Space that shows what A2MIM models make of an image: those that its variable A2MIM_MODELS names, ids on the Hub
+with spaces between."""
 
 import os
 import sys

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,12 +43,14 @@ SAFE = {"trust_remote_code": False, "use_safetensors": True}
 @dataclass
 class NamedModel:
     """A model, what it is called in figures, and a stored image to its `pixel_values` (a dict); of a classifier the
-    names of its classes as well."""
+    names of its classes as well, and of an encoder of transformers the parameters that its weights lack (a pooler that
+    it was trained without), which have new values."""
 
     name: str
     model: nn.Module
     transform: Callable
     classes: list[str] | None = None
+    missing: list[str] = field(default_factory=list)
 
 
 class ProcessorTransform:
@@ -82,6 +84,7 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
         return NamedModel(name, pretrained.eval(), PreTrainTransform(pretrained.config, train=False))
     model: PreTrainedModel
     transform: FineTuneTransform | ProcessorTransform
+    missing_weights: list[str] = []
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **hub_kwargs)
         # Of timm or this package, segmenters among them
@@ -99,7 +102,8 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
                 raise ValueError(f"its encoder lacks weights: {', '.join(missing[:5])}")
             encoder.encoder.load_state_dict({name: weights[name] for name in own})
         else:
-            model = AutoModel.from_pretrained(source, config=config, **SAFE, **hub_kwargs)
+            found = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **SAFE, **hub_kwargs)
+            model, missing_weights = found[0], sorted(found[1]["missing_keys"])
         if isinstance(model, A2MIMPreTrainedModel):
             core = cast(A2MIMModel, getattr(model, "a2mim", model))
             transform = FineTuneTransform(timm_pretrained_cfg(core), train=False)
@@ -108,7 +112,7 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
     classes = label_names(model.config) if classifier else None
-    return NamedModel(name, model.eval(), transform, classes)
+    return NamedModel(name, model.eval(), transform, classes, missing_weights)
 
 
 def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:

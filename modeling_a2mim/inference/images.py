@@ -1,6 +1,7 @@
 """Every image of what the user names, each once, as a model takes it, or with the reason why it cannot be read."""
 
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ..data.formats.image_folders import LeftOut, walk
 from ..data.formats.listing import list_images
 from ..data.formats.opening import open_files
 from ..data.loading import load_images, local_path, one_format, split_names
-from ..data.sources import DatasetSource, RowSource
+from ..data.sources import LISTED, DatasetSource, RowSource, fingerprint_of
 
 
 def open_every_image(
@@ -96,19 +97,35 @@ def _splits(path, name: str, config_name: str | None) -> list[str]:
     return split_names(name, config_name)
 
 
+def fingerprint_of_images(source: RowSource) -> str:
+    """Changes when the images do, as far as can be seen without reading them: of files their names and sizes, of a
+    saved dataset what `datasets` tells it apart by, of shards their names and rows."""
+    if not isinstance(source, DatasetSource):
+        return source.fingerprint
+    found = fingerprint_of(source.dataset)
+    if not found.startswith(LISTED):
+        return f"{len(source)}-{found}"
+    checksum = 0
+    for path in source.dataset.data["image"].combine_chunks().field("path").to_pylist():
+        size = os.path.getsize(path) if os.path.isfile(path) else -1
+        checksum = zlib.crc32(size.to_bytes(8, "little", signed=True), checksum)
+    return f"{source.fingerprint}-{checksum:08x}"
+
+
 class Batch(NamedTuple):
     """Some rows in order.
 
     Attributes:
         rows: their numbers.
         good: (rows,) bool, which of them could be read.
-        pixel_values: (those that could, channels, height, width) float32, normalised; `None` if there are none.
+        pixel_values: (those that could, channels, height, width) float32, normalised, or what `join` made of their
+            samples; `None` if there are none.
         errors: for each row why not, `None` for a good one.
     """
 
     rows: list[int]
     good: torch.Tensor
-    pixel_values: torch.Tensor | None
+    pixel_values: Any
     errors: list[str | None]
 
 
@@ -118,10 +135,11 @@ class InferenceImages(torch_data.Dataset):
     Args:
         source: rows, whose column of images is selected.
         transform: a stored image to a dict with `pixel_values`, raising ValueError for what is no image for it.
+        whole: give all that `transform` does of an image, and not its `pixel_values` alone.
     """
 
-    def __init__(self, source: RowSource, transform: Callable):
-        self.source, self.transform = source, transform
+    def __init__(self, source: RowSource, transform: Callable, whole: bool = False):
+        self.source, self.transform, self.whole = source, transform, whole
 
     def __len__(self) -> int:
         return len(self.source)
@@ -134,27 +152,28 @@ class InferenceImages(torch_data.Dataset):
         """The image as it is stored (see `data.decoding.open_image`), or the BrokenImage that says why not."""
         return self.source.read([row])[0][0]
 
-    def __getitems__(self, rows: list[int]) -> list[tuple[int, torch.Tensor | ValueError]]:
-        return [(row, self._pixels(image)) for row, (image, _) in zip(rows, self.source.read(rows), strict=True)]
+    def __getitems__(self, rows: list[int]) -> list[tuple[int, Any]]:
+        return [(row, self._sample(image)) for row, (image, _) in zip(rows, self.source.read(rows), strict=True)]
 
-    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | ValueError]:
+    def __getitem__(self, row: int) -> tuple[int, Any]:
         return self.__getitems__([row])[0]
 
-    def _pixels(self, image: Any) -> torch.Tensor | ValueError:
+    def _sample(self, image: Any) -> Any:
         try:
             if isinstance(image, ValueError):
                 raise image
-            return self.transform(image)["pixel_values"]
+            sample = self.transform(image)
+            return sample if self.whole else sample["pixel_values"]
         except ValueError as error:
             return error
 
 
-def collate(found: list[tuple[int, torch.Tensor | ValueError]]) -> Batch:
-    """Rows of `InferenceImages` as a batch."""
-    good = [value for _, value in found if isinstance(value, torch.Tensor)]
+def collate(found: list[tuple[int, Any]], join: Callable[[list], Any] = torch.stack) -> Batch:
+    """Rows of `InferenceImages` as a batch; `join` makes one of the samples of those that could be read."""
+    good = [value for _, value in found if not isinstance(value, ValueError)]
     return Batch(
         [row for row, _ in found],
-        torch.tensor([isinstance(value, torch.Tensor) for _, value in found]),
-        torch.stack(good) if good else None,
-        [None if isinstance(value, torch.Tensor) else str(value) for _, value in found],
+        torch.tensor([not isinstance(value, ValueError) for _, value in found]),
+        join(good) if good else None,
+        [str(value) if isinstance(value, ValueError) else None for _, value in found],
     )

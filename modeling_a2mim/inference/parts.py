@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..utils.files import atomic_write, write_json
+from ..utils.files import atomic_write, sync, write_json
 
 
 MANIFEST = "manifest.json"
@@ -46,7 +46,7 @@ class PartedTable:
     ):
         self.path, self.num_rows, self.rows_in_part = Path(path), num_rows, rows_in_part
         check_out(self.path, formats, overwrite)
-        self.folder = self.path.with_name(f"{self.path.name}.parts")
+        self.folder = parts_of(self.path)
         self.identity = json.loads(json.dumps({**identity, "rows": num_rows, "rows_in_part": rows_in_part}))
         manifest = self.folder / MANIFEST
         if manifest.exists():
@@ -58,6 +58,8 @@ class PartedTable:
                         "one with the same arguments, or give --overwrite, which discards them"
                     )
                 shutil.rmtree(self.folder)
+        if self.path.exists() and not overwrite and self.missing():  # else a run was killed while it joined them
+            raise is_there(self.path)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(manifest, self.identity)
 
@@ -75,7 +77,7 @@ class PartedTable:
         return [part for part in range(self.count) if not self._file(part).exists()][rank::world_size]
 
     def _file(self, part: int) -> Path:
-        return self.folder / f"{part:06d}.parquet"
+        return self.folder / f"{part:06d}.part"  # parquet, which no run over images beside it takes for shards
 
     def write(self, part: int, table: pa.Table):
         """Write a part: one row for each of `rows(part)`."""
@@ -90,15 +92,25 @@ class PartedTable:
 
     def finish(self) -> Path:
         """Join the parts to the file at `path`, and remove them."""
-        with atomic_write(self.path) as temporary:
-            writer = None
-            for table in self:
-                if writer is None:
-                    kind = pyarrow.csv.CSVWriter if self.path.suffix == ".csv" else pq.ParquetWriter
-                    writer = kind(str(temporary), table.schema)
-                writer.write_table(table)
-            assert writer is not None
-            writer.close()
+        writer = None
+        for table in self:
+            if writer is None:
+                kind = pyarrow.csv.CSVWriter if self.path.suffix == ".csv" else pq.ParquetWriter
+                writer = kind(str(self.joined), table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+        return self.publish()
+
+    @property
+    def joined(self) -> Path:
+        """Where the whole is to be written before it is put in its place; a kill leaves nothing beside it."""
+        return self.folder / "joined"
+
+    def publish(self) -> Path:
+        """Put what was written to `joined` at `path`, and remove the parts."""
+        sync(self.joined)
+        os.replace(self.joined, self.path)
         self.remove()
         return self.path
 
@@ -117,5 +129,21 @@ def check_out(path: Path, formats: tuple[str, ...], overwrite: bool):
         raise ValueError(f"out: {path} must end in {' or '.join(formats)}")
     if path.is_dir():
         raise ValueError(f"out: {path} is a folder")
-    if path.exists() and not overwrite:
-        raise ValueError(f"out: {path} is there already; give --overwrite to replace it")
+    if path.exists() and not overwrite and not parts_of(path).exists():
+        raise is_there(path)
+
+
+def parts_of(path: Path) -> Path:
+    """The folder of the parts of a table."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def is_there(path: Path) -> ValueError:
+    """What to say of a file that is not to be replaced."""
+    return ValueError(f"out: {path} is there already; give --overwrite to replace it")
+
+
+def rows_in_part(num_rows: int, most: int = ROWS_IN_PART) -> int:
+    """How many rows a part is to have so that several processes have some each, and a kill costs little: a multiple
+    of 64, which most batches divide."""
+    return min(most, max(64, 64 * round(num_rows / 64 / 64)))

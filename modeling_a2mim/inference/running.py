@@ -1,8 +1,10 @@
 """A model over all images, part by part, in one process or several."""
 
+import functools
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +24,26 @@ FILE, ERROR = "file", "error"  # columns of every table: where the image is, and
 SHOWN = 3  # broken images that are named in the log
 
 
+def process_state(device: str | None = None) -> PartialState:
+    """Which of the processes this is that `accelerate launch` or `torchrun` started; the first call decides. On a
+    machine without an accelerator accelerate takes each for the only one, unless it is told that they run on the CPU.
+
+    Args:
+        device: what the user wants the model to run on, if anything.
+    """
+    launched = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    return PartialState(cpu=launched or device == "cpu")
+
+
 def run_over(
     images: InferenceImages,
     table: PartedTable,
-    run: Callable[[torch.Tensor, Sequence[int]], dict[str, Any]],
+    run: Callable[[Any, Sequence[int]], dict[str, Any]],
     columns: dict[str, pa.DataType],
     batch_size: int = 64,
     num_workers: int = 0,
     metadata: dict[str, str] | None = None,
+    join: Callable[[list], Any] = torch.stack,
 ) -> bool:
     """Write the parts of a table that are missing: `file`, the columns that `run` gives, and `error`. Started by
     `accelerate launch` or `torchrun`, each process writes its share, and all have theirs when this returns.
@@ -43,14 +57,15 @@ def run_over(
         batch_size: images in a forward pass.
         num_workers: processes that read images.
         metadata: of the table's schema, which parquet keeps.
+        join: as `collate` takes it; what it gives is what `run` gets.
 
     Returns:
         Whether this process is the one that is to join the parts.
 
     Raises:
-        ValueError: if not one image of a part of ten or more can be read, with the reason of the first.
+        ValueError: if not one image of the first part, of ten or more, can be read, with the reason of the first.
     """
-    state = PartialState()
+    state = process_state()
     schema = pa.schema([(FILE, pa.string()), *columns.items(), (ERROR, pa.string())], metadata=metadata)
     missing = table.missing()
     done = table.count - len(missing)
@@ -61,7 +76,9 @@ def run_over(
     batches = [
         list(rows[i : i + batch_size]) for rows in map(table.rows, own) for i in range(0, len(rows), batch_size)
     ]
-    loader = DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    loader = DataLoader(
+        images, batch_sampler=batches, num_workers=num_workers, collate_fn=functools.partial(collate, join=join)
+    )
     broken: list[str] = []
     total = sum(len(table.rows(part)) for part in own)
     with tqdm(total=total, unit=" images", disable=not state.is_main_process) as bar:
@@ -72,7 +89,8 @@ def run_over(
             part = batch.rows[0] // table.rows_in_part
             if batch.rows[-1] == table.rows(part)[-1]:
                 rows = pa.concat_tables(found)
-                if len(rows) >= 10 and rows[ERROR].null_count == 0:
+                # A folder of broken images among others is left to the column of errors.
+                if len(rows) >= 10 and rows[ERROR].null_count == 0 and len(table.missing()) == table.count:
                     raise ValueError(f"images: none of {len(rows)} could be read; {broken[-len(rows)]}")
                 table.write(part, rows)
                 found = []
@@ -95,10 +113,12 @@ def _rows(images: InferenceImages, batch: Batch, run: Callable, schema: pa.Schem
     return pa.table(columns, schema=schema)
 
 
-def fingerprint_of_model(model: nn.Module) -> str:
-    """Tells weights apart: a checksum of all parameters and buffers, with their names."""
+def fingerprint_of_model(model: nn.Module, names: Collection[str] | None = None) -> str:
+    """Tells weights apart: a checksum of all parameters and buffers, with their names; of `names` alone, if given."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if names is not None and name not in names:
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

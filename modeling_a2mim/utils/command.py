@@ -19,4 +19,7 @@ def run_command(
     try:
         run(args)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        message = str(error).strip()
+        if message.startswith("Caught "):  # in a worker, of which torch gives the traceback
+            message = message.splitlines()[-1].split(": ", 1)[-1]
+        parser.exit(2, f"error: {message}\n")

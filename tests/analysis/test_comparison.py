@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.analysis.comparison import Images, NamedModel, command, load_model, load_models, run_comparison
+from modeling_a2mim.analysis.comparison import Images, NamedModel, load_model, load_models
+from modeling_a2mim.commands.comparison import comparison_parser, run_comparison
 from modeling_a2mim.export.folder import export_model
 
 from ..families import family_config
@@ -58,7 +59,7 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def arguments(*argv: str) -> argparse.Namespace:
-    parser = command("any", "", "", images=5, seed="")
+    parser = comparison_parser("any", "", "", images=5, seed="")
     parser.add_argument("--label_column_name")
     return parser.parse_args([*argv, "--out", "out", "--device", "cpu"])
 
@@ -175,10 +176,10 @@ def test_what_can_be_mended_is_one_line(tmp_path, capsys):
         raise ValueError("grid: too small")
 
     with pytest.raises(SystemExit) as stopped:
-        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
+        run_comparison(comparison_parser("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path)])
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: grid: too small\n"
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
-        run_comparison(command("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
+        run_comparison(comparison_parser("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
     assert "is a file; expected a folder" in capsys.readouterr().err

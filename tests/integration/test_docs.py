@@ -81,6 +81,7 @@ def check_command(command: str):
     if command.lstrip().startswith("#"):
         return
     words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    words = words[: words.index(">")] if ">" in words else words
     program, *words = words
     if program == "make":
         target = words[0]
@@ -215,8 +216,9 @@ def models(tmp_path_factory):
     classifier = A2MIMForImageClassification(A2MIMConfig(**small, num_labels=3))
     export_model(classifier.eval(), folder / "a2mim-r50-classifier")
     generator = np.random.default_rng(0)
-    for path in ("photo.jpg", *(f"images/{i}.png" for i in range(8))):
-        (folder / path).parent.mkdir(exist_ok=True)
+    labelled = [f"labelled/{split}/{kind}/{i}.png" for split in ("train", "test") for kind in "ab" for i in range(4)]
+    for path in ("photo.jpg", *(f"images/{i}.png" for i in range(8)), *labelled):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / path)
     for kind in ("onnx", "torch"):
         export([str(folder / "a2mim-r50-classifier"), "--format", kind])
@@ -224,6 +226,11 @@ def models(tmp_path_factory):
 
 
 SMALLER = {
+    'architecture="resnet50", output_dir="encoder", max_steps=2000': (
+        'architecture="test_resnet", image_size=32, mask_patch_size=8, output_dir="encoder", max_steps=1, '
+        'use_cpu=True, monitor_steps="0"'
+    ),
+    'output_dir="classifier"': 'output_dir="classifier", max_steps=1, use_cpu=True',
     'A2MIMConfig.for_architecture("convnext_tiny", image_size=192)': (
         'A2MIMConfig.for_architecture("test_convnext", image_size=32, mask_patch_size=4)'
     ),

@@ -25,3 +25,16 @@ def test_faults_keep_their_traceback():
 
     with pytest.raises(KeyError):
         run_command(argparse.ArgumentParser(), fails, [])
+
+
+def test_errors_of_a_worker_in_one_line(capsys):
+    """torch raises them anew with their traceback as the message."""
+
+    def fails(args):
+        raise OSError(
+            "Caught OSError in DataLoader worker process 0.\nTraceback ...\n  line\nOSError: x.tar: is cut off"
+        )
+
+    with pytest.raises(SystemExit):
+        run_command(argparse.ArgumentParser(), fails, [])
+    assert capsys.readouterr().err == "error: x.tar: is cut off\n"

@@ -1,0 +1,205 @@
+"""`a2mim embed`: a vector for each image, the nearest neighbors of some, and duplicates.
+
+a2mim embed MODEL IMAGES --out vectors.parquet
+accelerate launch -m a2mim embed MODEL IMAGES --out vectors.parquet
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..utils.command import run_command
+
+
+logger = logging.getLogger("a2mim")
+
+QUERIES = 8
+INTERRUPTED = 130  # exit status of what Ctrl-C ended
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="a2mim embed",
+        description="Write a vector for each image, and find nearest neighbors and duplicates among them. With "
+        "--neighbors or --duplicates, a file that the same model wrote for the same images is used as it is.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, or id on the Hub, of an encoder or classifier")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="folder, file or dataset on the Hub; or any number of image files"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="FILE.parquet or FILE.npy")
+    parser.add_argument(
+        "--layer",
+        nargs="+",
+        default=["pooled"],
+        help="pooled: timm's own pooled features; cls: the class token; last: the mean of the last feature map; "
+        "indices of feature maps (negative from the end); all of them. Several are concatenated (default: pooled)",
+    )
+    parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of autocast (%(default)s)"
+    )
+    parser.add_argument(
+        "--store", choices=["float32", "float16"], default="float32", help="of the vectors in the file (%(default)s)"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="of a forward pass (default: %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    parser.add_argument("--device", help="default: an accelerator if there is one, else cpu")
+    parser.add_argument("--revision", help="of a model on the Hub")
+    parser.add_argument("--dataset_revision", help="of a dataset on the Hub")
+    parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--split", help="of a dataset; needed where it has several")
+    parser.add_argument("--image_column_name", help="column of the images; found if not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT and what is beside it")
+    parser.add_argument(
+        "--neighbors", type=int, metavar="N", help="write a page and a table of the N nearest neighbors of some images"
+    )
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--queries", type=int, metavar="K", help=f"of so many, drawn with --seed (default: {QUERIES})")
+    asked.add_argument("--query", nargs="+", metavar="FILE", help="of these image files, in the collection or not")
+    parser.add_argument("--seed", type=int, default=0, help="draws the queries (default: %(default)s)")
+    parser.add_argument(
+        "--duplicates", type=float, metavar="COSINE", help="write a table and a page of images that are as similar"
+    )
+    return parser
+
+
+def embed(args: argparse.Namespace):
+    """What the command does with its arguments. Raises ValueError naming what is wrong."""
+    from .. import __version__
+    from ..inference.embedding import embedder, layer_names
+    from ..inference.images import InferenceImages, fingerprint_of_images, open_every_image
+    from ..inference.running import process_state
+    from ..inference.similar_images import Collection, check_results, open_queries, write_results
+    from ..inference.similarity import check_threshold
+    from ..inference.vectors import check_beside, read_metadata, read_rows
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    state = process_state(args.device)
+    if not state.is_main_process:
+        logger.setLevel(logging.WARNING)
+    check_numbers(args)
+    layer_names(args.layer)
+    looks = args.neighbors is not None or args.duplicates is not None
+    if args.duplicates is not None:
+        check_threshold(args.duplicates, "duplicates")
+    used = looks and args.out.is_file() and not args.overwrite
+    if not used:
+        check_beside(args.out, args.overwrite)
+    if looks:
+        check_results(args.out, args.neighbors is not None, args.duplicates is not None, args.overwrite)
+
+    source = open_every_image(
+        args.images,
+        split=args.split,
+        config_name=args.dataset_config_name,
+        image_column=args.image_column_name,
+        **({"revision": args.dataset_revision} if args.dataset_revision else {}),
+    )
+    model = embedder(
+        args.model, args.layer, args.normalize, args.dtype, args.device or state.device, revision=args.revision
+    )
+    images = InferenceImages(source, model.transform)
+    metadata = {
+        **model.description,
+        "store": args.store,
+        "images": fingerprint_of_images(source),
+        "version": __version__,
+    }
+    asked = None if args.query is None else open_queries(args.query, model.transform)
+    described = "{model} ({architecture}), layer {layer}, {dim} features".format(**metadata)
+    logger.info("model: %s; images: %d", described, len(images))
+    if used:
+        check_same(args.out, read_metadata(args.out), metadata)
+        logger.info("%s: is used as it is, of this model and these images", args.out)
+    elif not run(args, model, images, metadata):
+        return
+    if looks and state.is_main_process:
+        found, rows = read_rows(args.out)
+        collection, queries = Collection(images, found, rows), None
+        if asked is not None:
+            queries = collection.neighbors_of_files(asked, args.neighbors, model)
+        elif args.neighbors is not None:
+            drawn = collection.drawn_queries(args.queries or QUERIES, args.seed)
+            queries = collection.neighbors(drawn, args.neighbors)
+        for path in write_results(collection, args.out, queries, args.duplicates):
+            logger.info("written: %s", path)
+
+
+def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
+    """Embed all images into the file. Returns whether this process is the one that goes on with it."""
+    import json
+
+    from ..inference import parts
+    from ..inference.running import process_state, run_over
+    from ..inference.vectors import EMBEDDING, FORMATS, METADATA, columns, stored_as, write_file
+
+    identity = {name: value for name, value in metadata.items() if name not in ("model", "version")}
+    with process_state(args.device).main_process_first():  # which makes the folder of the parts
+        table = parts.PartedTable(args.out, len(images), identity, parts.ROWS_IN_PART, args.overwrite, FORMATS)
+
+    def vectors(pixel_values, rows):
+        return {EMBEDDING: stored_as(model.embed(pixel_values), args.store)}
+
+    is_main = run_over(
+        images,
+        table,
+        vectors,
+        columns(model.dim, args.store),
+        args.batch_size,
+        args.num_workers,
+        {METADATA: json.dumps(metadata)},
+    )
+    if is_main:
+        paths, without = write_file(table, metadata)
+        for path in paths:
+            logger.info("written: %s", path)
+        logger.info("%d vectors of %d %s", len(images) - without, model.dim, args.store)
+        if without:
+            logger.info("images without a vector, as they could not be read: %d", without)
+    return is_main
+
+
+def check_numbers(args: argparse.Namespace):
+    """
+    Raises:
+        ValueError: naming the argument that is too small, or has no effect.
+    """
+    for name, least in (("batch_size", 1), ("num_workers", 0), ("neighbors", 1), ("queries", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name}: must be at least {least}, got {value}")
+    for name in ("queries", "query"):
+        if getattr(args, name) is not None and args.neighbors is None:
+            raise ValueError(f"{name}: needs --neighbors, which says how many")
+
+
+def check_same(path: Path, found: dict, metadata: dict):
+    """
+    Raises:
+        ValueError: naming `out`, if the vectors in a file are others than would be written.
+    """
+    names = [name for name in {**found, **metadata} if name not in ("model", "version")]
+    if other := [name for name in names if found.get(name) != metadata.get(name)]:
+        raise ValueError(
+            f"out: {path} holds other vectors (other {', '.join(other)}); give what it was written with, another "
+            "--out, or --overwrite"
+        )
+
+
+def main(argv: list[str] | None = None):
+    """Run the command."""
+    parser = build_parser()
+
+    def interruptible(args: argparse.Namespace):
+        try:
+            embed(args)
+        except KeyboardInterrupt:
+            parser.exit(INTERRUPTED, "interrupted; the same command goes on with the parts that are written\n")
+
+    run_command(parser, interruptible, argv)
+
+
+if __name__ == "__main__":
+    main()

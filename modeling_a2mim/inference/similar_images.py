@@ -1,0 +1,255 @@
+"""What embeddings say of a collection: the nearest neighbors of some images, and duplicates, as tables and a page."""
+
+import csv
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..utils.files import atomic_write
+from .embedding import Embedder
+from .images import InferenceImages, open_every_image
+from .similarity import cosine, duplicate_groups, nearest, typical_similarity
+from .similarity_page import Group, Shown, is_page, write_page
+from .vectors import Embeddings
+
+
+logger = logging.getLogger("a2mim")
+
+NEIGHBORS = ("query", "rank", "file", "similarity")  # columns
+DUPLICATES = ("group", "file", "similarity")
+SHOWN_QUERIES, SHOWN_GROUPS, SHOWN_MEMBERS = 50, 20, 12  # on the page; the tables have all
+
+
+class Query(NamedTuple):
+    """An image whose neighbors are asked for, and the nearest ones.
+
+    Attributes:
+        file: what it is called.
+        stored: the image.
+        rows: (neighbors,) numbers among the embeddings.
+        similarities: (neighbors,) float32.
+    """
+
+    file: str
+    stored: Any
+    rows: np.ndarray
+    similarities: np.ndarray
+
+
+class QueryFile(NamedTuple):
+    """An image file whose neighbors are asked for: its path, the image as it is stored, and as a model takes it,
+    (channels, height, width)."""
+
+    path: str
+    stored: Any
+    pixel_values: torch.Tensor
+
+
+def open_queries(files: Sequence[str], transform: Callable) -> list[QueryFile]:
+    """Image files whose neighbors are asked for.
+
+    Raises:
+        ValueError: naming `query`, if one cannot be read.
+    """
+    result = []
+    for file in files:
+        try:
+            images = InferenceImages(open_every_image([file]), transform)
+        except ValueError as error:
+            raise ValueError(f"query: {error}") from error
+        if len(images) != 1:
+            raise ValueError(f"query: {file} holds {len(images)} images; expected an image file")
+        _, pixels = images[0]
+        if not isinstance(pixels, torch.Tensor):
+            raise ValueError(f"query: {file} cannot be read: {pixels}")
+        result.append(QueryFile(file, images.stored(0), pixels))
+    return result
+
+
+class Collection:
+    """Images and the embeddings of those that could be read.
+
+    Args:
+        images: all images.
+        found: the embeddings.
+        rows: (embeddings,) the number of each among all images.
+
+    Raises:
+        ValueError: if there is no embedding.
+    """
+
+    def __init__(self, images: InferenceImages, found: Embeddings, rows: np.ndarray):
+        if not len(rows):
+            raise ValueError("images: none could be read, so that there is nothing to compare")
+        self.images, self.rows = images, rows
+        self.files, self.vectors, self.metadata = found
+
+    def stored(self, number: int) -> Any:
+        """The image of an embedding, as it is stored."""
+        return self.images.stored(int(self.rows[number]))
+
+    def drawn_queries(self, count: int, seed: int) -> list[int]:
+        """Some of the embeddings, all if there are no more, by their numbers."""
+        drawn = np.random.default_rng(seed).choice(len(self.rows), min(count, len(self.rows)), replace=False)
+        return np.sort(drawn).tolist()
+
+    def neighbors(self, numbers: Sequence[int], count: int) -> list[Query]:
+        """The nearest neighbors of some of the embeddings, which are not neighbors of themselves."""
+        rows, similarities = nearest(self.vectors, np.asarray(self.vectors[numbers]), count + 1)
+        result = []
+        for number, near, values in zip(numbers, rows, similarities, strict=True):
+            others = np.flatnonzero(near != number)[:count]  # of many equal images it may not be among the nearest
+            result.append(Query(self.files[number], self.stored(number), near[others], values[others]))
+        return result
+
+    def neighbors_of_files(self, files: Sequence[QueryFile], count: int, embedder: Embedder) -> list[Query]:
+        """The nearest neighbors of image files, which may be some of the collection, and are then not their own."""
+        root = os.path.abspath(os.path.expanduser(self.images.source.name))
+        known = {file: number for number, file in enumerate(self.files)}
+        result = []
+        for file in files:
+            own = known.get(Path(os.path.relpath(os.path.abspath(file.path), root)).as_posix())
+            if own is not None:
+                result += self.neighbors([own], count)
+                continue
+            rows, similarities = nearest(self.vectors, embedder.embed(file.pixel_values[None]), count)
+            result.append(Query(os.path.basename(file.path), file.stored, rows[0], similarities[0]))
+        return result
+
+
+def write_results(
+    collection: Collection, out: Path, queries: list[Query] | None, threshold: float | None
+) -> list[Path]:
+    """Write the tables and the page of neighbors and duplicates beside a file of embeddings.
+
+    Args:
+        collection: the images.
+        out: the file of embeddings, whose name the others begin with.
+        queries: with their neighbors, if they are wanted.
+        threshold: the least similarity of duplicates, if they are wanted.
+
+    Returns:
+        What was written.
+    """
+    written: list[Path] = []
+    parts: list[tuple[str, Iterable[Group]]] = []
+    shown = 0
+    meta = collection.metadata
+    median, high = typical_similarity(collection.vectors)
+    lines = [
+        f"{meta['architecture']}, layer {meta['layer']}, {meta['dim']} features. The number below an image is its "
+        f"cosine similarity. Of two images drawn at random it is {median:.4f} in the median, and {high:.4f} or more "
+        "for one pair of a hundred."
+    ]
+    if queries is not None:
+        written.append(_write_table(neighbors_file(out), NEIGHBORS, _neighbor_lines(collection, queries)))
+        few = queries[:SHOWN_QUERIES]
+        of = "" if len(few) == len(queries) else f", of the first {len(few)} of {len(queries):,} queries"
+        parts.append(
+            (f"Nearest neighbors{of}", (_neighbor_group(collection, *one) for one in enumerate(few, start=1)))
+        )
+        shown += sum(1 + len(query.rows) for query in few)
+    if threshold is not None:
+        groups = duplicate_groups(collection.vectors, threshold, progress=True)
+        found = sum(map(len, groups))
+        logger.info("duplicates: %d images in %d groups, by a similarity of %g or more", found, len(groups), threshold)
+        if found > len(collection.rows) / 2:
+            logger.warning(
+                "duplicates: more than half of the images, where two drawn at random have a similarity of %.4f in the "
+                "median, and one pair of a hundred %.4f; if the page shows no duplicates, give a higher one than %g",
+                *(median, high, threshold),
+            )
+        written.append(_write_table(duplicates_file(out), DUPLICATES, _duplicate_lines(collection, groups)))
+        largest = groups[:SHOWN_GROUPS]
+        what = f"Duplicates: {found:,} images in {len(groups):,} groups" if groups else "Duplicates: none"
+        what += f", of which the largest {SHOWN_GROUPS}" if len(groups) > SHOWN_GROUPS else ""
+        parts.append((what, (_duplicate_group(collection, *one) for one in enumerate(largest, start=1))))
+        shown += sum(min(len(rows), SHOWN_MEMBERS) for rows in largest)
+        lines.append(
+            f"Duplicates: each image of a group has a similarity of {threshold:g} or more to another one of it; "
+            "the number is that to its first image."
+        )
+    lines.append(f"This file contains {shown:,} thumbnails of the data: who gets the page gets to see them.")
+    write_page(page_file(out), f"{meta['model']}: {len(collection.rows):,} embedded images", lines, parts)
+    logger.info("%s shows %d images of the data", page_file(out), shown)
+    return [*written, page_file(out)]
+
+
+def page_file(out: Path) -> Path:
+    """The page beside a file of embeddings."""
+    return out.with_suffix(".html")
+
+
+def neighbors_file(out: Path) -> Path:
+    """The table of neighbors beside a file of embeddings."""
+    return out.with_suffix(".neighbors.csv")
+
+
+def duplicates_file(out: Path) -> Path:
+    """The table of duplicates beside a file of embeddings."""
+    return out.with_suffix(".duplicates.csv")
+
+
+def check_results(out: Path, neighbors: bool, duplicates: bool, overwrite: bool):
+    """Results that were written before are replaced, since they follow from the embeddings; other files are not.
+
+    Raises:
+        ValueError: naming `out`, if a file of the same name is something else and not to be overwritten.
+    """
+    wanted: list[tuple[Path, Sequence[str] | None]] = [(page_file(out), None)]
+    wanted += [(neighbors_file(out), NEIGHBORS)] if neighbors else []
+    wanted += [(duplicates_file(out), DUPLICATES)] if duplicates else []
+    for path, columns in wanted:
+        if not path.exists():
+            continue
+        if path.is_dir() or not (overwrite or (is_page(path) if columns is None else _is_table(path, columns))):
+            raise ValueError(f"out: {path} would be replaced, and was not written by a2mim embed")
+        logger.info("%s: will be replaced", path)
+
+
+def _is_table(path: Path, columns: Sequence[str]) -> bool:
+    with open(path, "rb") as file:
+        return file.readline().strip() == ",".join(columns).encode()
+
+
+def _write_table(path: Path, columns: Sequence[str], lines: Iterable[Sequence]) -> Path:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(lines)
+    return path
+
+
+def _neighbor_lines(collection: Collection, queries: Iterable[Query]) -> Iterator[tuple]:
+    for query in queries:
+        for rank, (row, similarity) in enumerate(zip(query.rows, query.similarities, strict=True), start=1):
+            yield query.file, rank, collection.files[row], f"{similarity:.6f}"
+
+
+def _neighbor_group(collection: Collection, number: int, query: Query) -> Group:
+    found = zip(query.rows, query.similarities, strict=True)
+    near = (Shown(collection.stored(row), collection.files[row], float(value)) for row, value in found)
+    return Group(f"query {number}", itertools.chain([Shown(query.stored, query.file)], near))
+
+
+def _duplicate_lines(collection: Collection, groups: list[np.ndarray]) -> Iterator[tuple]:
+    for number, rows in enumerate(groups, start=1):
+        for row, similarity in zip(rows, cosine(collection.vectors, rows, rows[0]), strict=True):
+            yield number, collection.files[row], f"{similarity:.6f}"
+
+
+def _duplicate_group(collection: Collection, number: int, rows: np.ndarray) -> Group:
+    few = rows[:SHOWN_MEMBERS]
+    similarities = cosine(collection.vectors, few, rows[0])
+    images = (
+        Shown(collection.stored(row), collection.files[row], float(value))
+        for row, value in zip(few, similarities, strict=True)
+    )
+    more = f", the first {SHOWN_MEMBERS} of which" if len(rows) > SHOWN_MEMBERS else ""
+    return Group(f"group {number}: {len(rows):,} images{more}", images)

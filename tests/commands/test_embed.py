@@ -1,0 +1,302 @@
+"""`a2mim embed` from its command line: files, resuming, neighbors, duplicates, and what it refuses."""
+
+import csv
+import json
+import logging
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from modeling_a2mim import A2MIMForImageClassification
+from modeling_a2mim.commands.embed import main
+from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.inference import parts
+from modeling_a2mim.inference.embedding import Embedder, embedder, read_embeddings
+from modeling_a2mim.inference.images import InferenceImages, open_every_image
+from modeling_a2mim.inference.similar_images import SHOWN_QUERIES
+from modeling_a2mim.inference.vectors import read_rows
+
+from ..families import family_config
+from ..image_files import write_parquet
+from ..processes import in_two_processes
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BROKEN = (4, 17)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small encoder with weights of its own."""
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "net"
+    return str(export_model(A2MIMForImageClassification(family_config("resnet", image_size=32, num_labels=2)), folder))
+
+
+def noise(number):
+    pixels = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((40, 36), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """25 images, two broken ones and two copies of number 7 among them; the name of one is markup."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    for number in range(25):
+        name = folder / (f"{number:02} <b>&.png" if number == 7 else f"{number:02}.png")
+        noise(7 if number in (12, 20) else number).save(name)
+    for number in BROKEN:
+        (folder / f"{number:02}.png").write_bytes(b"\x89PNG nothing")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch, caplog):
+    monkeypatch.setattr(parts, "ROWS_IN_PART", 10)
+    caplog.set_level(logging.INFO, "a2mim")
+
+
+def fails(capsys, *argv):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(arg) for arg in argv])
+    assert stopped.value.code == 2
+    found = capsys.readouterr().err
+    return found[found.index("error: ") :]  # after progress bars
+
+
+def run(*argv):
+    main([str(arg) for arg in argv])
+
+
+def test_a_table(model, photos, tmp_path, caplog):
+    out = tmp_path / "v.parquet"
+    run(model, photos, "--out", out, "--batch_size", "4")
+    table = pq.read_table(out)
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 96)
+    assert table["file"].to_pylist() == sorted(path.name for path in photos.iterdir())
+    assert [row for row, error in enumerate(table["error"].to_pylist()) if error] == list(BROKEN)
+    assert [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is None] == list(BROKEN)
+    files, vectors, metadata = read_embeddings(out)
+    assert metadata == json.loads(table.schema.metadata[b"a2mim"])
+    known = {"model": "net", "architecture": "test_resnet", "layer": "pooled", "normalize": False, "dim": 96}
+    assert metadata == metadata | known | {"dtype": "float32", "store": "float32"}
+    assert str(tmp_path) not in json.dumps(metadata)
+    assert str(photos) not in str(table.schema.metadata) + "".join(files)
+    found = embedder(model)
+    for row in (0, 22):
+        pixels = found.transform(photos / files[row])["pixel_values"][None]
+        np.testing.assert_allclose(vectors[row], found.embed(pixels)[0], rtol=1e-4, atol=1e-5)
+    assert "23 vectors of 96 float32" in caplog.text
+    assert "images without a vector, as they could not be read: 2" in caplog.text
+    assert f"written: {out}" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["v.parquet"]
+
+
+def test_npy_and_parquet_agree(model, photos, tmp_path):
+    run(model, photos, "--out", tmp_path / "v.parquet")
+    run(model, photos, "--out", tmp_path / "v.npy")
+    run(model, photos, "--out", tmp_path / "half.npy", "--store", "float16")
+    (table, rows), (array, own) = read_rows(tmp_path / "v.parquet"), read_rows(tmp_path / "v.npy")
+    assert isinstance(array.vectors, np.memmap)
+    assert np.array_equal(np.load(tmp_path / "v.npy"), table.vectors)
+    assert np.array_equal(rows, own)
+    assert rows.tolist() == [row for row in range(25) if row not in BROKEN]
+    assert (table.files, table.metadata) == (array.files, array.metadata)
+    half = read_embeddings(tmp_path / "half.npy").vectors
+    assert half.dtype == np.float16
+    assert np.array_equal(half, table.vectors.astype(np.float16))
+    with open(tmp_path / "v.files.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert lines[5] == {"file": "05.png", "vector": "4", "error": ""}
+    assert lines[4]["vector"] == ""
+    assert "header" in lines[4]["error"]
+    assert len(lines) == 25
+
+
+def test_half_precision(model, photos, tmp_path):
+    run(model, photos, "--out", tmp_path / "v.parquet")
+    run(model, photos, "--out", tmp_path / "h.parquet", "--store", "float16", "--normalize", "--dtype", "bfloat16")
+    exact, rough = read_embeddings(tmp_path / "v.parquet").vectors, read_embeddings(tmp_path / "h.parquet").vectors
+    assert rough.dtype == np.float16
+    exact = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+    assert 0 < np.abs(rough - exact).max() < 20 * 2.0**-8 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "npy"])
+def test_killed_and_resumed(model, photos, tmp_path, monkeypatch, capsys, caplog, suffix):
+    run(model, photos, "--out", tmp_path / f"whole.{suffix}", "--batch_size", "4")
+    out, embed, calls = tmp_path / f"v.{suffix}", Embedder.embed, []
+
+    def killed(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 6:  # the first finds out how many features there are
+            raise KeyboardInterrupt
+        return embed(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", killed)
+        with pytest.raises(SystemExit) as stopped:
+            run(model, photos, "--out", out, "--batch_size", "4")
+    assert stopped.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not out.exists()
+    assert "holds parts of another run (other layer)" in fails(
+        capsys, model, photos, "--out", out, "--layer", "last", "--batch_size", "4"
+    )
+    run(model, photos, "--out", out, "--batch_size", "4")
+    assert "1 of 3 parts are there already" in caplog.text
+    assert out.read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    assert not out.with_name(f"{out.name}.parts").exists()
+
+
+def test_neighbors_and_duplicates(model, photos, tmp_path, caplog):
+    out = tmp_path / "v.parquet"
+    run(model, photos, "--out", out, "--neighbors", "3", "--queries", "5", "--seed", "1", "--duplicates", "1")
+    files, vectors, _ = read_embeddings(out)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    with open(tmp_path / "v.neighbors.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    queries = list(dict.fromkeys(line["query"] for line in lines))
+    assert len(queries) == 5
+    assert len(lines) == 15
+    for query in queries:
+        near = [line for line in lines if line["query"] == query]
+        similarities = unit @ unit[files.index(query)]
+        similarities[files.index(query)] = -2
+        best = np.sort(similarities)[::-1][:3]
+        np.testing.assert_allclose([float(line["similarity"]) for line in near], best, atol=2e-6)
+        np.testing.assert_allclose([similarities[files.index(line["file"])] for line in near], best, atol=1e-6)
+        assert [line["rank"] for line in near] == ["1", "2", "3"]
+    with open(tmp_path / "v.duplicates.csv", newline="", encoding="utf-8") as file:
+        groups = list(csv.DictReader(file))
+    assert [(line["group"], line["file"]) for line in groups] == [
+        ("1", f) for f in ("07 <b>&.png", "12.png", "20.png")
+    ]
+    assert {line["similarity"] for line in groups} == {"1.000000"}
+    text = (tmp_path / "v.html").read_text(encoding="utf-8")
+    assert "<title>net: 23 embedded images</title>" in text
+    assert text.count("<img") == 5 * 4 + 3
+    assert "07 &lt;b&gt;&amp;.png" in text
+    assert "<b>&.png" not in text
+    assert "v.html shows 23 images of the data" in caplog.text
+    assert str(tmp_path) not in text
+
+
+def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypatch):
+    out = tmp_path / "v.npy"
+    run(model, photos, "--out", out)
+    before = out.stat().st_mtime_ns
+    monkeypatch.setattr("modeling_a2mim.inference.running.run_over", lambda *args: pytest.fail("embeds again"))
+    run(model, photos, "--out", out, "--neighbors", "2", "--queries", "60")
+    assert f"{out}: is used as it is, of this model and these images" in caplog.text
+    assert out.stat().st_mtime_ns == before
+    text = (tmp_path / "v.html").read_text(encoding="utf-8")
+    assert text.count("<section>") == 23 <= SHOWN_QUERIES
+    run(model, photos, "--out", out, "--duplicates", "0.999")
+    assert f"{tmp_path / 'v.html'}: will be replaced" in caplog.text
+    assert "duplicates: more than half of the images, where" not in caplog.text
+    run(model, photos, "--out", out, "--duplicates", "0.01")
+    assert "duplicates: more than half of the images, where" in caplog.text
+    assert "Nearest" not in (tmp_path / "v.html").read_text(encoding="utf-8")
+    assert "other layer, dim" in fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--layer", "all")
+    assert "other normalize" in fails(capsys, model, photos, "--out", out, "--duplicates", "1", "--normalize")
+    changed = tmp_path / "photos"
+    shutil.copytree(photos, changed)
+    run(model, changed, "--out", out, "--neighbors", "2")
+    noise(99).resize((50, 50)).save(changed / "00.png")
+    assert "other images" in fails(capsys, model, changed, "--out", out, "--neighbors", "2")
+    assert "is there already" in fails(capsys, model, photos, "--out", out)
+
+
+def test_queries_of_files(model, photos, tmp_path, capsys, monkeypatch):
+    noise(13).save(tmp_path / "like.png")
+    out = tmp_path / "v.parquet"
+    own = photos / "12.png"
+    run(model, photos, "--out", out, "--neighbors", "2", "--query", own, tmp_path / "like.png")
+    lines = (tmp_path / "v.neighbors.csv").read_text().splitlines()
+    assert lines[1:4] == ["12.png,1,07 <b>&.png,1.000000", "12.png,2,20.png,1.000000", "like.png,1,13.png,1.000000"]
+    missing = fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--query", tmp_path / "none.png")
+    assert missing.startswith("error: query: ")
+    with_more = ["--neighbors", "2", "--query", tmp_path / "none.png"]
+    assert fails(capsys, model, photos, "--out", tmp_path / "w.npy", *with_more).startswith("error: query: ")
+    assert not list(tmp_path.glob("w.*"))
+    broken = fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--query", photos / "04.png")
+    assert broken.startswith(f"error: query: {photos / '04.png'} cannot be read: opening")
+    monkeypatch.chdir(photos.parent)
+    run(model, "photos", "--out", out, "--neighbors", "1", "--query", "photos/12.png")
+    assert (tmp_path / "v.neighbors.csv").read_text().splitlines()[1:] == ["12.png,1,07 <b>&.png,1.000000"]
+
+
+def test_rows_of_shards(model, tmp_path):
+    """Which have no files: they are called by their numbers."""
+    write_parquet(tmp_path / "images" / "a.parquet", 12)
+    out = tmp_path / "v.parquet"
+    run(model, tmp_path / "images", "--out", out, "--neighbors", "2", "--queries", "3")
+    files, vectors, _ = read_embeddings(out)
+    assert files[5] == "row 5 of a.parquet, row group 0"
+    assert vectors.shape == (12, 96)
+    assert (tmp_path / "v.html").read_text().count("<img class=small") == 9
+    images = InferenceImages(open_every_image([tmp_path / "images"]), embedder(model).transform)
+    assert images.name(5) == files[5]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--out", "v.csv"], "out: v.csv must end in .parquet or .npy"),
+        (["--out", "v.npy", "--layer", "first"], "layer: expected pooled, cls, last, all, or indices"),
+        (["--out", "v.npy", "--layer", "cls"], "layer: test_resnet has no class token"),
+        (["--out", "v.npy", "--layer", "-9"], "layer: test_resnet has 5 feature maps, there is no index -9"),
+        (["--out", "v.npy", "--duplicates", "1.5"], "duplicates: must be a cosine similarity above 0, at most 1"),
+        (["--out", "v.npy", "--queries", "3"], "queries: needs --neighbors"),
+        (["--out", "v.npy", "--query", "a.png"], "query: needs --neighbors"),
+        (["--out", "v.npy", "--neighbors", "0"], "neighbors: must be at least 1, got 0"),
+        (["--out", "v.npy", "--batch_size", "0"], "batch_size: must be at least 1, got 0"),
+        (["--out", "there.npy"], "out: there.npy is there already"),
+        (["--out", "beside.npy"], "out: beside.files.csv is there already"),
+        (["--out", "page.npy", "--neighbors", "1"], "out: page.html would be replaced, and was not written by a2mim"),
+        (["--out", "table.npy", "--duplicates", "1"], "out: table.duplicates.csv would be replaced"),
+        (["--out", "there.npy", "--neighbors", "1"], "there.npy: was not written by a2mim embed"),
+    ],
+)
+def test_what_is_refused(model, photos, tmp_path, capsys, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    precious = ["there.npy", "beside.files.csv", "page.html", "table.duplicates.csv"]
+    for name in precious:
+        (tmp_path / name).write_text("precious")
+    assert fails(capsys, model, photos, *argv).startswith(f"error: {words}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(precious)
+    assert {(tmp_path / name).read_text() for name in precious} == {"precious"}
+
+
+def test_only_broken_images(model, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG nothing")
+    run(model, tmp_path / "images", "--out", tmp_path / "v.npy")
+    assert read_embeddings(tmp_path / "v.npy").vectors.shape == (0, 96)
+    assert "images: none could be read" in fails(
+        capsys, model, tmp_path / "images", "--out", tmp_path / "v.npy", "--neighbors", "1"
+    )
+
+
+def rank_embeds(rank, *argv):
+    parts.ROWS_IN_PART = 10
+    main(list(argv))
+
+
+@pytest.mark.slow
+def test_two_processes(model, photos, tmp_path):
+    run(model, photos, "--out", tmp_path / "whole.parquet", "--neighbors", "2", "--duplicates", "1")
+    argv = [model, str(photos), "--out", str(tmp_path / "v.parquet"), "--neighbors", "2", "--duplicates", "1"]
+    in_two_processes(rank_embeds, *argv, "--device", "cpu")
+    one, other = pq.read_table(tmp_path / "whole.parquet"), pq.read_table(tmp_path / "v.parquet")
+    assert one.equals(other)
+    for name in ("html", "neighbors.csv", "duplicates.csv"):
+        assert (tmp_path / f"v.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
