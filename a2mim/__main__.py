@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("commands.predict", "classify images, or find what is in them: files to decisions"),
     "app": ("commands.app", "serve a page for uploads: reconstructions, classes, similar images"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
+    "export": ("commands.export", "write a model for another runtime: ONNX, torch.export"),
     "convert": ("commands.convert", "turn an official checkpoint into a folder that others load"),
     "embed": ("commands.embed", "write a vector for each image, and find neighbors and duplicates"),
     "reconstruct": ("commands.reconstruct", "show what pre-trained models reconstruct of images"),

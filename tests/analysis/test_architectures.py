@@ -23,105 +23,11 @@ from modeling_a2mim.mask_site import LEAST_ALIGNMENT
 from modeling_a2mim.masking import random_mask
 from modeling_a2mim.models.start import load_into_encoder
 
+from ..sample_families import NAMES, sample_config
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# The smallest of each family that has one under 30M parameters, at 128 px or at the size that the encoder needs.
-SIZES = {"convmixer_768_32": 126, "crossvit_tiny_240": 240, "efficientformer_l1": 224}
-# And with fewer and narrower layers, where they are arguments.
-FEW = [1, 1, 1, 1]
-NARROW = {"embed_dim": 24, "depths": FEW, "num_heads": [1, 2, 4, 8]}
-ARGUMENTS = {
-    "coat_tiny": {"serial_depths": FEW, "parallel_depth": 1},
-    "convit_tiny": {"depth": 3, "local_up_to_layer": 2},
-    "crossvit_tiny_240": {"depth": [[1, 1, 0], [1, 1, 0], [1, 1, 0]]},
-    "deit_tiny_distilled_patch16_224": {"depth": 3},
-    "dpn48b": {"k_sec": FEW},
-    "edgenext_xx_small": {"depths": [1, 1, 3, 1]},
-    "efficientformer_l1": {"depths": [1, 1, 1, 2]},
-    "efficientformerv2_s0": {"depths": FEW},
-    "efficientvim_m1": {"depths": [1, 1, 1]},
-    "efficientvit_m0": {"depth": [1, 1, 1]},
-    "fastvit_t8": {"layers": FEW},
-    "hiera_tiny_224": {"embed_dim": 24, "stages": [1, 1, 2, 1]},
-    "inception_next_atto": {"depths": FEW},
-    "legacy_seresnet18": {"layers": FEW},
-    "levit_128s": {"depth": [1, 1, 1]},
-    "resnetv2_18": {"layers": FEW},
-    "rexnet_100": {"depth_mult": 0.5},
-    "sam2_hiera_tiny": {"embed_dim": 24, "stages": [1, 1, 2, 1], "global_att_blocks": [3]},
-    "shvit_s1": {"depth": [1, 1, 1]},
-    "swiftformer_xs": {"layers": FEW},
-    "swinv2_cr_tiny_224": NARROW,
-    "swinv2_tiny_window16_256": NARROW,
-    "tiny_vit_5m_224": {"depths": [1, 1, 2, 1]},
-    "twins_svt_small": {"embed_dims": [16, 32, 64, 128], "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1]},
-    "visformer_tiny": {"depth": [1, 1, 1]},
-    "vit_tiny_patch16_dinov3_qkvb": {"depth": 3},
-    "xcit_nano_12_p8_224": {"depth": 4},
-}
-NAMES = [
-    "coat_tiny",
-    "convit_tiny",
-    "convmixer_768_32",
-    "cpubone_nano",
-    "crossvit_tiny_240",
-    "csatv2",
-    "cs3darknet_focus_s",
-    "cspnext_tiny",
-    "deit_tiny_distilled_patch16_224",
-    "dla46x_c",
-    "dpn48b",
-    "edgenext_xx_small",
-    "efficientformer_l1",
-    "efficientformerv2_s0",
-    "efficientvim_m1",
-    "efficientvit_b0",
-    "efficientvit_m0",
-    "vit_tiny_patch16_dinov3_qkvb",
-    "fasternet_t0",
-    "fastvit_t8",
-    "gcvit_xxtiny",
-    "ghostnet_050",
-    "hgnetv2_b0",
-    "hiera_tiny_224",
-    "sam2_hiera_tiny",
-    "hrnet_w18_small",
-    "iformer_t",
-    "inception_next_atto",
-    "mobilevit_xxs",
-    "lcnetv2_small",
-    "levit_128s",
-    "lowformer_b0",
-    "test_mambaout",
-    "test_coatnet",
-    "poolformerv2_s12",
-    "gmlp_ti16_224",
-    "lcnet_035",
-    "mvitv2_tiny",
-    "test_nfnet",
-    "pit_ti_224",
-    "pvt_v2_b0",
-    "regnetx_002",
-    "repghostnet_050",
-    "repvit_m1",
-    "resnetv2_18",
-    "rexnet_100",
-    "legacy_seresnet18",
-    "shvit_s1",
-    "starnet_s050",
-    "swiftformer_xs",
-    "swinv2_tiny_window16_256",
-    "swinv2_cr_tiny_224",
-    "tiny_vit_5m_224",
-    "twins_svt_small",
-    "visformer_tiny",
-    "test_vit_relpos",
-    "ese_vovnet19b_slim_dw",
-    "test_efficientnet",
-    "xcit_nano_12_p8_224",
-    "test_byobnet",
-]
 # The largest of them, which are not published: what is left are fifty.
 LARGE = ["convmixer_768_32", "csatv2", "gcvit_xxtiny", "gmlp_ti16_224", "hgnetv2_b0", "hrnet_w18_small", "iformer_t"]
 LARGE += ["lowformer_b0", "mvitv2_tiny", "poolformerv2_s12", "repvit_m1"]
@@ -166,10 +72,7 @@ LABELS = ["cat", "dog", "bird"]
 def configuration(name: str, **kwargs) -> A2MIMConfig:
     if name in OTHERS:
         return A2MIMConfig.for_architecture(**OTHERS[name], **kwargs)
-    size = SIZES.get(name, 128)
-    cell = next(d for d in (32, 18, 30) if size % d == 0)
-    settings = {"image_size": size, "mask_patch_size": cell, "model_args": ARGUMENTS.get(name, {}), **kwargs}
-    return A2MIMConfig.for_architecture(name, **settings)
+    return sample_config(name, **kwargs)
 
 
 def pretrain(name: str, folder, **kwargs) -> A2MIMForPreTraining:

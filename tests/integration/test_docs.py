@@ -21,6 +21,7 @@ from transformers.trainer_utils import set_seed
 import modeling_a2mim
 from a2mim.__main__ import COMMANDS
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.commands.export import main as export
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.recipes import recipe_names
 
@@ -219,6 +220,8 @@ def models(tmp_path_factory):
     for path in ("photo.jpg", *(f"images/{i}.png" for i in range(8)), *labelled):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / path)
+    for kind in ("onnx", "torch"):
+        export([str(folder / "a2mim-r50-classifier"), "--format", kind])
     return folder
 
 
