@@ -34,6 +34,8 @@ HELP = ("-h", "--help")
 def main(argv: list[str] | None = None):
     """Run the command that the command line names."""
     argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 2 and argv[0] in (*HELP, "help"):
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in (*HELP, "help"):
         print(overview())
         sys.exit(0 if argv else 2)
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None):
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(COMMANDS)}"
-        sys.exit(f"error: there is no command {name!r}; {hint}")
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
     if name in LIGHT or not set(HELP).isdisjoint(rest):
         without_init(PACKAGE)
     importlib.import_module(f"{PACKAGE}.{COMMANDS[name][0]}").main(rest)

@@ -3,7 +3,7 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,38 +81,50 @@ def embed(
         ValueError: naming the argument that is wrong.
     """
     parser = embed_command.build_parser()
-    sources = [images] if isinstance(images, Source) else list(images)
+    sources = _sources(images, "images")
     actions = {action.dest: action for action in parser._actions}
     for name, value in arguments.items():
         if name not in actions or name in ("help", "model", "images", "out"):
             raise ValueError(f"arguments: embed has no {name!r}; it has {', '.join(sorted(actions))}")
         if (choices := actions[name].choices) is not None and value not in choices:
             raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        kind = bool if actions[name].nargs == 0 else actions[name].type
+        if kind in (bool, int, float) and value is not None and not isinstance(value, (int, kind)):
+            raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
     if isinstance(arguments.get("layer"), str | int):
         arguments["layer"] = [arguments["layer"]]
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(temporary) / "vectors.parquet" if out is None else Path(out)
-        defaults = vars(parser.parse_args([str(model), *(str(source) for source in sources), "--out", str(kept)]))
+        defaults = vars(parser.parse_args(["--out", str(kept), "--", str(model), *(str(s) for s in sources)]))
         embed_command.embed(argparse.Namespace(**{**defaults, **arguments}))
         return read_embeddings(kept)
 
 
 def _flags(data: Any, arguments: dict[str, Any]) -> list[str]:
     """The command line of a call; arguments that are `None` are not given."""
-    sources = [] if data is None else [data] if isinstance(data, str | os.PathLike) else list(data)
-    if not all(isinstance(source, str | os.PathLike) for source in sources):
-        raise ValueError(
-            "data: expected a folder, a file or the id of a dataset on the Hub; a dataset in memory goes to the "
-            "trainer itself, see examples/"
-        )
+    sources = [] if data is None else _sources(data, "data")
     local = [local_path(source).exists() for source in sources]
     if any(local) and not all(local):
         missing, there = sources[local.index(False)], sources[local.index(True)]
         raise ValueError(f"data: {missing} is no file or folder, unlike {there}")
+    if given := [name for name in ("train_dir", "dataset_name") if sources and arguments.get(name) is not None]:
+        raise ValueError(f"{given[0]}: give either it or data")
     if sources:
         arguments = {"train_dir" if any(local) else "dataset_name": [os.fspath(s) for s in sources], **arguments}
     plain = {name: _plain(value) for name, value in arguments.items() if value is not None}
     return as_flags(plain, field="arguments")
+
+
+def _sources(given: Any, field: str) -> list[Source]:
+    """What is named, as a list. Raises ValueError naming `field`, if it is nothing, or no name."""
+    several = isinstance(given, Iterable) and not isinstance(given, str | os.PathLike | bytes | Mapping)
+    sources = list(given) if several else [given]
+    if not sources or not all(isinstance(source, str | os.PathLike) and str(source) for source in sources):
+        raise ValueError(
+            f"{field}: expected a folder, a file or the id of a dataset on the Hub, got a {type(given).__name__}; a "
+            "dataset in memory goes to the trainer itself, see examples/"
+        )
+    return sources
 
 
 def _plain(value: Any) -> Any:

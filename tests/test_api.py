@@ -55,6 +55,10 @@ def test_as_the_command(folder, tmp_path):
         (Dataset.from_dict({"a": [1]}), {}, "^data: expected a folder.* a dataset in memory goes to the trainer"),
         ([Path(__file__).parent, "missing/folder"], {}, "^data: missing/folder is no file or folder, unlike"),
         ("missing/folder/x", {}, "missing/folder/x"),
+        ([], {}, "^data: expected a folder"),
+        (3, {}, "^data: expected a folder"),
+        ("-x", {}, "-x: "),
+        (Path(__file__).parent, {"train_dir": "x"}, "^train_dir: give either it or data"),
     ],
 )
 def test_what_is_wrong(data, arguments, message, tmp_path):
@@ -69,9 +73,13 @@ def test_arguments_of_embed(folder, tmp_path):
         ({"dtype": "int8"}, "^dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         ({"batch_size": 0}, "^batch_size: must be at least 1, got 0"),
         ({"layer": "first"}, "^layer: "),
+        ({"batch_size": "8"}, "^batch_size: expected int, got '8'"),
+        ({"normalize": "no"}, "^normalize: expected bool, got 'no'"),
     ):
         with pytest.raises(ValueError, match=message):
             embed(tmp_path, folder, device="cpu", **arguments)
+    with pytest.raises(ValueError, match="^images: expected a folder"):
+        embed(tmp_path, [])
 
 
 def test_public_names():

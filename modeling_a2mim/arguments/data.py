@@ -59,9 +59,15 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if len(self.crop_scale) != 2:
+            raise ValueError(f"crop_scale: expected the smallest and the largest share, got {self.crop_scale}")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale: expected 0 < smallest <= largest <= 1, got {low} {high}")
+        for name in ("dataset_name", "train_dir", "validation_dir"):
+            named = getattr(self, name)
+            if named is not None and not all(named if isinstance(named, list) else [named]):
+                raise ValueError(f"{name}: is empty")
         if self.dataset_name is not None and self.train_dir is not None:
             raise ValueError("dataset_name: give either --dataset_name or --train_dir, not both")
         for name, least in {

@@ -23,6 +23,17 @@ LOGGING_STEPS = 50
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
 
+NUMBERS = (  # fields of TrainingArguments: the least value, and the one that is too large
+    ("per_device_train_batch_size", 1, math.inf),
+    ("per_device_eval_batch_size", 1, math.inf),
+    ("gradient_accumulation_steps", 1, math.inf),
+    *((name, 0, math.inf) for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon")),
+    *((name, 0, math.inf) for name in ("dataloader_num_workers", "warmup_steps")),
+    *((name, 0, 1) for name in ("adam_beta1", "adam_beta2")),
+    *((name, 0, 2**32) for name in ("seed", "data_seed")),
+)
+
+
 @dataclass
 class A2MIMTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of A2MIM pre-training, and a few arguments more. Each field is
@@ -150,6 +161,7 @@ class A2MIMTrainingArguments(TrainingArguments):
         return cls(**{"output_dir": "tmp_trainer", **{name: getattr(args, name) for name in given}})
 
     def __post_init__(self):
+        self._check_numbers()
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size: is not supported, as the learning rate is for one batch; give a "
@@ -250,6 +262,22 @@ class A2MIMTrainingArguments(TrainingArguments):
                 f"--save_strategy alike (both epoch, or both steps); they are {evaluates} and {saves}"
             )
         self.restore_callback_states_from_checkpoint = True  # how much patience is left
+
+    def _check_numbers(self):
+        """Refuse numbers with which transformers would fail without their name, or do something else."""
+        for name, least, below in NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (value >= least and value < below):
+                limit = f" and below {below:g}" if below < math.inf else ", and finite" if math.isinf(value) else ""
+                raise ValueError(f"{name}: must be at least {least:g}{limit}, got {value}")
+        for name in ("logging_steps", "save_steps", "eval_steps"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not value > 0:
+                raise ValueError(f"{name}: must be above 0, got {value}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps: must be at least 1, or -1 for --num_train_epochs, got {self.max_steps}")
+        if self.output_dir is not None and not str(self.output_dir):
+            raise ValueError("output_dir: is empty")
 
     def _check_reports(self):
         """Refuse a package to report to that is not installed, of which Trainer makes an error without a field."""

@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None):
     def run(args: argparse.Namespace):
         import shtab
 
-        print(shtab.complete(all_commands(), args.shell))
+        script = shtab.complete(all_commands(), args.shell)
+        # Where no argument is known, the names of files.
+        print(script.replace("complete -o bashdefault", "complete -o bashdefault -o default"))
 
     run_command(build_parser(), run, argv)
 

@@ -4,7 +4,7 @@ one."""
 import argparse
 
 from ..tasks import arguments_of, find_task
-from .parser import Arguments, parse, peek, run_as_command, write_run_file
+from .parser import Arguments, keep_run_file, parse, peek, run_as_command, write_run_file
 from .parser import build_parser as parser_of_script
 
 
@@ -41,14 +41,15 @@ def run(arguments: Arguments) -> tuple:
         return None, metrics
     images = task.load(model_args, data_args, args)
     if getattr(model_args, "knn", False) or getattr(data_args, "seeds", None):
+        metrics = task.compare(model_args, data_args, args, images)
         write_run_file(arguments)
-        return None, task.compare(model_args, data_args, args, images)
+        return None, metrics
 
     args = task.adapt(args, images)
     set_seed(args.seed)
     model = task.build(model_args, images, args.hub_token)
     trainer = task.make_trainer(model, images, model_args, data_args, args)
-    write_run_file(arguments)
+    keep_run_file(trainer, arguments)
     metrics = trainer.run()
     task.log_result(trainer, metrics)
     return trainer, metrics

@@ -26,6 +26,7 @@ SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub
 COMMANDS = {"run_pretraining.py": "a2mim pretrain", "run_finetune.py": "a2mim finetune"}  # what a script is as well
 RUN_FILE = "run.yaml"
 EVALUATION_FILE = "evaluation.yaml"  # of --eval_only, which may write beside the model
+HIDDEN = ", once what was secret stands for ***"
 NOT_REPEATED = ("config", "resume_from_checkpoint", "overwrite_output_dir")  # of what `RUN_FILE` keeps
 
 
@@ -84,7 +85,7 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     parser = build_parser(types, script, task)
     known = {action.dest for action in parser._actions}
     argv = own = with_config(argv, known)
-    name = peek(argv).recipe
+    name, recipe = peek(argv).recipe, []
     if name is not None:
         settings = dict(load_recipe(name, script, task)["arguments"])
         if any(flag.partition("=")[0] == "--architecture" for flag in argv):
@@ -100,7 +101,7 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     check_fields(args)
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
-    values = given_values(parser, argv)
+    values = given_values(parser, argv, given_names(parser, recipe))
     logger.info("arguments: %s", shown(values))
     given = given_names(parser, own)
     mode = next((mode for mode in ("knn", "eval_only") if getattr(model_args, mode, False)), None)
@@ -175,13 +176,17 @@ def given_names(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
     return {name for name in names if values[name] is not nothing}
 
 
-def given_values(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+def given_values(parser: argparse.ArgumentParser, argv: list[str], overridden: Collection[str] = ()) -> dict[str, Any]:
     """What a command line gives that is not the default, by name. Tokens of the Hub are left out; in other values
-    `***` replaces what is secret. What follows from other arguments is not given."""
+    `***` replaces what is secret. What follows from other arguments is not given.
+
+    Args:
+        overridden: arguments of a recipe, whose values are told even where they are the default.
+    """
     values, found = vars(parser.parse_known_args(argv)[0]), {}
     for name in given_names(parser, argv):
         value = values[name]
-        if value == parser.get_default(name) or name.endswith("_token"):
+        if (value == parser.get_default(name) and name not in overridden) or name.endswith("_token"):
             continue
         plain = [getattr(v, "value", v) for v in (value if isinstance(value, list) else [value])]
         plain = [SECRET.sub("***", v) if isinstance(v, str) else v for v in plain]
@@ -235,8 +240,16 @@ def write_run_file(arguments: Arguments):
     command = f"{COMMANDS[arguments.script]} --config {name}"
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     with atomic_write(Path(args.output_dir, name)) as temporary:
-        head = f"# `{command} --output_dir ANOTHER` repeats this run (version {__version__}).\n"
+        head = f"# `{command} --output_dir ANOTHER` repeats this run (version {__version__})"
+        head += f", from the folder that it was started in{HIDDEN if '***' in str(values) else ''}.\n"
         temporary.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def keep_run_file(trainer, arguments: Arguments):
+    """Leave the file (see `write_run_file`) once a trainer begins: a run that fails before replaces no other's."""
+    from ..training.callbacks import BeginCallback
+
+    trainer.add_callback(BeginCallback(lambda: write_run_file(arguments)))
 
 
 def run_as_command(main: Callable[[list[str] | None], object], argv: list[str] | None = None):
@@ -257,4 +270,5 @@ def run_as_command(main: Callable[[list[str] | None], object], argv: list[str] |
         message = (describe_os_error(error) if isinstance(error, OSError) else str(error)).strip()
         if message.startswith("Caught "):
             message = message.splitlines()[-1].split(": ", 1)[-1]
-        sys.exit(f"error: {message}")
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

@@ -80,8 +80,6 @@ def predict(args: argparse.Namespace):
         raise ValueError(f"positive_class: is for classifiers, and {args.model} holds a {model.kind}; leave it out")
     if model.kind == SEGMENTER and args.threshold is not None:
         raise ValueError(f"threshold: is for classifiers and detectors, and {args.model} holds a segmenter")
-    if not args.out.resolve().parent.is_dir():
-        raise ValueError(f"out: there is no folder {args.out.parent}")
     if model.kind == SEGMENTER:
         from ..inference.segmentation import check_folder
 

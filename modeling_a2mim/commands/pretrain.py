@@ -5,7 +5,7 @@ import argparse
 from ..arguments.data import PreTrainingDataArguments
 from ..arguments.model import PreTrainingModelArguments
 from ..arguments.training import A2MIMTrainingArguments
-from .parser import Arguments, parse, run_as_command, write_run_file
+from .parser import Arguments, keep_run_file, parse, run_as_command
 from .parser import build_parser as parser_of_script
 
 
@@ -32,7 +32,7 @@ def run(arguments: Arguments) -> tuple:
     from ..tasks.pretraining import make_trainer
 
     trainer = make_trainer(*arguments[:3])
-    write_run_file(arguments)
+    keep_run_file(trainer, arguments)
     return trainer, trainer.run()
 
 

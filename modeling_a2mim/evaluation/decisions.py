@@ -92,7 +92,7 @@ class DecisionRule:
 
     def values(self, names: Sequence[str]) -> np.ndarray:
         """(classes,) the threshold of each label of a multi-label problem."""
-        usual = self.thresholds.get(EVERY, USUAL)
+        usual = USUAL if EVERY in names else self.thresholds.get(EVERY, USUAL)  # a label may be called so
         return np.array([self.thresholds.get(name, usual) for name in names])
 
     def decide(self, scores: np.ndarray, names: Sequence[str], multi_label: bool) -> list[str] | list[list[str]]:
@@ -204,6 +204,8 @@ def given_decision(
         raise ValueError(
             f"threshold: {value} chooses one on labelled images, as run_finetune.py --threshold does; give a number"
         )
+    if positive_class is None and EVERY in names:
+        raise ValueError(f"threshold: a label is called {EVERY!r}, which stands for all of them; rename it")
     return DecisionRule({EVERY if positive_class is None else positive_class: value})
 
 

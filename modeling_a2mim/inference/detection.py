@@ -17,19 +17,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from pycocotools import mask as rle
 
 from ..data.sources import RowSource
 from ..evaluation.decisions import parse_threshold
 from ..models.detection import A2MIMForObjectDetection
 from .dense import DenseTransform, Sample, of_one_size
-from .images import InferenceImages
+from .images import InferenceImages, fingerprint_of_images
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, rows_in_part
 from .prediction import Prediction
-from .running import ERROR, FILE, fingerprint_of_model, run_over
+from .running import ERROR, FILE, fingerprint_of_model, process_state, run_over
 
 
 logger = logging.getLogger("a2mim")
@@ -108,13 +107,13 @@ def predict_objects(
     identity = {
         "model": fingerprint_of_model(network),
         "transform": transform.describe(),
-        "images": source.fingerprint,
+        "images": fingerprint_of_images(source, times=True),
         "dtype": options.dtype,
         "threshold": least,
         "classes": names,
         **(about or {}),
     }
-    with PartialState().main_process_first():
+    with process_state(options.device).main_process_first():
         part_size = rows_in_part(len(images), ROWS_IN_PART)
         table = PartedTable(out, len(images), identity, part_size, options.overwrite, FORMATS)
 

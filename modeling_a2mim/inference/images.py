@@ -97,18 +97,20 @@ def _splits(path, name: str, config_name: str | None) -> list[str]:
     return split_names(name, config_name)
 
 
-def fingerprint_of_images(source: RowSource) -> str:
-    """Changes when the images do, as far as can be seen without reading them: of files their names and sizes, of a
-    saved dataset what `datasets` tells it apart by, of shards their names and rows."""
+def fingerprint_of_images(source: RowSource, times: bool = False) -> str:
+    """Changes when the images do, as far as can be seen without reading them: of files their names and sizes (and
+    `times`: when they were changed), of a saved dataset what `datasets` tells it apart by, of shards their names and
+    rows."""
     if not isinstance(source, DatasetSource):
         return source.fingerprint
-    found = fingerprint_of(source.dataset)
-    if not found.startswith(LISTED):
-        return f"{len(source)}-{found}"
+    known = fingerprint_of(source.dataset)
+    if not known.startswith(LISTED):
+        return f"{len(source)}-{known}"
     checksum = 0
     for path in source.dataset.data["image"].combine_chunks().field("path").to_pylist():
-        size = os.path.getsize(path) if os.path.isfile(path) else -1
-        checksum = zlib.crc32(size.to_bytes(8, "little", signed=True), checksum)
+        found = os.stat(path) if os.path.isfile(path) else None
+        told = (-1, -1) if found is None else (found.st_size, found.st_mtime_ns if times else 0)
+        checksum = zlib.crc32(b"%d %d;" % told, checksum)
     return f"{source.fingerprint}-{checksum:08x}"
 
 

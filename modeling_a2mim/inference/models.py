@@ -117,4 +117,6 @@ def no_head(source: str, what: str) -> ValueError:
 def unique_names(config: PreTrainedConfig) -> list[str]:
     """The names of the classes; of those that several have (ImageNet has two cranes), each with its number."""
     names = label_names(config)
-    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    while len({*names}) < len(names):  # a name with its number may be that of another class
+        names = [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    return names

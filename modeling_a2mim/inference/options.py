@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
 from torch import nn
+
+from .running import process_state
 
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,12 +44,7 @@ class RunOptions:
             raise ValueError(f"num_workers: must be at least 0, got {self.num_workers}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        try:
-            device = None if self.device is None else torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device: there is no {self.device!r}, expected such as cpu or cuda") from error
-        if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: {self.device}, but torch finds no GPU here; leave it out, or give cpu")
+        check_device(self.device)
 
     @property
     def workers(self) -> int:
@@ -56,12 +52,12 @@ class RunOptions:
         if self.num_workers is not None:
             return self.num_workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(0, min(MOST_WORKERS, cores // PartialState().num_processes - 1))
+        return max(0, min(MOST_WORKERS, cores // process_state(self.device).num_processes - 1))
 
     @property
     def place(self) -> torch.device:
         """Where the model of this process is."""
-        own = PartialState(cpu=self.device == "cpu")
+        own = process_state(self.device)
         several = own.num_processes > 1 and self.device == "cuda"  # each its own
         return own.device if self.device is None or several else torch.device(self.device)
 
@@ -71,6 +67,21 @@ class RunOptions:
         dtype = DTYPES[self.dtype]
         with torch.inference_mode(), torch.autocast(self.place.type, dtype=dtype, enabled=dtype is not None):
             yield
+
+
+def check_device(device: str | None):
+    """Refuse a device on which nothing can be computed here.
+
+    Raises:
+        ValueError: naming `device`.
+    """
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # its type depends on the kind of device
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"device: {device} cannot be used here; leave it out, or give cpu ({first})") from error
 
 
 def ready(model: nn.Module, options: RunOptions) -> nn.Module:

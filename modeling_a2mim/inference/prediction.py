@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 
 from ..analysis.comparison import NamedModel, ProcessorTransform, load_model
 from ..arguments.data import MULTI, REGRESSION, SINGLE
 from ..data.sources import RowSource
 from ..evaluation.decisions import EVERY, USUAL, DecisionRule, given_decision, parse_threshold
-from .images import InferenceImages
+from .images import InferenceImages, fingerprint_of_images
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, rows_in_part
-from .running import ERROR, FILE, fingerprint_of_model, run_over
+from .running import ERROR, FILE, fingerprint_of_model, process_state, run_over
 
 
 logger = logging.getLogger("a2mim")
@@ -186,12 +185,12 @@ def predict_classes(
     identity = {
         "model": fingerprint_of_model(network),
         "transform": describe_transform(named),
-        "images": source.fingerprint,
+        "images": fingerprint_of_images(source, times=True),
         "dtype": options.dtype,
         **kept,
         **(about or {}),
     }
-    with PartialState().main_process_first():
+    with process_state(options.device).main_process_first():
         table = PartedTable(out, len(images), identity, rows_in_part(len(images)), options.overwrite, FORMATS)
 
     def run(pixels: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:

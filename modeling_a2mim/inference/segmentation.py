@@ -4,6 +4,8 @@ The folder gets `predictions.csv` (`file`, `mask`: the PNG file, relative to the
 the share of pixels in [0, 1], `error`) and the masks, in the folders of the images.
 """
 
+import csv
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch.nn import functional
 
@@ -21,13 +22,15 @@ from ..data.decoding import is_image_file
 from ..data.sources import RowSource
 from ..tasks.segmentation.maps import colours
 from .dense import DenseTransform, Sample, of_one_size
-from .images import InferenceImages
+from .images import InferenceImages, fingerprint_of_images
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, is_there, parts_of, rows_in_part
 from .prediction import Prediction, check_finite
-from .running import ERROR, fingerprint_of_model, run_over
+from .running import ERROR, fingerprint_of_model, process_state, run_over
 
+
+logger = logging.getLogger("a2mim")
 
 TABLE = "predictions.csv"
 MASK, SHARE = "mask", "share"
@@ -101,9 +104,25 @@ def check_folder(out: Path, images: Sequence[str], overwrite: bool):
         folder = (source if source.is_dir() else source.parent).resolve()
         if place == folder or (source.is_dir() and place.is_relative_to(folder)) or folder.is_relative_to(place):
             raise ValueError(f"out: {out} and {name} are one folder or in one another; give the masks another")
+    if (out / TABLE).is_dir():
+        raise ValueError(f"out: {out / TABLE} is a folder, where the table of the masks goes")
     check_out(out / TABLE, (".csv",), overwrite)
     if out.is_dir() and any(out.iterdir()) and not overwrite and not parts_of(out / TABLE).exists():
         raise is_there(out)
+
+
+def remove_masks(out: Path):
+    """Remove the masks that the table of an earlier run names, and the table, so that none is left beside others."""
+    table = out / TABLE
+    if not table.is_file():
+        return
+    with table.open(newline="", encoding="utf-8") as file:
+        names = [row[MASK] for row in csv.DictReader(file) if row.get(MASK)]
+    own = [out / name for name in names if (out / name).resolve().is_relative_to(out.resolve())]
+    for path in own:
+        path.unlink(missing_ok=True)
+    table.unlink()
+    logger.info("%s: %d masks of an earlier run are removed", out, len(own))
 
 
 def predict_maps(
@@ -132,13 +151,15 @@ def predict_maps(
     identity = {
         "model": fingerprint_of_model(network),
         "transform": transform.describe(),
-        "images": source.fingerprint,
+        "images": fingerprint_of_images(source, times=True),
         "dtype": options.dtype,
         "classes": names,
         **(about or {}),
     }
-    with PartialState().main_process_first():
+    with process_state(options.device).main_process_first():
         out.mkdir(parents=True, exist_ok=True)
+        if options.overwrite:
+            remove_masks(out)
         part_size = rows_in_part(len(images), ROWS_IN_PART)
         table = PartedTable(out / TABLE, len(images), identity, part_size, options.overwrite, (".csv",))
 

@@ -82,5 +82,6 @@ def as_flags(arguments: dict, known: Collection[str] | None = None, field: str =
         if value is None:
             raise ValueError(f"{field}: --{name} has no value")
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        flags += [f"--{name}", *map(str, values)]
+        words = [str(value) for value in values]
+        flags += [f"--{name}={words[0]}"] if len(words) == 1 and words[0].startswith("-") else [f"--{name}", *words]
     return flags

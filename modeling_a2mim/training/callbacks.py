@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,6 +27,20 @@ class OverwriteCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if args.overwrite_output_dir and args.should_save and state.global_step == 0:
             clear_output_dir(args.output_dir)
+
+
+class BeginCallback(TrainerCallback):
+    """Does something once training begins, when all that can be wrong with the settings was said.
+
+    Args:
+        action: what to do.
+    """
+
+    def __init__(self, action: Callable[[], None]):
+        self.action = action
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.action()
 
 
 class MetricsCallback(TrainerCallback):

@@ -12,7 +12,9 @@ from transformers import HfArgumentParser
 import run_pretraining
 from modeling_a2mim.arguments.dense import DenseArguments
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
-from modeling_a2mim.commands.parser import given_names, given_values, peek, run_as_command, shown
+from modeling_a2mim.commands.parser import given_names, given_values, parse, peek, run_as_command, shown
+from modeling_a2mim.commands.pretrain import TYPES
+from modeling_a2mim.training.trainer import A2MIMTrainer
 
 
 TOKEN = "hf_" + "x" * 20
@@ -43,13 +45,15 @@ def test_what_is_known_before_the_rest():
     assert (found.recipe, found.output_dir, found.task) == ("small_data", "out", None)
 
 
-def test_errors_of_workers_are_told_in_a_line(monkeypatch):
+def test_errors_of_workers_are_told_in_a_line(monkeypatch, capsys):
     def main(argv):
         raise ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: crop: wrong\n")
 
     monkeypatch.setattr(sys, "argv", ["run"])
-    with pytest.raises(SystemExit, match="^error: crop: wrong$"):
+    with pytest.raises(SystemExit) as stopped:
         run_as_command(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: crop: wrong\n"
     monkeypatch.setattr(transformers.utils.logging, "get_verbosity", lambda: logging.DEBUG)
     with pytest.raises(ValueError, match="^Caught"):
         run_as_command(main)
@@ -81,6 +85,58 @@ def test_a_run_can_be_repeated(folder, tmp_path, monkeypatch):
         **kept,
         "output_dir": None,
     }
+
+
+def test_a_value_of_a_recipe_that_is_set_back_to_the_default_is_kept(folder, tmp_path):
+    """It is the default, but not what the recipe would give."""
+    argv = [
+        *SMALL,
+        *FAST,
+        "--recipe",
+        "adapt_cnn",
+        "--freeze_encoder_steps",
+        "0",
+        "--run_name=--x",
+        "--max_steps",
+        "1",
+    ]
+    run_pretraining.main([*argv, "--train_dir", str(folder), "--output_dir", str(tmp_path / "a")])
+    kept = yaml.safe_load((tmp_path / "a" / "run.yaml").read_text())
+    assert kept["freeze_encoder_steps"] == 0
+    again = ["--config", str(tmp_path / "a" / "run.yaml"), "--output_dir", str(tmp_path / "b")]
+    found = parse(TYPES, again, "run_pretraining.py")
+    assert (found.training.freeze_encoder_steps, found.training.run_name) == (0, "--x")
+
+
+def test_a_run_that_fails_replaces_no_file_of_another(folder, tmp_path, monkeypatch):
+    argv = [*SMALL, *FAST, "--max_steps", "1", "--train_dir", str(folder), "--output_dir", str(tmp_path / "a")]
+    run_pretraining.main([*argv, "--weight_decay", "0.01"])
+    before = (tmp_path / "a" / "run.yaml").read_text()
+
+    def fail(self):
+        raise ValueError("optim: cannot be made")
+
+    monkeypatch.setattr(A2MIMTrainer, "create_optimizer", fail)
+    with pytest.raises(ValueError, match="^optim: cannot be made"):
+        run_pretraining.main([*argv, "--overwrite_output_dir"])
+    assert (tmp_path / "a" / "run.yaml").read_text() == before
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("per_device_train_batch_size", "0"), ("max_steps", "0"), ("learning_rate", "nan")),
+        *(("weight_decay", "-0.1"), ("logging_steps", "-1"), ("save_steps", "0"), ("adam_beta1", "2")),
+        *(("dataloader_num_workers", "-1"), ("max_grad_norm", "-1"), ("crop_scale", "0.5"), ("train_dir", "")),
+        *(("seed", "-1"), ("output_dir", "")),
+    ],
+)
+def test_numbers_that_cannot_be(tmp_path, flag, value):
+    argv = [*SMALL, *FAST, "--output_dir", str(tmp_path / "out"), f"--{flag}", value]
+    with pytest.raises(ValueError, match=f"^{flag}: "):
+        run_pretraining.main(argv)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,6 @@ def test_another_run_is_told_from_this_one(export, photos, tmp_path, capsys, mon
 
 def test_what_cannot_be_written(export, photos, tmp_path, capsys):
     assert "must end in .csv or .parquet" in refused(capsys, export, photos, "--out", tmp_path / "x.txt")
-    assert "out: there is no folder" in refused(capsys, export, photos, "--out", tmp_path / "no" / "x.csv")
     assert not list(tmp_path.iterdir())
 
 
@@ -170,8 +169,24 @@ def test_killed_while_it_puts_the_table_together(export, photos, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
+def test_images_that_are_replaced_meanwhile(export, photos, tmp_path, capsys):
+    """Of the same names, and even of the same sizes: their rows are not joined with those of the images before."""
+    own, out = tmp_path / "photos", tmp_path / "out.csv"
+    shutil.copytree(photos, own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modeling_a2mim.inference.prediction.Decisions.of", after(1))
+        with pytest.raises(SystemExit):
+            predict(export, own, "--out", out)
+    first, last = sorted(own.rglob("*.png"))[0], sorted(own.rglob("*.png"))[-1]
+    shutil.copyfile(last, first)
+    assert "another run (other images)" in refused(capsys, export, own, "--out", out)
+    predict(export, own, "--out", out, "--overwrite")
+    found = rows(out)
+    assert float(found[0]["score"]) == pytest.approx(float(found[-1]["score"]), abs=1e-6)  # in batches of other sizes
+
+
 def of_process(rank, export, photos, out):
-    predict(export, photos, "--out", out)
+    main([export, photos, "--out", out, "--num_workers", "0"])  # without a device, as on a machine without a GPU
 
 
 def test_two_processes(export, photos, tmp_path):

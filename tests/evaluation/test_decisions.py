@@ -144,3 +144,12 @@ def test_decisions_given_by_a_number():
     assert given_decision("0.37", None, NAMES, MULTI) == DecisionRule({EVERY: 0.37})
     with pytest.raises(ValueError, match="^threshold: f1 chooses one on labelled images"):
         given_decision("f1", "hole", NAMES, SINGLE)
+
+
+def test_a_label_that_is_called_as_all_labels_are():
+    names = ["*", "b"]
+    rule = DecisionRule({"*": 0.2})
+    assert rule.values(names).tolist() == [0.2, 0.5]
+    assert rule.values(["a", "b"]).tolist() == [0.2, 0.2]
+    with pytest.raises(ValueError, match=r"^threshold: a label is called '\*'"):
+        given_decision("0.4", None, names, MULTI)

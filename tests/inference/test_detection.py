@@ -159,7 +159,6 @@ def test_what_cannot_be(instances, photos, tmp_path, capsys):
         ([], "out.csv", "out: .*must end in .json"),
         (["--threshold", "f1"], "out.json", "threshold: f1 is for classifiers"),
         (["--positive_class", "x"], "out.json", "positive_class: is for classifiers"),
-        ([], "missing/out.json", "out: there is no folder"),
     ):
         with pytest.raises(SystemExit):
             predict(instances, photos, tmp_path / out, *flags)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 from modeling_a2mim import A2MIMForImageClassification
 from modeling_a2mim.arguments.data import MULTI, REGRESSION, SINGLE
@@ -23,6 +23,7 @@ from modeling_a2mim.commands.predict import main
 from modeling_a2mim.data.decoding import open_image, to_pixels, upright
 from modeling_a2mim.evaluation.decisions import DecisionRule
 from modeling_a2mim.export.folder import export_model
+from modeling_a2mim.inference.models import unique_names
 from modeling_a2mim.inference.prediction import Decisions, problem_type_of
 from modeling_a2mim.models.linear_probe import LinearProbe
 
@@ -178,7 +179,7 @@ def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog, capsys):
         (["--threshold", "0.5", "--positive_class", "cow"], "positive_class: there is no class 'cow'"),
         (["--positive_class", "cat"], "positive_class: is the class that --threshold is of"),
         (["--batch_size", "0"], "batch_size: must be at least 1"),
-        (["--device", "nonsense"], "device: there is no 'nonsense'"),
+        (["--device", "nonsense"], "device: nonsense cannot be used here"),
         (["--image_column_name", "photo"], "image_column_name: "),
         (["--dataset_revision", "v1"], "split: give it beside --dataset_revision"),
     ],
@@ -333,3 +334,11 @@ def test_half_precision(export, photos, tmp_path):
         half = scores(predict(export, photos, tmp_path / f"{dtype}.csv", "--dtype", dtype))
         difference = np.abs(np.subtract([*whole.values()], [*half.values()])).max()
         assert 0 < difference < 0.1
+
+
+def test_names_of_classes_are_told_apart():
+    """Also where the number that is added to one makes it another's."""
+    config = PreTrainedConfig(id2label={0: "a", 1: "a", 2: "a (0)"})
+    names = unique_names(config)
+    assert len(set(names)) == 3
+    assert names[2].startswith("a (0)")

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -165,6 +166,23 @@ def test_names_of_masks():
     assert mask_names(["a.jpg", "b/a.jpg", "b/a.png", "row 3"]) == ["a.png", "b/a.jpg.png", "b/a.png.png", "row 3.png"]
     assert mask_names(["../../x.png", "/etc/y.jpg"]) == ["x.png", "etc/y.png"]
     assert mask_names(["x.png", "../x.png"]) == ["x.png_0.png", "x.png_1.png"]
+
+
+def test_masks_of_an_earlier_run_are_removed(segmenter, photos, tmp_path, caplog):
+    """But nothing else that is in the folder, or that its table names outside of it."""
+    out, beside = tmp_path / "out", tmp_path / "beside.png"
+    predict(segmenter, photos, out)
+    (out / "own.png").write_bytes(b"mine")
+    beside.write_bytes(b"mine")
+    table = out / "predictions.csv"
+    table.write_text(table.read_text().replace("d.png", "../beside.png", 2).replace("../beside.png", "d.png", 1))
+    (tmp_path / "one").mkdir()
+    shutil.copyfile(photos / "d.png", tmp_path / "one" / "other.png")
+    predict(segmenter, tmp_path / "one", out, "--overwrite")
+    left = sorted(path.name for path in out.rglob("*") if path.is_file())
+    assert left == ["d.png", "other.png", "own.png", "predictions.csv"]  # d.png: its row names another file now
+    assert beside.is_file()
+    assert "masks of an earlier run are removed" in caplog.text
 
 
 def test_folders_that_cannot_be(segmenter, photos, tmp_path, capsys):

@@ -259,7 +259,7 @@ def settle(decision: Decision, model, source: str, output_dir: str):
         )
         return
     ((name, value),) = thresholds.items()
-    command = ["a2mim", "predict", "--model_name_or_path", source, "...", "--threshold", repr(value)]
+    command = ["a2mim", "predict", source, "IMAGES", "--out", "predictions.csv", "--threshold", repr(value)]
     command += [] if several else ["--positive_class", name]
     logger.info("threshold: not kept in %s%s; to decide by it: %s", source, why, shlex.join(command))
 
