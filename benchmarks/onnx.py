@@ -31,7 +31,7 @@ from modeling_a2mim.utils.tables import markdown_table
 from tests.sample_families import NAMES, awake_sample, sample_config
 
 
-SECONDS = 60  # for the rules of free sizes
+SECONDS = 20  # for the rules of free sizes
 
 
 def examine(name: str) -> dict:

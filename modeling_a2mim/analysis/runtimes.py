@@ -30,7 +30,7 @@ from ..encoders.timm_config import is_timm
 from ..export.agreement import TOLERANCE, Agreement
 from ..export.folder import timm_pretrained_cfg
 from ..export.int8 import quantize
-from ..export.onnx import check_packages, session, write_onnx
+from ..export.onnx import check_packages, opset_of, session, write_onnx
 from ..export.runtime_evaluation import PYTORCH, evaluate_runtimes, pytorch
 from ..export.runtime_metadata import DECISION, prepare, processor_preprocessing, runtime_metadata
 from ..export.runtime_model import RuntimeModel, free_sizes
@@ -210,7 +210,6 @@ class RuntimeFiles:
 
     paths: list[Path]
     agreement: Agreement
-    opset: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -286,7 +285,8 @@ def export_onnx(
             stride=stride,
             tolerance=tolerance,
         )
-        figures: dict[str, Any] = {"float32": {**asdict(agreement), "tolerance": tolerance}}
+        written = {"opset": opset_of(folder / path.name), "tolerance": tolerance}
+        figures: dict[str, Any] = {"float32": {**asdict(agreement), **written}}
         if traced.multiple is not None:
             figures["float32"]["size_multiple"] = traced.multiple
         runtimes = {} if reference is None else {PYTORCH: pytorch(reference)}
@@ -303,7 +303,7 @@ def export_onnx(
         figures["versions"] = {"a2mim": __version__, "python": platform.python_version(), **versions}
         write_json(folder / check.name, figures)
         del runtimes
-    return RuntimeFiles([path.with_name(name) for name in names], agreement, opset, figures)
+    return RuntimeFiles([path.with_name(name) for name in names], agreement, figures)
 
 
 def export_program(

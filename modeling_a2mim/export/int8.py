@@ -1,5 +1,6 @@
 """ONNX files in 8-bit integers, by onnxruntime's own quantizer."""
 
+import logging
 import os
 import tempfile
 from collections import Counter
@@ -44,6 +45,8 @@ def quantize(
     metadata = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         prepared = Path(folder) / "prepared.onnx"
+        silenced = logging.root.manager.disable
+        logging.disable(logging.INFO)  # the quantizer tells of each tensor that it leaves alone, by the root logger
         try:
             # Shapes are known from the export; the optimizer folds what the quantizer would not recognise.
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -57,6 +60,8 @@ def quantize(
             raise
         except Exception as error:
             raise ValueError(f"int8: onnxruntime cannot quantize this model: {reason(error)}") from error
+        finally:
+            logging.disable(silenced)
     model = onnx.load(path)
     quantized = _quantized(model)
     if not quantized:

@@ -93,6 +93,14 @@ def size_metadata(traced: Traced) -> dict[str, str]:
     return {} if traced.multiple is None else {"size_multiple": str(traced.multiple)}
 
 
+def opset_of(path: str | os.PathLike) -> int:
+    """The version of ONNX's operators in a file."""
+    import onnx
+
+    imports = onnx.load(path, load_external_data=False).opset_import
+    return next(entry.version for entry in imports if entry.domain in ("", "ai.onnx"))
+
+
 def without_places(graph: Any):
     """Drop what the exporter keeps of each node for debugging: lines of code with paths of this machine."""
     for each in (graph.graph, *graph.functions.values()):
@@ -112,7 +120,7 @@ def session(path: str | os.PathLike) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; warnings are of nodes that stay on the CPU, or of constants folded late
+    options.log_severity_level = 4  # what fails is raised
     try:
         running = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds

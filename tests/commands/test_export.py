@@ -106,11 +106,14 @@ def test_classifier(classifier, folder, tmp_path, caplog):
     assert decision == DECISION
 
 
-def test_encoder_of_free_sizes(tmp_path, caplog):
-    """A ViT resamples its positions, as timm does."""
+def test_encoder_of_free_sizes(tmp_path, folder, caplog):
+    """A ViT resamples its positions, as timm does; what 8 bits change is measured on the images of the calibration."""
     model = made(A2MIMForPreTraining, "vit")
     export_model(model, tmp_path)
-    main([str(tmp_path), "--dynamic_size"])
+    main([str(tmp_path), "--dynamic_size", "--int8", "--calibration", str(folder)])
+    found = json.loads((tmp_path / "onnx" / "model_check.json").read_text())
+    assert found["on_calibration_images"]["onnx int8"]["images"] == 12
+    assert 0.9 < found["on_calibration_images"]["onnx int8"]["cosine"] < 1
     assert "multiples of 16 px" in caplog.text
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
     assert session.get_modelmeta().custom_metadata_map["size_multiple"] == "16"
@@ -184,6 +187,7 @@ def test_classifier_of_transformers(tmp_path):
 
 def test_arguments_that_do_not_fit(classifier, tmp_path, capsys):
     for argv, message in [
+        (("--opset", "3"), "opset: the model needs"),
         (("--format", "torch", "--int8"), "int8: is for --format onnx"),
         (("--calibration", "x"), "calibration: is for --int8"),
         (("--int8", "--calibration_images", "3"), "calibration_images: give --calibration"),
