@@ -10,12 +10,14 @@ import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Image
+from PIL import Image as ImageFile
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
 )
@@ -43,8 +45,8 @@ SAFE = {"trust_remote_code": False, "use_safetensors": True}
 @dataclass
 class NamedModel:
     """A model, what it is called in figures, and a stored image to its `pixel_values` (a dict); of a classifier the
-    names of its classes as well, and of an encoder of transformers the parameters that its weights lack (a pooler that
-    it was trained without), which have new values."""
+    names of its classes as well, and of an encoder the parameters that its weights lack: of transformers a pooler that
+    it was trained without, which has new values; of timm, if `partial` allows that, the end of an encoder."""
 
     name: str
     model: nn.Module
@@ -54,17 +56,40 @@ class NamedModel:
 
 
 class ProcessorTransform:
-    """A stored image to `pixel_values` by a processor of transformers, which knows RGB only."""
+    """A stored image to `pixel_values` (channels, height, width) by a processor of transformers.
 
-    def __init__(self, processor: Any):
-        self.processor = processor
+    Args:
+        processor: of transformers.
+        num_channels: 1, 3 or 4, of the images that the model takes.
+
+    Raises:
+        ValueError: naming `num_channels`, if the processor, as it is set, does not give so many.
+    """
+
+    def __init__(self, processor: Any, num_channels: int = 3):
+        self.processor, self.num_channels = processor, num_channels
+        if num_channels == 3:  # which every processor gives
+            return
+        try:
+            found = self(ImageFile.new("RGB", (64, 64)))["pixel_values"].shape[0]
+            why = f"it gives {found}"
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            found, why = None, str(error)
+        if found != num_channels:
+            raise ValueError(
+                f"num_channels: the model takes {num_channels} channel(s), and its image processor "
+                f"({type(processor).__name__}) does not give so many: {why}; image_mean and image_std in its "
+                f"preprocessor_config.json must have {num_channels} value(s), and do_convert_rgb must be off"
+            )
 
     def __call__(self, image) -> dict[str, torch.Tensor]:
-        image = to_pixels(upright(open_image(image)), 3)
+        image = to_pixels(upright(open_image(image)), self.num_channels)
         return {"pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"][0]}
 
 
-def load_model(source: str, name: str | None = None, kind: str = "encoder", **hub_kwargs) -> NamedModel:
+def load_model(
+    source: str, name: str | None = None, kind: str = "encoder", partial: bool = False, **hub_kwargs
+) -> NamedModel:
     """A model by its folder or its id on the Hub: exports and checkpoints of this package, models of timm, models of
     transformers. No code of a repository is run, no pickle is read.
 
@@ -72,6 +97,8 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
         source: the folder or id.
         name: what to call it; the last part of `source`, if not given.
         kind: what of it is needed: "encoder", "classifier" or "pretraining" (A2MIMForPreTraining).
+        partial: take a timm encoder without the weights at its end as well, as exported segmenters have them. They are
+            named in `NamedModel.missing` and are NaN, so that nothing that depends on them looks like a feature.
         hub_kwargs: `revision`, `token`.
 
     Raises:
@@ -98,9 +125,12 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
             config, weights = load_encoder(source, **hub_kwargs)
             model = encoder = A2MIMModel(config)
             own = encoder.encoder.state_dict()
-            if missing := [name for name in own if name not in weights]:
-                raise ValueError(f"its encoder lacks weights: {', '.join(missing[:5])}")
-            encoder.encoder.load_state_dict({name: weights[name] for name in own})
+            missing_weights = [name for name in own if name not in weights]
+            if missing_weights and not partial:
+                raise ValueError(f"its encoder lacks weights: {', '.join(missing_weights[:5])}")
+            unknown = {n: torch.full_like(own[n], torch.nan) for n in missing_weights if own[n].is_floating_point()}
+            kept = {name: weights[name] for name in own if name in weights}
+            encoder.encoder.load_state_dict({**own, **unknown, **kept})
         else:
             found = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **SAFE, **hub_kwargs)
             model, missing_weights = found[0], sorted(found[1]["missing_keys"])
@@ -108,11 +138,20 @@ def load_model(source: str, name: str | None = None, kind: str = "encoder", **hu
             core = cast(A2MIMModel, getattr(model, "a2mim", model))
             transform = FineTuneTransform(timm_pretrained_cfg(core), train=False)
         else:
-            transform = ProcessorTransform(AutoImageProcessor.from_pretrained(source, **hub_kwargs))
+            processor = AutoImageProcessor.from_pretrained(source, **hub_kwargs)
+            transform = ProcessorTransform(processor, channels_of(model.config))
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
     classes = label_names(model.config) if classifier else None
     return NamedModel(name, model.eval(), transform, classes, missing_weights)
+
+
+def channels_of(config: PreTrainedConfig) -> int:
+    """Of the images that a model of transformers takes, as far as its configuration, or that of its part for images,
+    says."""
+    parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
+    found = [getattr(part, "num_channels", None) for part in parts]
+    return next((count for count in found if isinstance(count, int)), 3)
 
 
 def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:

@@ -51,14 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
     parser.add_argument("--split", help="of a dataset; needed where it has several")
     parser.add_argument("--image_column_name", help="column of the images; found if not given")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT and what is beside it")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="embed anew; replace OUT, remove what was found by it"
+    )
     parser.add_argument(
         "--neighbors", type=int, metavar="N", help="write a page and a table of the N nearest neighbors of some images"
     )
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--queries", type=int, metavar="K", help=f"of so many, drawn with --seed (default: {QUERIES})")
     asked.add_argument("--query", nargs="+", metavar="FILE", help="of these image files, in the collection or not")
-    parser.add_argument("--seed", type=int, default=0, help="draws the queries (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="draws the queries (default: 0)")
     parser.add_argument(
         "--duplicates", type=float, metavar="COSINE", help="write a table and a page of images that are as similar"
     )
@@ -70,6 +72,8 @@ def embed(args: argparse.Namespace):
     from .. import __version__
     from ..inference.embedding import embedder, layer_names
     from ..inference.images import InferenceImages, fingerprint_of_images, open_every_image
+    from ..inference.options import check_local
+    from ..inference.parts import parts_of
     from ..inference.running import process_state
     from ..inference.similar_images import Collection, check_results, open_queries, write_results
     from ..inference.similarity import check_threshold
@@ -80,15 +84,21 @@ def embed(args: argparse.Namespace):
     if not state.is_main_process:
         logger.setLevel(logging.WARNING)
     check_numbers(args)
+    check_local(
+        args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
+    )
     layer_names(args.layer)
     looks = args.neighbors is not None or args.duplicates is not None
     if args.duplicates is not None:
         check_threshold(args.duplicates, "duplicates")
     used = looks and args.out.is_file() and not args.overwrite
+    if used and parts_of(args.out).exists():
+        what = "%s: parts of a run that was killed are there, so that %s is not used as it is"
+        logger.info(what, parts_of(args.out), args.out)
+        used = False
     if not used:
         check_beside(args.out, args.overwrite)
-    if looks:
-        check_results(args.out, args.neighbors is not None, args.duplicates is not None, args.overwrite)
+    check_results(args.out, args.neighbors is not None, args.duplicates is not None, args.overwrite, anew=not used)
 
     source = open_every_image(
         args.images,
@@ -121,8 +131,13 @@ def embed(args: argparse.Namespace):
         if asked is not None:
             queries = collection.neighbors_of_files(asked, args.neighbors, model)
         elif args.neighbors is not None:
-            drawn = collection.drawn_queries(args.queries or QUERIES, args.seed)
+            drawn = collection.drawn_queries(args.queries or QUERIES, args.seed or 0)
+            if len(drawn) < (args.queries or 0):
+                logger.warning("queries: %d, as there are no more images", len(drawn))
             queries = collection.neighbors(drawn, args.neighbors)
+        fewest = min((len(query.rows) for query in queries or ()), default=args.neighbors)
+        if queries and fewest < args.neighbors:
+            logger.warning("neighbors: %d, as there are no more images", fewest)
         for path in write_results(collection, args.out, queries, args.duplicates):
             logger.info("written: %s", path)
 
@@ -133,6 +148,7 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
 
     from ..inference import parts
     from ..inference.running import process_state, run_over
+    from ..inference.similar_images import remove_results
     from ..inference.vectors import EMBEDDING, FORMATS, METADATA, columns, stored_as, write_file
 
     identity = {name: value for name, value in metadata.items() if name not in ("model", "version")}
@@ -152,6 +168,8 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
         {METADATA: json.dumps(metadata)},
     )
     if is_main:
+        for path in remove_results(args.out):
+            logger.info("removed: %s, of the vectors that were there", path)
         paths, without = write_file(table, metadata)
         for path in paths:
             logger.info("written: %s", path)
@@ -173,6 +191,9 @@ def check_numbers(args: argparse.Namespace):
     for name in ("queries", "query"):
         if getattr(args, name) is not None and args.neighbors is None:
             raise ValueError(f"{name}: needs --neighbors, which says how many")
+    if args.seed is not None and (args.neighbors is None or args.query is not None):
+        without = "with --query, which names the queries" if args.query is not None else "without --neighbors"
+        raise ValueError(f"seed: has no effect {without}; leave it out")
 
 
 def check_same(path: Path, found: dict, metadata: dict):
@@ -188,6 +209,17 @@ def check_same(path: Path, found: dict, metadata: dict):
         )
 
 
+def how_to_go_on(args: argparse.Namespace) -> str:
+    """What to do about a run that was interrupted."""
+    from ..inference.parts import parts_of
+
+    go_on = "the same command goes on with the parts that are written"
+    if not args.overwrite:
+        return go_on
+    anew = "the same command begins anew"
+    return f"{anew}; without --overwrite {go_on}" if parts_of(args.out).exists() and not args.out.exists() else anew
+
+
 def main(argv: list[str] | None = None):
     """Run the command."""
     parser = build_parser()
@@ -196,7 +228,7 @@ def main(argv: list[str] | None = None):
         try:
             embed(args)
         except KeyboardInterrupt:
-            parser.exit(INTERRUPTED, "interrupted; the same command goes on with the parts that are written\n")
+            parser.exit(INTERRUPTED, f"interrupted; {how_to_go_on(args)}\n")
 
     run_command(parser, interruptible, argv)
 

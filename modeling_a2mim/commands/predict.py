@@ -71,9 +71,12 @@ def predict(args: argparse.Namespace):
     """The `Prediction`; `None` in all processes but the main one. Raises as `run`."""
     from ..inference.images import open_every_image
     from ..inference.models import CLASSIFIER, DETECTOR, SEGMENTER, find_model
-    from ..inference.options import RunOptions
+    from ..inference.options import RunOptions, check_local
 
     options = RunOptions(args.batch_size, args.num_workers, args.device, args.dtype, args.overwrite)
+    check_local(
+        args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
+    )
     hub_kwargs = {} if args.revision is None else {"revision": args.revision}
     model = find_model(args.model, **hub_kwargs)
     if model.kind != CLASSIFIER and args.positive_class is not None:

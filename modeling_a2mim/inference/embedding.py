@@ -47,6 +47,8 @@ class Embedder:
             cfg = timm_pretrained_cfg(core)
             self.transform = FineTuneTransform(cfg, train=False)  # also for a model whose images were to be masked
             self._read = TimmReader(core, layer_names(layer))
+            if named.missing:
+                check_has_weights(named, core, self._read.layers)
             blank = torch.zeros(core.config.num_channels, *core.config.input_size)
             architecture, transform = core.config.architecture, json.dumps(cfg, sort_keys=True)
             weights = fingerprint_of_model(core.encoder, core.plan.names)  # the same whatever head is on it
@@ -128,6 +130,32 @@ class TimmReader:
             self.core.encoder.forward_features(pixel_values)[:, 0] if layer == CLS else next(maps)
             for layer in self.layers
         ]
+
+
+def check_has_weights(named: NamedModel, core: A2MIMModel, layers: list[str | int]):
+    """Refuse layers that depend on weights that a model lacks; those are NaN, which spreads to all that does.
+
+    Args:
+        named: what `load_model` gave with `partial`.
+        core: its encoder.
+        layers: names or indices.
+
+    Raises:
+        ValueError: naming `layer`, and those that can be had.
+    """
+    blank = torch.zeros(1, core.config.num_channels, *core.config.input_size, device=next(core.parameters()).device)
+
+    @torch.inference_mode()
+    def known(wanted: list[str | int]) -> bool:
+        return all(part.isfinite().all() for part in TimmReader(core, wanted)(blank))
+
+    if known(layers):
+        return
+    others = [layer for layer in (LAST, *range(-1, -len(core.encoder.feature_info) - 1, -1)) if known([layer])]
+    raise ValueError(
+        f"layer: {' '.join(map(str, layers))} needs weights that {named.name} lacks, as its training had no use for "
+        f"them ({', '.join(named.missing[:5])}); it has --layer {', '.join(map(str, others)) or 'of none'}"
+    )
 
 
 class TransformersReader:
@@ -227,7 +255,7 @@ def embedder(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {dtype}")
     layer_names(layer)
-    named = source if isinstance(source, NamedModel) else load_model(source, **hub_kwargs)
+    named = source if isinstance(source, NamedModel) else load_model(source, partial=True, **hub_kwargs)
     if device is not None:
         named.model.to(device)
     named.model.eval()

@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -46,8 +47,12 @@ def open_every_image(
     names = [str(source) for source in sources]
     if not names:
         raise ValueError("images: expected a folder, a file or the id of a dataset")
+    if "revision" in hub_kwargs and split is None:  # the Hub is asked for the splits of today
+        raise ValueError("split: give it beside --dataset_revision, whose splits may be others than those of today")
     found: Dataset | RowSource
     if all(os.path.isfile(name) and is_image_file(name) for name in names):
+        if split is not None:
+            raise ValueError("split: has no effect on image files, all of which are taken; leave it out")
         found, root = list_images(names, "images"), os.path.commonpath([os.path.abspath(n + "/..") for n in names])
     elif len(names) > 1:
         other = next(name for name in names if not (os.path.isfile(name) and is_image_file(name)))
@@ -64,7 +69,7 @@ def _open(
     name: str, split: str | None, config_name: str | None, image_column: str | None, hub_kwargs: dict
 ) -> Dataset | RowSource:
     path = local_path(name)
-    if split is None and (path.is_file() or (path.is_dir() and not _is_saved(path))):
+    if split is None and (path.is_file() or (path.is_dir() and not is_saved(path))):
         if path.is_dir():
             left_out = LeftOut(str(path))
             kind, files = Census.of(walk(str(path), left_out)).choose(str(path))
@@ -85,7 +90,8 @@ def _open(
     )
 
 
-def _is_saved(path) -> bool:
+def is_saved(path: Path) -> bool:
+    """Whether a folder is what `save_to_disk` wrote."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ..data.loading import has_card, local_path
+from ..data.reading import is_remote
+from .images import is_saved
 from .running import process_state
 
 
@@ -82,6 +85,48 @@ def check_device(device: str | None):
     except Exception as error:  # its type depends on the kind of device
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"device: {device} cannot be used here; leave it out, or give cpu ({first})") from error
+
+
+def check_local(
+    model: str | os.PathLike,
+    images: Sequence[str | os.PathLike],
+    revision: str | None = None,
+    dataset_revision: str | None = None,
+    config_name: str | None = None,
+    split: str | None = None,
+):
+    """Refuse what is said of a repository on the Hub where a file or folder of this machine (or a URL) is named, which
+    it would have no effect on.
+
+    Args:
+        model: as the user named it.
+        images: as the user named them.
+        revision: of the model.
+        dataset_revision: of the images.
+        config_name: of the images; a folder with the card of a dataset has configurations, too, and reads them where a
+            split is named.
+        split: of the images.
+
+    Raises:
+        ValueError: naming the flag: `revision`, `dataset_revision` or `dataset_config_name`.
+    """
+    if revision is not None and os.path.exists(os.path.expanduser(model)):
+        raise ValueError(f"revision: is of a model on the Hub, and {model} is on this machine; leave it out")
+    names = [str(name) for name in images]
+    here = [name for name in names if local_path(name).exists() or is_remote(name) or set("*?[") & set(name)]
+    if not here:
+        return
+    where = f"{here[0]} is {'a URL' if is_remote(here[0]) else 'on this machine'}"
+    if dataset_revision is not None:
+        raise ValueError(f"dataset_revision: is of a dataset on the Hub, and {where}; leave it out")
+    path = local_path(names[0])
+    if config_name is not None and not (path.is_dir() and has_card(path) and not is_saved(path)):
+        raise ValueError(f"dataset_config_name: is of a dataset on the Hub, and {where}; leave it out")
+    if config_name is not None and split is None:
+        raise ValueError(
+            f"dataset_config_name: has no effect without --split, as all images in {names[0]} are taken; give both, "
+            "or none"
+        )
 
 
 def ready(model: nn.Module, options: RunOptions) -> nn.Module:

@@ -112,15 +112,34 @@ class Collection:
         """The nearest neighbors of image files, which may be some of the collection, and are then not their own."""
         root = os.path.abspath(os.path.expanduser(self.images.source.name))
         known = {file: number for number, file in enumerate(self.files)}
+        same = {identity: number for number, identity in self._identities(root)}
         result = []
         for file in files:
             own = known.get(Path(os.path.relpath(os.path.abspath(file.path), root)).as_posix())
+            if own is None:  # or by another name: links to a file, or to folders above it
+                own = same.get(_identity(file.path))
             if own is not None:
                 result += self.neighbors([own], count)
                 continue
             rows, similarities = nearest(self.vectors, embedder.embed(file.pixel_values[None]), count)
             result.append(Query(os.path.basename(file.path), file.stored, rows[0], similarities[0]))
         return result
+
+    def _identities(self, root: str) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The images that are files in a folder, the last first, and what tells these apart."""
+        for number in range(len(self.files) - 1, -1, -1):
+            identity = _identity(os.path.join(root, self.files[number]))
+            if identity is not None:
+                yield number, identity
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """The same for all names of a file; `None` if it is none."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):  # the latter of names that no file can have
+        return None
+    return found.st_dev, found.st_ino
 
 
 def write_results(
@@ -141,11 +160,15 @@ def write_results(
     parts: list[tuple[str, Iterable[Group]]] = []
     shown = 0
     meta = collection.metadata
+    count = len(collection.rows)
     median, high = typical_similarity(collection.vectors)
+    typical = (
+        f"Of two images drawn at random it is {median:.4f} in the median, and {high:.4f} or more for one pair of a "
+        "hundred."
+    )
     lines = [
         f"{meta['architecture']}, layer {meta['layer']}, {meta['dim']} features. The number below an image is its "
-        f"cosine similarity. Of two images drawn at random it is {median:.4f} in the median, and {high:.4f} or more "
-        "for one pair of a hundred."
+        f"cosine similarity. {typical if count > 1 else 'There is one image, and none to compare it with.'}"
     ]
     if queries is not None:
         written.append(_write_table(neighbors_file(out), NEIGHBORS, _neighbor_lines(collection, queries)))
@@ -159,7 +182,7 @@ def write_results(
         groups = duplicate_groups(collection.vectors, threshold, progress=True)
         found = sum(map(len, groups))
         logger.info("duplicates: %d images in %d groups, by a similarity of %g or more", found, len(groups), threshold)
-        if found > len(collection.rows) / 2:
+        if found > count / 2:
             logger.warning(
                 "duplicates: more than half of the images, where two drawn at random have a similarity of %.4f in the "
                 "median, and one pair of a hundred %.4f; if the page shows no duplicates, give a higher one than %g",
@@ -176,7 +199,7 @@ def write_results(
             "the number is that to its first image."
         )
     lines.append(f"This file contains {shown:,} thumbnails of the data: who gets the page gets to see them.")
-    write_page(page_file(out), f"{meta['model']}: {len(collection.rows):,} embedded images", lines, parts)
+    write_page(page_file(out), f"{meta['model']}: {count:,} embedded image{'s' if count > 1 else ''}", lines, parts)
     logger.info("%s shows %d images of the data", page_file(out), shown)
     return [*written, page_file(out)]
 
@@ -196,21 +219,53 @@ def duplicates_file(out: Path) -> Path:
     return out.with_suffix(".duplicates.csv")
 
 
-def check_results(out: Path, neighbors: bool, duplicates: bool, overwrite: bool):
+def check_results(out: Path, neighbors: bool, duplicates: bool, overwrite: bool, anew: bool):
     """Results that were written before are replaced, since they follow from the embeddings; other files are not.
 
+    Args:
+        out: the file of embeddings.
+        neighbors, duplicates: what is to be written.
+        overwrite: replace files of these names, whatever they are.
+        anew: the embeddings are to be written as well, so that no result may stay as it is.
+
     Raises:
-        ValueError: naming `out`, if a file of the same name is something else and not to be overwritten.
+        ValueError: naming `out`, if a file of the same name is something else and not to be overwritten, or would stay
+            beside other embeddings than those it was made of.
     """
-    wanted: list[tuple[Path, Sequence[str] | None]] = [(page_file(out), None)]
-    wanted += [(neighbors_file(out), NEIGHBORS)] if neighbors else []
-    wanted += [(duplicates_file(out), DUPLICATES)] if duplicates else []
-    for path, columns in wanted:
+    wanted = {
+        page_file(out): neighbors or duplicates,
+        neighbors_file(out): neighbors,
+        duplicates_file(out): duplicates,
+    }
+    for path, is_wanted in wanted.items():
         if not path.exists():
             continue
-        if path.is_dir() or not (overwrite or (is_page(path) if columns is None else _is_table(path, columns))):
+        if is_wanted and (path.is_dir() or not (overwrite or _is_result(out, path))):
             raise ValueError(f"out: {path} would be replaced, and was not written by a2mim embed")
-        logger.info("%s: will be replaced", path)
+        if is_wanted:
+            logger.info("%s: will be replaced", path)
+        elif anew and not overwrite and _is_result(out, path):
+            raise ValueError(
+                f"out: {path} is there, of vectors that were written before; give --overwrite, which removes it, or "
+                "another --out"
+            )
+
+
+def remove_results(out: Path) -> list[Path]:
+    """Remove the results that follow from the embeddings in a file, before others take their place; files that
+    `a2mim embed` did not write stay. Returns those that are gone."""
+    found = [path for path in (page_file(out), neighbors_file(out), duplicates_file(out)) if _is_result(out, path)]
+    for path in found:
+        path.unlink()
+    return found
+
+
+def _is_result(out: Path, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path == page_file(out):
+        return is_page(path)
+    return _is_table(path, NEIGHBORS if path == neighbors_file(out) else DUPLICATES)
 
 
 def _is_table(path: Path, columns: Sequence[str]) -> bool:

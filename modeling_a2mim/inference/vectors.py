@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 
 from ..utils.files import atomic_write, write_json
-from .parts import PartedTable, check_out
+from .parts import PartedTable, check_out, parts_of
 from .running import ERROR, FILE
 
 
 EMBEDDING, VECTOR = "embedding", "vector"  # columns: the vector itself, and its row in a .npy
 METADATA = "a2mim"  # key of a parquet file's schema
+CHECKSUM = "checksum"  # in the metadata beside a .npy: of that and of the names beside it, which belong together
 FORMATS = (".parquet", ".npy")
 STORES = {"float32": pa.float32(), "float16": pa.float16()}
 
@@ -41,7 +43,8 @@ def read_embeddings(path: str | os.PathLike) -> Embeddings:
     """What `a2mim embed` wrote: (files, vectors, metadata) of the images that could be read.
 
     Raises:
-        ValueError: naming the file, if it is missing or was not written by `a2mim embed`.
+        ValueError: naming the file, if it is missing, was not written by `a2mim embed`, or is not the .npy that
+            belongs to what is beside it.
     """
     return read_rows(path)[0]
 
@@ -51,6 +54,12 @@ def read_rows(path: str | os.PathLike) -> tuple[Embeddings, np.ndarray]:
     path = Path(path)
     metadata = read_metadata(path)
     if path.suffix == ".npy":
+        before = json.loads(metadata_file(path).read_text(encoding="utf-8")).get(CHECKSUM)
+        if before not in (None, _checksum(path, names_file(path))):  # files of earlier releases have none
+            raise ValueError(
+                f"{path}: does not belong to {names_file(path).name} and {metadata_file(path).name} beside it (other "
+                "checksum); embed anew with --overwrite"
+            )
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
         with open(names_file(path), newline="", encoding="utf-8") as file:
             named = [(row, line) for row, line in enumerate(csv.DictReader(file)) if line[VECTOR]]
@@ -97,7 +106,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(found, dict) or "dim" not in found:
         missing = "" if path.suffix == ".parquet" else f" (with {metadata_file(path).name}, {names_file(path).name})"
         raise ValueError(f"{path}: was not written by a2mim embed{missing}")
-    return found
+    return {name: value for name, value in found.items() if name != CHECKSUM}
 
 
 def names_file(path: Path) -> Path:
@@ -117,6 +126,7 @@ def check_beside(path: Path, overwrite: bool):
         ValueError: naming `out`, if the file or what would be beside it is there and not to be overwritten.
     """
     check_out(path, FORMATS, overwrite)
+    overwrite = overwrite or parts_of(path).exists()  # a run was killed while it joined them
     for other in (names_file(path), metadata_file(path)) if path.suffix == ".npy" else ():
         check_out(other, (other.suffix,), overwrite)
 
@@ -143,7 +153,6 @@ def _write_npy(table: PartedTable, metadata: dict[str, Any]) -> tuple[list[Path]
     with ExitStack() as stack:  # of which the last to get its name, the first entered, is the .npy
         paths = [path, names_file(path), metadata_file(path)]
         array, names, described = [stack.enter_context(atomic_write(place)) for place in paths]
-        write_json(described, metadata)
         text = stack.enter_context(open(names, "w", newline="", encoding="utf-8"))
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow([FILE, VECTOR, ERROR])
@@ -164,8 +173,21 @@ def _write_npy(table: PartedTable, metadata: dict[str, Any]) -> tuple[list[Path]
                 np.save(file, np.empty((0, metadata["dim"]), kind))
         else:
             vectors.flush()
+        text.flush()
+        write_json(described, {**metadata, CHECKSUM: _checksum(array, names)})
+        # From here on, until all three have their names, there is no .npy: a kill leaves the parts to go on with.
+        path.unlink(missing_ok=True)
     table.remove()
     return paths, table.num_rows - total
+
+
+def _checksum(*files: Path) -> str:
+    found = 0
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found = zlib.crc32(block, found)
+    return f"{found:08x}"
 
 
 def stored_as(vectors: np.ndarray, store: str) -> np.ndarray:

@@ -3,7 +3,9 @@
 import csv
 import json
 import logging
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +21,12 @@ from modeling_a2mim.inference.embedding import Embedder, embedder, read_embeddin
 from modeling_a2mim.inference.images import InferenceImages, open_every_image
 from modeling_a2mim.inference.similar_images import SHOWN_QUERIES
 from modeling_a2mim.inference.vectors import read_rows
+from modeling_a2mim.tasks.segmentation.model import image_processor, without_package
 
 from ..families import family_config
 from ..image_files import write_parquet
 from ..processes import in_two_processes
+from ..tasks.segmentation.test_model import small
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -284,6 +288,207 @@ def test_only_broken_images(model, tmp_path, capsys):
     assert "images: none could be read" in fails(
         capsys, model, tmp_path / "images", "--out", tmp_path / "v.npy", "--neighbors", "1"
     )
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory):
+    """Other weights than `model`."""
+    import torch
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("other") / "net2"
+    return str(export_model(A2MIMForImageClassification(family_config("resnet", image_size=32, num_labels=2)), folder))
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_killed_between_the_files_of_an_npy(model, other_model, photos, tmp_path, monkeypatch, renames):
+    """Of three that are put in their places; what is there afterwards is never of two models."""
+    out, replace, done = tmp_path / "v.npy", os.replace, []
+    run(model, photos, "--out", out)
+
+    def killed(source, target):
+        if Path(target).name in ("v.npy", "v.files.csv", "v.metadata.json"):
+            done.append(target)
+            if len(done) > renames:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemExit):
+            run(other_model, photos, "--out", out, "--overwrite")
+    assert not out.exists()
+    assert (tmp_path / "v.npy.parts").is_dir()
+    run(other_model, photos, "--out", out, "--neighbors", "2", "--queries", "2")
+    run(other_model, photos, "--out", tmp_path / "whole.npy")
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not (tmp_path / "v.npy.parts").exists()
+
+
+def test_killed_while_it_overwrites(model, photos, tmp_path, monkeypatch, capsys, caplog):
+    """The file is as it was, and is not taken for that of the run that was killed."""
+    out = tmp_path / "v.parquet"
+    run(model, photos, "--out", out)
+    before, embed, calls = out.read_bytes(), Embedder.embed, []
+
+    def killed(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return embed(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "embed", killed)
+        with pytest.raises(SystemExit):
+            run(model, photos, "--out", out, "--batch_size", "4", "--overwrite", "--layer", "last")
+    assert "interrupted; the same command begins anew\n" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    found = fails(capsys, model, photos, "--out", out, "--neighbors", "2")
+    assert "holds parts of another run (other layer)" in found
+    assert f"parts of a run that was killed are there, so that {out} is not used as it is" in caplog.text
+    run(model, photos, "--out", out, "--overwrite")
+    assert out.read_bytes() == before
+
+
+def test_an_npy_of_others(model, other_model, photos, tmp_path, capsys):
+    """Put in the place of the one that belongs to the names beside it."""
+    run(model, photos, "--out", tmp_path / "v.npy")
+    run(other_model, photos, "--out", tmp_path / "w.npy")
+    shutil.copy(tmp_path / "w.npy", tmp_path / "v.npy")
+    words = "v.npy: does not belong to v.files.csv and v.metadata.json beside it"
+    with pytest.raises(ValueError, match=words):
+        read_embeddings(tmp_path / "v.npy")
+    assert words in fails(capsys, model, photos, "--out", tmp_path / "v.npy", "--neighbors", "2")
+    assert not (tmp_path / "v.html").exists()
+
+
+def test_results_go_with_their_vectors(model, other_model, photos, tmp_path, capsys, caplog):
+    out = tmp_path / "v.parquet"
+    run(model, photos, "--out", out, "--neighbors", "2", "--queries", "2", "--duplicates", "1")
+    results = [tmp_path / f"v.{name}" for name in ("html", "neighbors.csv", "duplicates.csv")]
+    assert all(path.exists() for path in results)
+    run(other_model, photos, "--out", out, "--overwrite")
+    assert [path.name for path in tmp_path.iterdir()] == ["v.parquet"]
+    assert all(f"removed: {path}, of the vectors that were there" in caplog.text for path in results)
+
+    run(other_model, photos, "--out", out, "--duplicates", "1")
+    (tmp_path / "v.neighbors.csv").write_text("mine")
+    run(model, photos, "--out", out, "--overwrite")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.neighbors.csv", "v.parquet"]
+    assert (tmp_path / "v.neighbors.csv").read_text() == "mine"
+
+    run(model, photos, "--out", out, "--duplicates", "1")
+    out.unlink()
+    words = f"out: {tmp_path / 'v.duplicates.csv'} is there, of vectors that were written before; give --overwrite"
+    (tmp_path / "v.html").unlink()
+    (tmp_path / "v.neighbors.csv").unlink()
+    assert words in fails(capsys, other_model, photos, "--out", out)
+    assert words in fails(capsys, other_model, photos, "--out", out, "--neighbors", "1")
+    assert not out.exists()
+
+
+def test_queries_through_links(model, photos, tmp_path, caplog):
+    """An image is not its own neighbor, whatever the way to it."""
+    out = tmp_path / "v.parquet"
+    (tmp_path / "link").symlink_to(photos, target_is_directory=True)
+    (tmp_path / "file.png").symlink_to(photos / "03.png")
+    queries = [tmp_path / "link" / "03.png", tmp_path / "file.png", photos / "03.png"]
+    for images in (photos, tmp_path / "link"):
+        run(model, images, "--out", out, "--neighbors", "2", "--query", *queries)
+        lines = [line.split(",") for line in (tmp_path / "v.neighbors.csv").read_text().splitlines()[1:]]
+        assert {line[0] for line in lines} == {"03.png"}
+        assert len(lines) == 6
+        assert "03.png" not in {line[2] for line in lines}
+
+
+def test_flags_without_effect(model, photos, tmp_path, capsys):
+    start, out = [model, photos, "--out", tmp_path / "v.parquet"], tmp_path / "v.parquet"
+    for flags, words in (
+        (["--seed", "1"], "seed: has no effect without --neighbors"),
+        (["--seed", "0", "--duplicates", "1"], "seed: has no effect without --neighbors"),
+        (["--seed", "1", "--neighbors", "1", "--query", photos / "00.png"], "seed: has no effect with --query"),
+        (["--revision", "main"], f"revision: is of a model on the Hub, and {model} is on this machine"),
+        (
+            ["--dataset_revision", "x"],
+            f"dataset_revision: is of a dataset on the Hub, and {photos} is on this machine",
+        ),
+        (["--dataset_config_name", "x"], f"dataset_config_name: is of a dataset on the Hub, and {photos} is on this"),
+    ):
+        assert fails(capsys, *start, *flags).startswith(f"error: {words}")
+    found = fails(capsys, model, "someone/images", "--out", out, "--dataset_revision", "v1")
+    assert found.startswith("error: split: give it beside --dataset_revision")
+    files = [photos / "00.png", photos / "01.png"]
+    found = fails(capsys, model, *files, "--out", out, "--split", "train")
+    assert found.startswith("error: split: has no effect on image files")
+    assert not list(tmp_path.iterdir())
+
+
+def test_configurations_of_a_local_card(model, photos, tmp_path, capsys):
+    """Which have an effect where a split is named."""
+    data = tmp_path / "data"
+    (data / "one").mkdir(parents=True)
+    (data / "two").mkdir()
+    for number, config in ((0, "one"), (1, "one"), (2, "two")):
+        shutil.copy(photos / f"{number:02}.png", data / config)
+    card = "---\nconfigs:\n- config_name: one\n  data_dir: one\n- config_name: two\n  data_dir: two\n---\n"
+    (data / "README.md").write_text(card)
+    named = [model, data, "--out", tmp_path / "v.parquet", "--dataset_config_name", "one"]
+    assert fails(capsys, *named).startswith("error: dataset_config_name: has no effect without --split")
+    run(*named, "--split", "train")
+    assert len(read_embeddings(tmp_path / "v.parquet").files) == 2
+
+
+def test_one_image(model, photos, tmp_path, caplog):
+    run(model, photos / "00.png", "--out", tmp_path / "v.npy", "--neighbors", "2", "--queries", "3")
+    text = (tmp_path / "v.html").read_text()
+    assert "There is one image, and none to compare it with." in text
+    assert "<title>net: 1 embedded image</title>" in text
+    assert "nan" not in text.partition("<body>")[2].lower().partition("<img")[0]
+    assert "queries: 1, as there are no more images" in caplog.text
+    assert "neighbors: 0, as there are no more images" in caplog.text
+
+
+def grey_vit(folder, values):
+    import torch
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=8, num_channels=1, **small)).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    ViTImageProcessor(size=size, image_mean=[0.5] * values, image_std=[0.5] * values).save_pretrained(folder)
+    return folder
+
+
+def test_a_grey_model_of_transformers(photos, tmp_path, capsys):
+    grey = grey_vit(tmp_path / "grey", 1)
+    run(grey, photos, "--out", tmp_path / "v.parquet")
+    assert read_embeddings(tmp_path / "v.parquet").vectors.shape == (23, 32)
+    pixels = embedder(str(grey)).transform(photos / "03.png")["pixel_values"]
+    assert pixels.shape == (1, 32, 32)
+    wrong = grey_vit(tmp_path / "wrong", 3)
+    found = fails(capsys, wrong, photos, "--out", tmp_path / "w.parquet")
+    assert "wrong: cannot be loaded: num_channels: the model takes 1 channel(s), and its image processor" in found
+    assert not list(tmp_path.glob("w.*"))
+
+
+def test_a_segmenter(photos, tmp_path, capsys):
+    """Which lacks the end of its encoder, as no map comes from there."""
+    for family in ("test_resnet", "test_convnext", "test_efficientnet"):
+        folder = tmp_path / family
+        segmenter = small(family, size=48)
+        without_package(segmenter).save_pretrained(folder)
+        image_processor(segmenter).save_pretrained(folder)
+    run(tmp_path / "test_resnet", photos, "--out", tmp_path / "v.npy")
+    assert np.isfinite(read_embeddings(tmp_path / "v.npy").vectors).all()
+    found = fails(capsys, tmp_path / "test_convnext", photos, "--out", tmp_path / "w.npy")
+    assert "layer: pooled needs weights that test_convnext lacks, as its training had no use for them (head." in found
+    assert "it has --layer -2, -3, -4\n" in found  # last is after the norm, as the decoder read it
+    run(tmp_path / "test_convnext", photos, "--out", tmp_path / "w.npy", "--layer", "-2")
+    assert np.isfinite(read_embeddings(tmp_path / "w.npy").vectors).all()
+    found = fails(capsys, tmp_path / "test_efficientnet", photos, "--out", tmp_path / "x.npy")
+    assert "conv_head" in found
+    assert "it has --layer " in found
 
 
 def rank_embeds(rank, *argv):

@@ -181,7 +181,9 @@ def test_the_threshold_that_the_model_keeps(photos, tmp_path, caplog, capsys):
         (["--batch_size", "0"], "batch_size: must be at least 1"),
         (["--device", "nonsense"], "device: nonsense cannot be used here"),
         (["--image_column_name", "photo"], "image_column_name: "),
-        (["--dataset_revision", "v1"], "split: give it beside --dataset_revision"),
+        (["--dataset_revision", "v1"], "dataset_revision: is of a dataset on the Hub, and "),
+        (["--dataset_config_name", "v1"], "dataset_config_name: is of a dataset on the Hub, and "),
+        (["--revision", "v1"], "revision: is of a model on the Hub, and "),
     ],
 )
 def test_flags_that_are_wrong(export, photos, tmp_path, capsys, flags, words):

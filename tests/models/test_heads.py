@@ -103,7 +103,11 @@ def test_a_segmenter_is_evaluated(segmenter, scenes, renamed, tmp_path, caplog):
         {n: trained[n] for n in figures}, abs=1e-4, nan_ok=True
     )
     assert json.loads((tmp_path / "eval/eval_results.json").read_text())["eval_mean_iou"] == found["eval_mean_iou"]
-    assert {path.name for path in (tmp_path / "eval").iterdir()} <= {"eval_results.json", "all_results.json"}
+    assert {path.name for path in (tmp_path / "eval").iterdir()} <= {
+        "eval_results.json",
+        "all_results.json",
+        "evaluation.yaml",
+    }
     assert before == {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
     # Numbers are the data's business, names are what classes are told apart by.
     other = run(*source, "--dataset_name", renamed)
