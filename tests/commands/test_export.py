@@ -106,6 +106,7 @@ def test_classifier(classifier, folder, tmp_path, caplog):
     assert decision == DECISION
 
 
+@pytest.mark.slow
 def test_encoder_of_free_sizes(tmp_path, folder, caplog):
     """A ViT resamples its positions, as timm does; what 8 bits change is measured on the images of the calibration."""
     model = made(A2MIMForPreTraining, "vit")
@@ -140,6 +141,7 @@ print(json.dumps({name: value.tolist() for name, value in model(pixel_values=ima
 """
 
 
+@pytest.mark.slow
 def test_program_without_this_package(tmp_path):
     """A linear probe, as PyTorch loads it."""
     encoder = made(A2MIMModel, "convnext")

@@ -189,6 +189,7 @@ def of_process(rank, export, photos, out):
     main([export, photos, "--out", out, "--num_workers", "0"])  # without a device, as on a machine without a GPU
 
 
+@pytest.mark.slow
 def test_two_processes(export, photos, tmp_path):
     in_two_processes(of_process, str(export), str(photos), str(tmp_path / "two.csv"))
     predict(export, photos, "--out", tmp_path / "one.csv")

@@ -16,8 +16,8 @@ from ..small_models import make_images
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# Outputs of several tensors, and attention in windows; the others take `make test-all`.
-QUICK = ["swin", "crossvit_tiny_240"]
+# Attention in windows; the others, of which some have outputs of several tensors, take `make test-all`.
+QUICK = ["swin"]
 
 
 def of(cls, name):

@@ -92,7 +92,7 @@ def test_the_whole_way(place):
     told = run(place, "a2mim", "push", "classifier", "org/x", "--dry_run")
     assert "model.safetensors" in told
     assert "run.yaml" not in told  # which names folders of this machine
-    again = run(place, "a2mim", "pretrain", "--config", "encoder/run.yaml", code=1)
+    again = run(place, "a2mim", "pretrain", "--config", "encoder/run.yaml", code=2)
     assert "error: output_dir: " in again
 
 

@@ -153,7 +153,9 @@ def test_another_threshold_elsewhere_says_how_to_use_it(exported, images, tmp_pa
     assert metrics["eval_false_alarm_rate"] <= 0.25
     (line,) = lines(caplog, "not kept")
     value = metrics["eval_threshold"]
-    assert line.endswith(f"predict --model_name_or_path {folder} ... --threshold {value!r} --positive_class defect")
+    assert line.endswith(
+        f"predict {folder} IMAGES --out predictions.csv --threshold {value!r} --positive_class defect"
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     fixed = ["--threshold", repr(value), "--positive_class", "defect"]
     again = finetune(tmp_path / "out", "--model_name_or_path", folder, "--eval_only", *fixed, *images[2:])
