@@ -14,6 +14,7 @@ from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.held_out import MOST_CHUNKS, hold_out, spread_rows
 from modeling_a2mim.data.shards import ParquetSource
 from modeling_a2mim.data.sources import DatasetSource, MixedSource, RowsOf
+from modeling_a2mim.data.transforms import PreTrainTransform
 
 
 SCRIPT = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
@@ -134,14 +135,14 @@ def run(images, out, *args):
 
 def test_held_out_images_are_never_trained_on(images, tmp_path, monkeypatch):
     seen = {True: set(), False: set()}
-    draw = run_pretraining.PreTrainTransform.draw
+    draw = PreTrainTransform.draw
 
     def spy(self, image):
         sample = draw(self, image)
         seen[self.train].add(round(float(sample["pixel_values"].float().mean())))
         return sample
 
-    monkeypatch.setattr(run_pretraining.PreTrainTransform, "draw", spy)
+    monkeypatch.setattr(PreTrainTransform, "draw", spy)
     metrics = run(images, tmp_path / "out", "--holdout", "16", "--seed", "3")
     assert (len(seen[True]), len(seen[False])) == (48, 16)
     assert seen[True] & seen[False] == set()

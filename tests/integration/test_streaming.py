@@ -13,6 +13,7 @@ from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import PreTrainTransform
+from modeling_a2mim.tasks import pretraining
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from ..processes import in_two_processes
@@ -115,7 +116,7 @@ def test_interrupted_augmented_streams_end_with_the_same_weights(parquet, tmp_pa
     common = ["--train_dir", parquet, *AUGMENTATION, "--per_device_train_batch_size", 8, "--num_train_epochs", 2]
     pretrain(tmp_path / "whole", *common)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_pretraining, "A2MIMTrainer", functools.partial(A2MIMTrainer, callbacks=[Crash(4)]))
+        patch.setattr(pretraining, "A2MIMTrainer", functools.partial(A2MIMTrainer, callbacks=[Crash(4)]))
         with pytest.raises(KeyboardInterrupt):
             pretrain(tmp_path / "cut", *common, "--save_steps", 2)
     going_on = ["--resume_from_checkpoint", "last", "--dataloader_num_workers", workers]

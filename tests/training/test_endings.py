@@ -57,14 +57,16 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything(tmp_path, m
         ),
     ],
 )
-def test_errors_end_a_command_in_a_line(error, line):
+def test_errors_end_a_command_in_a_line(error, line, capsys):
     def main(argv):
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_as_command(main)
-    assert str(ended.value).startswith(line)
-    assert "\n" not in str(ended.value)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
 
 
 def test_a_read_only_cache_names_the_variable(monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import run_finetune
 import run_pretraining
+from modeling_a2mim import A2MIMTrainer
 from modeling_a2mim.arguments.training import FineTuningArguments
 from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resuming
@@ -135,7 +136,7 @@ def test_rate_decay_and_length_take_effect_from_there_on(run, finished, caplog):
     ],
 )
 def test_what_cannot_take_effect_is_refused(run, monkeypatch, changed, message):
-    monkeypatch.setattr(run_pretraining.A2MIMTrainer, "training_step", lambda *args: pytest.fail("a step was made"))
+    monkeypatch.setattr(A2MIMTrainer, "training_step", lambda *args: pytest.fail("a step was made"))
     with pytest.raises(ValueError, match=f"^{message}"):
         pretrain(run, **{**START, "resume_from_checkpoint": "last", **changed})
     assert [path.name for path in run.iterdir()] == ["checkpoint-5"]
@@ -236,6 +237,6 @@ def test_settings_that_only_one_version_knows():
 
 def test_a_float16_run_that_goes_on_without(monkeypatch):
     """A checkpoint has the state of a gradient scaler that there is none of now."""
-    trainer = object.__new__(run_pretraining.A2MIMTrainer)
+    trainer = object.__new__(A2MIMTrainer)
     trainer.accelerator = SimpleNamespace(scaler=None)
     assert trainer._load_scaler("checkpoint-1") is None
