@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import logging
-import signal
-import threading
+import multiprocessing
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,6 +23,7 @@ from ..modeling_a2mim import A2MIMModel
 INPUT = "pixel_values"
 LOGITS, LAST, POOLED = "logits", "last_hidden_state", "pooler_output"
 TRACE_SECONDS = 120  # of the processor, for free sizes; the rules of attention in windows take sympy hours
+LONGEST_WAIT = 10  # seconds, for one of the processor
 TRACED = 2  # images of the batch that is traced: `torch.export` takes 1 for a constant
 
 
@@ -141,9 +144,10 @@ def trace(model: RuntimeModel, channels: int, size: tuple[int, int], stride: int
     failed = None
     for multiple, axes in _axes(stride):
         try:
-            with _time_limit(TRACE_SECONDS):
-                # Not of the model's own size, of which positions would be taken as they are.
-                return Traced(_traced(model, example(channels, other), axes), size, multiple)
+            # Not of the model's own size, of which positions would be taken as they are.
+            images = example(channels, other)
+            _check_traceable(model, images, axes)
+            return Traced(_traced(model, images, axes), size, multiple)
         except Exception as error:
             failed = failed or error
     raise ValueError(f"dynamic_size: the model cannot be traced for more than one size: {reason(failed)}") from failed
@@ -163,27 +167,40 @@ def quiet(*names: str) -> Iterator[None]:
             each.setLevel(level)
 
 
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Stop what takes longer, where signals can (in the main thread, not on Windows).
+def _check_traceable(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any]):
+    """Try `_traced` in a process of its own, which ends after `TRACE_SECONDS` of the processor: an error raised by a
+    signal may be lost in the middle of sympy. (What that process made cannot be used: programs that were saved and
+    loaded do not become ONNX.) Where processes cannot be forked (Windows), nothing is tried.
 
     Raises:
-        TimeoutError: after so many seconds of the processor.
+        ValueError: the reason, if it cannot be traced; so, too, if that takes longer.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
+    if "fork" not in multiprocessing.get_all_start_methods():
         return
+    with tempfile.TemporaryDirectory() as folder:
+        failed = Path(folder, "error.txt")
+        arguments = (model, images, axes, failed, TRACE_SECONDS)
+        child = multiprocessing.get_context("fork").Process(target=_try_to_trace, args=arguments, daemon=True)
+        child.start()
+        child.join(LONGEST_WAIT * TRACE_SECONDS)  # the processor may be shared with others
+        if child.is_alive():
+            child.kill()
+            child.join()
+        if failed.is_file():
+            raise ValueError(failed.read_text(encoding="utf-8"))
+        if child.exitcode:
+            raise ValueError(f"torch.export found no rule for it within {TRACE_SECONDS} s")
 
-    def stop(*_: Any):
-        raise TimeoutError(f"torch.export found no rule for it within {seconds} s")
 
-    handler = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+def _try_to_trace(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any], failed: Path, seconds: int):
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    torch.set_num_threads(1)  # the others were not forked
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, handler)
+        _traced(model, images, axes)
+    except Exception as error:  # of many kinds, see `trace`
+        failed.write_text(reason(error), encoding="utf-8")
 
 
 def _axes(stride: int) -> Iterator[tuple[int, dict[int, Any]]]:
@@ -207,6 +224,8 @@ def _traced(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any]) -> 
 
 
 def reason(error: BaseException, length: int = 300) -> str:
-    """The first lines of an error in one, no longer than `length` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What an error says, or the first one behind it, in one line of at most `length` characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(error)).split()) or type(error).__name__
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"

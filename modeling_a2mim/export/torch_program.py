@@ -34,6 +34,7 @@ def write_program(
     """
     traced = trace(model, channels, size, stride)
     _without_places(traced.program)
+    traced.program.example_inputs = None  # which would be the one pickle in the file
     entries = dict(metadata) | size_metadata(traced)
     torch.export.save(traced.program, path, extra_files={METADATA_FILE: json.dumps(entries, indent=1)})
     return check_traced(model, program(path), traced, channels, tolerance), traced
