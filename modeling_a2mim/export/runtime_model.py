@@ -3,12 +3,11 @@
 import contextlib
 import copy
 import logging
-import multiprocessing
 import re
-import tempfile
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -23,7 +22,6 @@ from ..modeling_a2mim import A2MIMModel
 INPUT = "pixel_values"
 LOGITS, LAST, POOLED = "logits", "last_hidden_state", "pooler_output"
 TRACE_SECONDS = 120  # of the processor, for free sizes; the rules of attention in windows take sympy hours
-LONGEST_WAIT = 10  # seconds, for one of the processor
 TRACED = 2  # images of the batch that is traced: `torch.export` takes 1 for a constant
 
 
@@ -145,9 +143,8 @@ def trace(model: RuntimeModel, channels: int, size: tuple[int, int], stride: int
     for multiple, axes in _axes(stride):
         try:
             # Not of the model's own size, of which positions would be taken as they are.
-            images = example(channels, other)
-            _check_traceable(model, images, axes)
-            return Traced(_traced(model, images, axes), size, multiple)
+            with _time_limit(TRACE_SECONDS):
+                return Traced(_traced(model, example(channels, other), axes), size, multiple)
         except Exception as error:
             failed = failed or error
     raise ValueError(f"dynamic_size: the model cannot be traced for more than one size: {reason(failed)}") from failed
@@ -167,40 +164,40 @@ def quiet(*names: str) -> Iterator[None]:
             each.setLevel(level)
 
 
-def _check_traceable(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any]):
-    """Try `_traced` in a process of its own, which ends after `TRACE_SECONDS` of the processor: an error raised by a
-    signal may be lost in the middle of sympy. (What that process made cannot be used: programs that were saved and
-    loaded do not become ONNX.) Where processes cannot be forked (Windows), nothing is tried.
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Stop what takes longer, where signals can (in the main thread, not on Windows).
 
     Raises:
-        ValueError: the reason, if it cannot be traced; so, too, if that takes longer.
+        TimeoutError: after so many seconds of the processor.
     """
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
         return
-    with tempfile.TemporaryDirectory() as folder:
-        failed = Path(folder, "error.txt")
-        arguments = (model, images, axes, failed, TRACE_SECONDS)
-        child = multiprocessing.get_context("fork").Process(target=_try_to_trace, args=arguments, daemon=True)
-        child.start()
-        child.join(LONGEST_WAIT * TRACE_SECONDS)  # the processor may be shared with others
-        if child.is_alive():
-            child.kill()
-            child.join()
-        if failed.is_file():
-            raise ValueError(failed.read_text(encoding="utf-8"))
-        if child.exitcode:
-            raise ValueError(f"torch.export found no rule for it within {TRACE_SECONDS} s")
 
+    message, passed = f"torch.export found no rule for it within {seconds} s", False
 
-def _try_to_trace(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any], failed: Path, seconds: int):
-    import resource  # not on Windows
+    def stop(*_: Any):
+        nonlocal passed
+        passed = True
+        raise TimeoutError(message)
 
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    torch.set_num_threads(1)  # the others were not forked
+    before = signal.signal(signal.SIGVTALRM, stop)
+    # Again each second: Python drops what is raised in a `__del__`, and libraries catch what they did not expect.
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1)
     try:
-        _traced(model, images, axes)
-    except Exception as error:  # of many kinds, see `trace`
-        failed.write_text(reason(error), encoding="utf-8")
+        yield
+    except Exception:
+        if passed:  # whatever a library made of it
+            raise TimeoutError(message) from None
+        raise
+    finally:
+        stopped = False
+        while not stopped:
+            with contextlib.suppress(TimeoutError):  # of one more second, while memory was freed
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+                signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before is signal.SIG_DFL else before)
+                stopped = True
 
 
 def _axes(stride: int) -> Iterator[tuple[int, dict[int, Any]]]:
@@ -212,7 +209,7 @@ def _axes(stride: int) -> Iterator[tuple[int, dict[int, Any]]]:
 
 def _traced(model: RuntimeModel, images: torch.Tensor, axes: dict[int, Any]) -> torch.export.ExportedProgram:
     shapes = {INPUT: {0: torch.export.Dim("batch_size", min=1), **axes}}
-    with torch.no_grad(), quiet("torch.fx", "torch._dynamo", "torch.export"):
+    with torch.no_grad(), quiet("torch.fx", "torch.utils", "torch._dynamo", "torch.export"):
         return torch.export.export(
             model,
             (),
