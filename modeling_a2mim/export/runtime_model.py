@@ -164,6 +164,10 @@ def quiet(*names: str) -> Iterator[None]:
             each.setLevel(level)
 
 
+class _TooLong(BaseException):
+    """Of `_time_limit`: no `Exception`, which torch catches at each guard that it cannot decide, and goes on."""
+
+
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Stop what takes longer, where signals can (in the main thread, not on Windows).
@@ -175,26 +179,20 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    message, passed = f"torch.export found no rule for it within {seconds} s", False
-
     def stop(*_: Any):
-        nonlocal passed
-        passed = True
-        raise TimeoutError(message)
+        raise _TooLong
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    # Again each second: Python drops what is raised in a `__del__`, and libraries catch what they did not expect.
+    # Again each second: Python drops what is raised in a `__del__`.
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 1)
     try:
         yield
-    except Exception:
-        if passed:  # whatever a library made of it
-            raise TimeoutError(message) from None
-        raise
+    except _TooLong:
+        raise TimeoutError(f"torch.export found no rule for it within {seconds} s") from None
     finally:
         stopped = False
         while not stopped:
-            with contextlib.suppress(TimeoutError):  # of one more second, while memory was freed
+            with contextlib.suppress(_TooLong):  # of one more second, while memory was freed
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
                 signal.signal(signal.SIGVTALRM, signal.SIG_IGN if before is signal.SIG_DFL else before)
                 stopped = True
