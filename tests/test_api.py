@@ -31,7 +31,6 @@ def test_as_the_command(folder, tmp_path):
     found = finetune(
         folder, output_dir=tmp_path / "classifier", model_name_or_path=tmp_path / "call", validation_dir=folder, **FAST
     )
-    assert found.metrics["eval_accuracy"] >= 0
     assert found.trainer.model.config.num_labels == 2
     judged = finetune(
         output_dir=tmp_path / "classifier", model_name_or_path=tmp_path / "classifier", validation_dir=folder,
@@ -57,7 +56,7 @@ def test_as_the_command(folder, tmp_path):
         ("missing/folder/x", {}, "missing/folder/x"),
         ([], {}, "^data: expected a folder"),
         (3, {}, "^data: expected a folder"),
-        ("-x", {}, "-x: "),
+        ("-x", {}, "^-x: neither a local folder nor a dataset that the Hub gives: "),
         (Path(__file__).parent, {"train_dir": "x"}, "^train_dir: give either it or data"),
     ],
 )

@@ -1,6 +1,7 @@
 """What the commands of this folder look at: models of any kind by name, and images that go to all of them alike."""
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,11 @@ from ..data.formats.listing import list_images
 from ..data.loading import find_validation_split, load_images
 from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
+from ..encoders.timm_config import is_timm
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import load_classifier, load_encoder, load_pretraining_model
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
-from ..pretrained import folder_or_id
+from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained
 from ..utils.labels import label_names
 
 
@@ -152,6 +154,36 @@ def channels_of(config: PreTrainedConfig) -> int:
     parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
     found = [getattr(part, "num_channels", None) for part in parts]
     return next((count for count in found if isinstance(count, int)), 3)
+
+
+def read_config(source: str, **hub_kwargs: Any) -> dict[str, Any]:
+    """The configuration in a folder or repository of the Hub; an empty one, if there is no config.json.
+    `hub_kwargs`: `revision`, `token`.
+
+    Raises:
+        ValueError: naming the source, if the file holds something else.
+    """
+    path = find_file(source, "config.json", **hub_kwargs)
+    if path is None:
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{source}: its config.json cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{source}: its config.json is no JSON object")
+    return data
+
+
+def holds_classifier(source: str, data: dict[str, Any], **hub_kwargs: Any) -> bool:
+    """Whether there is a classifier (else an encoder) in a folder or repository with this configuration.
+
+    Raises:
+        ValueError: if it holds no model.
+    """
+    if not data or is_timm(data) or data.get("model_type") == A2MIMConfig.model_type:
+        return open_pretrained(source, **hub_kwargs).kind in CLASSIFIERS
+    return "ForImageClassification" in (data.get("architectures") or [""])[0]
 
 
 def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:

@@ -3,7 +3,6 @@ that are written."""
 
 import contextlib
 import copy
-import json
 import logging
 import platform
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ from ..data.labels import labelled, same_classes
 from ..data.loading import load_images
 from ..data.sources import RowSource
 from ..data.splits import class_names, load_labelled_split
-from ..encoders.timm_config import is_timm
 from ..export.agreement import TOLERANCE, Agreement
 from ..export.folder import timm_pretrained_cfg
 from ..export.int8 import quantize
@@ -35,11 +33,10 @@ from ..export.runtime_evaluation import PYTORCH, evaluate_runtimes, pytorch
 from ..export.runtime_metadata import DECISION, prepare, processor_preprocessing, runtime_metadata
 from ..export.runtime_model import RuntimeModel, free_sizes
 from ..export.torch_program import write_program
-from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
-from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained
-from ..pretrained.models import KINDS
+from ..modeling_a2mim import A2MIMPreTrainedModel, find_core
+from ..pretrained import folder_or_id
 from ..utils.files import atomic_files, write_json
-from .comparison import NamedModel, ProcessorTransform, load_model
+from .comparison import NamedModel, ProcessorTransform, holds_classifier, load_model, read_config
 
 
 logger = logging.getLogger("a2mim")
@@ -81,12 +78,12 @@ def open_for_runtime(source: str, dynamic_size: bool = False, **hub_kwargs: Any)
         ValueError: naming the source, if it holds no such model: segmenters and detectors among them.
     """
     source = folder_or_id(source)
-    data = _read_config(source, **hub_kwargs)
+    data = read_config(source, **hub_kwargs)
     classifier = _classifies(source, data, **hub_kwargs)
     named = load_model(source, kind="classifier" if classifier else "encoder", **hub_kwargs)
     own: Any = named.model.config
     if isinstance(named.model, A2MIMPreTrainedModel):
-        core = cast(A2MIMModel, getattr(named.model, "a2mim", named.model))
+        core = find_core(named.model)
         preprocessing, stride, architecture = timm_pretrained_cfg(core), core.plan.stride, core.config.architecture
         if dynamic_size:
             free_sizes(named.model)
@@ -112,22 +109,14 @@ def open_for_runtime(source: str, dynamic_size: bool = False, **hub_kwargs: Any)
     return RuntimeSource(model, named.transform, channels, tuple(size), stride, metadata, classes, problem_type)
 
 
-def _read_config(source: str, **hub_kwargs: Any) -> dict[str, Any]:
-    path = find_file(source, "config.json", **hub_kwargs)
-    data = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    return data if isinstance(data, dict) else {}
-
-
 def _classifies(source: str, data: dict[str, Any], **hub_kwargs: Any) -> bool:
     """Raises ValueError for what is neither a classifier nor an encoder."""
     made = (data.get("architectures") or [""])[0]
-    if made in KINDS or is_timm(data) or not data:
-        return open_pretrained(source, **hub_kwargs).kind in CLASSIFIERS
     if any(word in made for word in DENSE):
         raise ValueError(
             f"{source}: holds a {made}; only classifiers and encoders can be exported to another runtime so far"
         )
-    return "ForImageClassification" in made
+    return holds_classifier(source, data, **hub_kwargs)
 
 
 def _check_metadata(named: NamedModel, metadata: dict[str, str], channels: int):

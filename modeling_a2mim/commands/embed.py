@@ -9,12 +9,12 @@ import logging
 from pathlib import Path
 
 from ..utils.command import run_command
+from .images import add_image_arguments, add_run_arguments, check_images, open_images
 
 
 logger = logging.getLogger("a2mim")
 
 QUERIES = 8
-INTERRUPTED = 130  # exit status of what Ctrl-C ended
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,9 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--neighbors or --duplicates, a file that the same model wrote for the same images is used as it is.",
     )
     parser.add_argument("model", metavar="MODEL", help="folder, or id on the Hub, of an encoder or classifier")
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="folder, file or dataset on the Hub; or any number of image files"
-    )
+    add_image_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="FILE.parquet or FILE.npy")
     parser.add_argument(
         "--layer",
@@ -38,22 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of autocast (%(default)s)"
-    )
-    parser.add_argument(
         "--store", choices=["float32", "float16"], default="float32", help="of the vectors in the file (%(default)s)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="of a forward pass (default: %(default)s)")
+    add_run_arguments(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    parser.add_argument("--device", help="default: an accelerator if there is one, else cpu")
-    parser.add_argument("--revision", help="of a model on the Hub")
-    parser.add_argument("--dataset_revision", help="of a dataset on the Hub")
-    parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--split", help="of a dataset; needed where it has several")
-    parser.add_argument("--image_column_name", help="column of the images; found if not given")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="embed anew; replace OUT, remove what was found by it"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT, and remove what was found by it")
     parser.add_argument(
         "--neighbors", type=int, metavar="N", help="write a page and a table of the N nearest neighbors of some images"
     )
@@ -71,8 +58,7 @@ def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
     from ..inference.embedding import embedder, layer_names
-    from ..inference.images import InferenceImages, fingerprint_of_images, open_every_image
-    from ..inference.options import check_local
+    from ..inference.images import InferenceImages, fingerprint_of_images
     from ..inference.parts import parts_of
     from ..inference.running import process_state
     from ..inference.similar_images import Collection, check_results, open_queries, write_results
@@ -84,9 +70,7 @@ def embed(args: argparse.Namespace):
     if not state.is_main_process:
         logger.setLevel(logging.WARNING)
     check_numbers(args)
-    check_local(
-        args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
-    )
+    check_images(args)
     layer_names(args.layer)
     looks = args.neighbors is not None or args.duplicates is not None
     if args.duplicates is not None:
@@ -100,13 +84,7 @@ def embed(args: argparse.Namespace):
         check_beside(args.out, args.overwrite)
     check_results(args.out, args.neighbors is not None, args.duplicates is not None, args.overwrite, anew=not used)
 
-    source = open_every_image(
-        args.images,
-        split=args.split,
-        config_name=args.dataset_config_name,
-        image_column=args.image_column_name,
-        **({"revision": args.dataset_revision} if args.dataset_revision else {}),
-    )
+    source = open_images(args)
     model = embedder(
         args.model, args.layer, args.normalize, args.dtype, args.device or state.device, revision=args.revision
     )
@@ -147,11 +125,13 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
     import json
 
     from ..inference import parts
+    from ..inference.images import fingerprint_of_images
     from ..inference.running import process_state, run_over
     from ..inference.similar_images import remove_results
     from ..inference.vectors import EMBEDDING, FORMATS, METADATA, columns, stored_as, write_file
 
     identity = {name: value for name, value in metadata.items() if name not in ("model", "version")}
+    identity["images"] = fingerprint_of_images(images.source, times=True)  # parts go on with --overwrite as well
     with process_state(args.device).main_process_first():  # which makes the folder of the parts
         table = parts.PartedTable(args.out, len(images), identity, parts.ROWS_IN_PART, args.overwrite, FORMATS)
 
@@ -211,26 +191,12 @@ def check_same(path: Path, found: dict, metadata: dict):
 
 def how_to_go_on(args: argparse.Namespace) -> str:
     """What to do about a run that was interrupted."""
-    from ..inference.parts import parts_of
-
-    go_on = "the same command goes on with the parts that are written"
-    if not args.overwrite:
-        return go_on
-    anew = "the same command begins anew"
-    return f"{anew}; without --overwrite {go_on}" if parts_of(args.out).exists() and not args.out.exists() else anew
+    return "the same command goes on with the parts that are written"
 
 
 def main(argv: list[str] | None = None):
     """Run the command."""
-    parser = build_parser()
-
-    def interruptible(args: argparse.Namespace):
-        try:
-            embed(args)
-        except KeyboardInterrupt:
-            parser.exit(INTERRUPTED, f"interrupted; {how_to_go_on(args)}\n")
-
-    run_command(parser, interruptible, argv)
+    run_command(build_parser(), embed, argv, how_to_go_on)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 
 from ..utils.command import run_command
+from .images import add_image_arguments, add_run_arguments, check_images, open_images
 
 
 logger = logging.getLogger("a2mim")
 
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 SHOWN = 30  # classes in the summary
 
 
@@ -25,32 +24,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model", metavar="MODEL", help="folder, or id on the Hub, of a classifier, segmenter, detector"
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="a folder, a file of images, image files, or a dataset of the Hub"
-    )
+    add_image_arguments(parser)
     parser.add_argument(
         "--out", type=Path, required=True, help="file (.csv, .parquet, .json), of a segmenter a folder"
     )
     parser.add_argument("--threshold", help="score from which on a class counts (default: the model's own)")
     parser.add_argument("--positive_class", help="the class that --threshold is of, where an image has one class")
-    parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")
+    add_run_arguments(parser)
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: up to 4)")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of autocast (default: float32)"
-    )
-    parser.add_argument("--split", help="of a dataset that has several")
-    parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--dataset_revision", help="branch, tag or commit of a dataset on the Hub")
-    parser.add_argument("--image_column_name", help="column of the images; found if not given")
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     return parser
 
 
 def main(argv: list[str] | None = None):
     """Predict what the command line names."""
-    run_command(build_parser(), run, argv)
+    run_command(build_parser(), run, argv, how_to_go_on)
 
 
 def run(args: argparse.Namespace):
@@ -58,25 +46,18 @@ def run(args: argparse.Namespace):
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
-    try:
-        done = predict(args)
-    except KeyboardInterrupt:
-        print(f"interrupted; {how_to_go_on(args.out)}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    done = predict(args)
     if done is not None:
         summary(done)
 
 
 def predict(args: argparse.Namespace):
     """The `Prediction`; `None` in all processes but the main one. Raises as `run`."""
-    from ..inference.images import open_every_image
     from ..inference.models import CLASSIFIER, DETECTOR, SEGMENTER, find_model
-    from ..inference.options import RunOptions, check_local
+    from ..inference.options import RunOptions
 
     options = RunOptions(args.batch_size, args.num_workers, args.device, args.dtype, args.overwrite)
-    check_local(
-        args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
-    )
+    check_images(args)
     hub_kwargs = {} if args.revision is None else {"revision": args.revision}
     model = find_model(args.model, **hub_kwargs)
     if model.kind != CLASSIFIER and args.positive_class is not None:
@@ -91,15 +72,7 @@ def predict(args: argparse.Namespace):
         from ..inference.parts import check_out
 
         check_out(args.out, (".csv", ".parquet") if model.kind == CLASSIFIER else (".json",), args.overwrite)
-    if args.dataset_revision is not None and args.split is None:
-        raise ValueError("split: give it beside --dataset_revision, whose splits may be others than those of today")
-    source = open_every_image(
-        args.images,
-        split=args.split,
-        config_name=args.dataset_config_name,
-        image_column=args.image_column_name,
-        **({} if args.dataset_revision is None else {"revision": args.dataset_revision}),
-    )
+    source = open_images(args)
     names = [name if not os.path.exists(name) else Path(name).resolve().name for name in args.images]
     about = {"source": [names, args.split, args.dataset_config_name, args.dataset_revision, args.image_column_name]}
     logger.info("%s, %s: %s images", args.images[0], model.kind, f"{len(source):,}")
@@ -116,12 +89,12 @@ def predict(args: argparse.Namespace):
     return predict_maps(model, source, args.out, options, about)
 
 
-def how_to_go_on(out: Path) -> str:
+def how_to_go_on(args: argparse.Namespace) -> str:
     """What is there of a run that was interrupted, and how it goes on."""
     from ..inference.parts import parts_of
     from ..inference.segmentation import TABLE
 
-    folder = next((f for f in (parts_of(out), parts_of(out / TABLE)) if f.is_dir()), None)
+    folder = next((f for f in (parts_of(args.out), parts_of(args.out / TABLE)) if f.is_dir()), None)
     if folder is None:
         return "nothing was written"
     count = len(list(folder.glob("*.part")))

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 from huggingface_hub import DatasetCard
+from huggingface_hub.errors import HFValidationError
 
 from .decoding import is_image_file
 from .formats.census import FORMATS, IMAGES, METADATA, Census, format_of, hub_census
@@ -163,7 +164,7 @@ def _named(source: str) -> Iterator[None]:
     """What `datasets` raises of a source that is not there, as a ValueError that names it."""
     try:
         yield
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, HFValidationError) as error:
         raise ValueError(f"{source}: neither a local folder nor a dataset that the Hub gives: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"{source}: no such file: {error}") from error

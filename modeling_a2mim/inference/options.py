@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..analysis.comparison import DTYPES
 from ..data.loading import has_card, local_path
 from ..data.reading import is_remote
 from .images import is_saved
 from .running import process_state
 
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_WORKERS = 4  # by default
 
 

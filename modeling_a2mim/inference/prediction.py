@@ -20,6 +20,7 @@ from ..analysis.comparison import NamedModel, ProcessorTransform, load_model
 from ..arguments.data import MULTI, REGRESSION, SINGLE
 from ..data.sources import RowSource
 from ..evaluation.decisions import EVERY, USUAL, DecisionRule, given_decision, parse_threshold
+from ..evaluation.thresholds import probabilities
 from .images import InferenceImages, fingerprint_of_images
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
@@ -86,7 +87,7 @@ class Decisions:
         if self.problem_type == REGRESSION:
             return dict(zip(self._values, logits.T.tolist(), strict=True))
         multi = self.problem_type == MULTI
-        scores = (logits.sigmoid() if multi else logits.softmax(-1)).numpy().astype(np.float64)
+        scores = probabilities(logits.numpy(), multi)
         columns = {f"{SCORE}_{name}": scores[:, i].tolist() for i, name in enumerate(self.names)}
         if multi:
             assert self.rule is not None

@@ -10,6 +10,8 @@ import torch
 from ..analysis.comparison import NamedModel
 from ..arguments.data import MULTI, REGRESSION, SINGLE
 from ..evaluation.decisions import EVERY, USUAL, DecisionRule
+from ..evaluation.thresholds import probabilities
+from ..inference.prediction import problem_type_of
 from .uploads import SHOWN_IMAGE, answer, as_seen, note
 
 
@@ -17,19 +19,13 @@ MOST_SHOWN = 12  # classes as bars
 BEST, ALL = "none (highest score)", "all labels"  # choices in place of a class
 
 
-def problem_of(config: Any) -> str:
-    """The problem type of a classifier; without one, as transformers takes it: one label is a regression."""
-    return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
-
-
 @torch.inference_mode()
 def scores_of(named: NamedModel, pixel_values: torch.Tensor) -> np.ndarray:
     """(classes,) of one image (1, channels, height, width): softmax, or sigmoid of a multi-label problem; of a
     regression the values as they are."""
-    logits = named.model(pixel_values).logits[0].float()
-    kind = problem_of(named.model.config)
-    scores = logits if kind == REGRESSION else logits.sigmoid() if kind == MULTI else logits.softmax(0)
-    return scores.cpu().numpy()
+    logits = named.model(pixel_values).logits.float().cpu().numpy()
+    kind = problem_type_of(named.model.config)
+    return (logits if kind == REGRESSION else probabilities(logits, kind == MULTI))[0]
 
 
 def kept_rule(named: NamedModel) -> DecisionRule | None:
@@ -38,7 +34,7 @@ def kept_rule(named: NamedModel) -> DecisionRule | None:
     Raises:
         ValueError: naming `decision` or `threshold`, if its configuration holds one that is not for its classes.
     """
-    rule, kind = DecisionRule.from_config(named.model.config), problem_of(named.model.config)
+    rule, kind = DecisionRule.from_config(named.model.config), problem_type_of(named.model.config)
     if rule is not None and kind == REGRESSION:
         raise ValueError(f"decision: {named.name} is a regression, which has no threshold")
     if rule is not None:
@@ -156,7 +152,7 @@ class ClassifyTab:
         def change_class(name: str, label: str, values: Any, thresholds: dict | None):
             if label == BEST:
                 thresholds = {}
-            elif problem_of(self.models[name].model.config) == SINGLE:
+            elif problem_type_of(self.models[name].model.config) == SINGLE:
                 thresholds = {label: self.threshold(name, label)["value"]}
             return (
                 gr.update(**self.threshold(name, label, thresholds)),
@@ -195,7 +191,7 @@ class ClassifyTab:
     def choices(self, name: str) -> dict[str, Any]:
         """The classes of a model that may have a threshold, as fields of a dropdown."""
         named, kept = self.models[name], self.kept[name]
-        kind = problem_of(named.model.config)
+        kind = problem_type_of(named.model.config)
         choices = [ALL if kind == MULTI else BEST, *named.classes]
         value = kept.positive if kind == SINGLE and kept is not None else choices[0]
         return {"choices": choices, "value": value, "visible": kind != REGRESSION}
@@ -216,7 +212,7 @@ class ClassifyTab:
     def with_threshold(self, name: str, label: str, value: float, thresholds: dict | None) -> dict[str, float]:
         """Thresholds to try when that of one class is moved: beside it, those of the others stay in a multi-label
         problem, and one of all labels replaces them."""
-        if problem_of(self.models[name].model.config) == SINGLE:
+        if problem_type_of(self.models[name].model.config) == SINGLE:
             return {label: value}
         if label == ALL:
             return {EVERY: value}
@@ -231,7 +227,7 @@ class ClassifyTab:
             return note("Upload an image.")
         named = self.models[name]
         rule = self.kept[name] if thresholds is None else DecisionRule(thresholds) if thresholds else None
-        kind = problem_of(named.model.config)
+        kind = problem_type_of(named.model.config)
         return scores_as_html(named.classes, np.array(scores), kind, rule, thresholds is None)
 
     def run(self, file: str | None, name: str, thresholds: dict | None) -> list[Any]:

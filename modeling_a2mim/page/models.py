@@ -1,18 +1,15 @@
 """What the models of a page can do: reconstruct, classify, or find neighbors among images that were embedded."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from ..analysis.comparison import NamedModel, load_model
-from ..configuration_a2mim import A2MIMConfig, is_timm
-from ..pretrained import CLASSIFIERS, PRETRAINING_CONFIG, find_file, folder_or_id, open_pretrained
+from ..analysis.comparison import NamedModel, holds_classifier, load_model, read_config
+from ..pretrained import PRETRAINING_CONFIG, find_file, folder_or_id
 from .uploads import as_seen
 
 
@@ -82,21 +79,9 @@ def abilities(source: str) -> tuple[bool, bool]:
     """
     source = folder_or_id(source)
     beside = find_file(source, PRETRAINING_CONFIG) is not None
-    path = find_file(source, "config.json")
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{source}: its config.json cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{source}: its config.json is no JSON object")
-    architecture = (data.get("architectures") or [""])[0]
-    if not data or is_timm(data) or data.get("model_type") == A2MIMConfig.model_type:
-        classifies = open_pretrained(source).kind in CLASSIFIERS  # which says what is wrong with a folder of none
-    else:
-        classifies = "ForImageClassification" in architecture
-    return beside or architecture == PRETRAINING_MODEL, classifies
+    data = read_config(source)
+    reconstructs = beside or (data.get("architectures") or [""])[0] == PRETRAINING_MODEL
+    return reconstructs, holds_classifier(source, data)
 
 
 @torch.inference_mode()

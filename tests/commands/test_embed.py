@@ -341,7 +341,7 @@ def test_killed_while_it_overwrites(model, photos, tmp_path, monkeypatch, capsys
         patch.setattr(Embedder, "embed", killed)
         with pytest.raises(SystemExit):
             run(model, photos, "--out", out, "--batch_size", "4", "--overwrite", "--layer", "last")
-    assert "interrupted; the same command begins anew\n" in capsys.readouterr().err
+    assert "interrupted; the same command goes on with the parts that are written\n" in capsys.readouterr().err
     assert out.read_bytes() == before
     found = fails(capsys, model, photos, "--out", out, "--neighbors", "2")
     assert "holds parts of another run (other layer)" in found

@@ -1,0 +1,47 @@
+"""What `predict` and `embed` have in common: which images, of what model, and how they are run."""
+
+import argparse
+from typing import Any
+
+from ..arguments.analysis import DTYPES
+
+
+def add_image_arguments(parser: argparse.ArgumentParser):
+    """Add the images and what tells which of them, after the model."""
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="a folder, a file of images, image files, or a dataset of the Hub"
+    )
+    parser.add_argument("--split", help="of a dataset; needed where it has several")
+    parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of a dataset on the Hub")
+    parser.add_argument("--image_column_name", help="column of the images; found if not given")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser):
+    """Add how a model is run, but for `--num_workers`."""
+    parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of autocast (default: %(default)s)")
+
+
+def check_images(args: argparse.Namespace):
+    """Refuse flags that would have no effect on what is named. Raises ValueError naming one."""
+    from ..inference.options import check_local
+
+    check_local(
+        args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
+    )
+
+
+def open_images(args: argparse.Namespace) -> Any:
+    """The rows of all images that are named. Raises as `inference.images.open_every_image`."""
+    from ..inference.images import open_every_image
+
+    return open_every_image(
+        args.images,
+        split=args.split,
+        config_name=args.dataset_config_name,
+        image_column=args.image_column_name,
+        **({} if args.dataset_revision is None else {"revision": args.dataset_revision}),
+    )
