@@ -41,6 +41,7 @@ from modeling_a2mim import A2MIMConfig  # noqa: E402
 from modeling_a2mim.data.dataset import REPORT, ImageSamples, collate  # noqa: E402
 from modeling_a2mim.data.decoding import MIN_REDUCTION, open_image, resized_crop, upright_size  # noqa: E402
 from modeling_a2mim.data.loading import load_images  # noqa: E402
+from modeling_a2mim.data.pixel_spec import PixelSpec  # noqa: E402
 from modeling_a2mim.data.progress import TrainingData  # noqa: E402
 from modeling_a2mim.data.transforms import PreTrainTransform  # noqa: E402
 
@@ -98,7 +99,7 @@ def decode_and_resize(folder: Path, batch_size: int) -> Iterator:
     while True:
         for path in itertools.islice(paths, batch_size):
             image = open_image(path)
-            resized_crop(image, (0, 0, *upright_size(image)), CONFIG.input_size, 3)
+            resized_crop(image, (0, 0, *upright_size(image)), CONFIG.input_size, PixelSpec(3))
         yield
 
 

@@ -13,6 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
 from .utils.statistics import check_statistics
+from .utils.value_range import ValueRange
 
 
 CHOICES = {
@@ -22,6 +23,7 @@ CHOICES = {
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
 }
+PAGES = ("channels", "samples", "first")
 # Of the default size of the mask's cells.
 LARGEST_CELL = 32  # pixels
 FEWEST_CELLS, MOST_CELLS = 6, 48  # in a row
@@ -40,6 +42,12 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels (`int`, defaults to 3)
         image_mean, image_std (`list[float]`, *optional*): one value per channel, for pixels in [0, 1]. ImageNet's
             for 3 channels and 0.5 for any other number when not given.
+        value_range (`dict`, *optional*): what the values of stored images become that are not of 8 bits (`low`,
+            `high`, `clip` and `of` of `ValueRange`); `None` for images of 8 bits alone.
+        channels (`list[int]`, *optional*): which of the stored channels are taken, in this order, from 1; all when not
+            given.
+        pages (`str`, *optional*): what further pages or frames of a file are: `"channels"`, `"samples"` or `"first"`
+            (the others are left out); files with several are refused when not given.
         mask_ratio (`float`, defaults to 0.6): share of the cells that are masked, in (0, 1), rounded up to whole ones.
         mask_patch_size (`int` or `(height, width)`, *optional*): the size of one cell in pixels. When not given it
             follows the image: 32 px (the paper's at 224 px), or less where that leaves fewer than 6 x 6 cells.
@@ -87,6 +95,9 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     num_channels: int = 3
     image_mean: list[float] | None = None
     image_std: list[float] | None = None
+    value_range: dict[str, Any] | None = None
+    channels: list[int] | None = None
+    pages: str | None = None
     mask_ratio: float = 0.6
     mask_patch_size: int | list[int] | tuple[int, int] | None = None
     mask_fill: str = "mean"
@@ -361,6 +372,22 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             ok = isinstance(values, (list, tuple)) and len(values) == channels and all(map(_is_real, values))
             _require(ok, field, f"must hold one number for each of the {channels} channels, got {values!r}")
             check_statistics(field, values)
+        self._validate_stored()
+
+    def _validate_stored(self) -> None:
+        known = ValueRange.from_config(self.value_range)
+        if known is not None:
+            known.check(self.num_channels)
+            self.value_range = known.to_config()
+        message = f"must be one of {', '.join(PAGES)}, got {self.pages!r}"
+        _require(self.pages is None or self.pages in PAGES, "pages", message)
+        chosen = self.channels
+        if chosen is not None:
+            ok = isinstance(chosen, (list, tuple)) and all(_is_int(number) and number > 0 for number in chosen)
+            _require(ok and len(chosen) > 0, "channels", f"must be numbers of channels, from 1, got {chosen!r}")
+            fits = len(chosen) == self.num_channels
+            _require(fits, "channels", f"{len(chosen)} are chosen, but num_channels is {self.num_channels}")
+            self.channels = list(chosen)
 
     def _validate_mask(self) -> None:
         for name in ("image_size", "mask_patch_size"):

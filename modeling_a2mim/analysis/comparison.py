@@ -18,7 +18,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     TimmWrapperConfig,
 )
@@ -26,9 +25,10 @@ from transformers import (
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.dataset import ImageSamples
-from ..data.decoding import open_image, to_pixels, upright
+from ..data.decoding import load_pixels
 from ..data.formats.listing import list_images
 from ..data.loading import find_validation_split, load_images
+from ..data.pixel_spec import PixelSpec, given_as
 from ..data.sources import RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..encoders.timm_config import is_timm
@@ -62,14 +62,15 @@ class ProcessorTransform:
 
     Args:
         processor: of transformers.
-        num_channels: 1, 3 or 4, of the images that the model takes.
+        spec: what the model takes of an image.
 
     Raises:
         ValueError: naming `num_channels`, if the processor, as it is set, does not give so many.
     """
 
-    def __init__(self, processor: Any, num_channels: int = 3):
-        self.processor, self.num_channels = processor, num_channels
+    def __init__(self, processor: Any, spec: PixelSpec = PixelSpec()):  # noqa: B008 - cannot change
+        self.processor, self.spec = processor, spec
+        num_channels = spec.num_channels
         if num_channels == 3:  # which every processor gives
             return
         try:
@@ -85,8 +86,9 @@ class ProcessorTransform:
             )
 
     def __call__(self, image) -> dict[str, torch.Tensor]:
-        image = to_pixels(upright(open_image(image)), self.num_channels)
-        return {"pixel_values": self.processor(images=image, return_tensors="pt")["pixel_values"][0]}
+        image = load_pixels(image, self.spec)
+        told = given_as(image) if isinstance(image, torch.Tensor) else {}
+        return {"pixel_values": self.processor(images=image, return_tensors="pt", **told)["pixel_values"][0]}
 
 
 def load_model(
@@ -138,22 +140,14 @@ def load_model(
             model, missing_weights = found[0], sorted(found[1]["missing_keys"])
         if isinstance(model, A2MIMPreTrainedModel):
             core = cast(A2MIMModel, getattr(model, "a2mim", model))
-            transform = FineTuneTransform(timm_pretrained_cfg(core), train=False)
+            transform = FineTuneTransform(timm_pretrained_cfg(core), False, PixelSpec.from_config(core.config))
         else:
             processor = AutoImageProcessor.from_pretrained(source, **hub_kwargs)
-            transform = ProcessorTransform(processor, channels_of(model.config))
+            transform = ProcessorTransform(processor, PixelSpec.from_config(model.config))
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
     classes = label_names(model.config) if classifier else None
     return NamedModel(name, model.eval(), transform, classes, missing_weights)
-
-
-def channels_of(config: PreTrainedConfig) -> int:
-    """Of the images that a model of transformers takes, as far as its configuration, or that of its part for images,
-    says."""
-    parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
-    found = [getattr(part, "num_channels", None) for part in parts]
-    return next((count for count in found if isinstance(count, int)), 3)
 
 
 def read_config(source: str, **hub_kwargs: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Encoded images to pixels: whatever a file holds becomes 8 bits of 1, 3 or 4 channels the right way up, or is refused
-with a reason; JPEGs are decoded at a reduced scale where a crop is made smaller anyway."""
+"""Encoded images to pixels the right way up, or a reason why not: photographs to 8 bits of 1, 3 or 4 channels, all
+else to the numbers that a `PixelSpec` says; JPEGs are decoded at a reduced scale where a crop is made smaller
+anyway."""
 
 import contextlib
 import functools
@@ -17,6 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..arguments.data import MAX_PIXELS
+from .arrays import ARRAY_SUFFIXES, ArrayImage, BrokenImage, StoredArray, open_array
+from .pixel_spec import PixelSpec, read_values
 
 
 try:
@@ -50,10 +53,6 @@ MIN_REDUCTION = 1.5
 # 16x16 pixels need 3.4 bits for their modes in a WebP (a lossless one gets by with less where nothing is to be seen).
 PIXELS_PER_BYTE = {"JPEG": 512, "MPO": 512, "GIF": 2731, "WEBP": 640}
 CHEAP_PIXELS = 4_000_000  # below that nothing needs to be checked
-
-
-class BrokenImage(ValueError):
-    """An image that cannot be used, with the reason."""
 
 
 _lock, _decoding, _pillow_limit = threading.Lock(), 0, None
@@ -98,20 +97,130 @@ def _formats() -> list[str]:
 
 @functools.cache
 def image_suffixes() -> dict[str, str]:
-    """What the names of files end in that `open_image` decodes (lower case, with the dot), and their formats. Those of
+    """What the names of files end in that `open_stored` reads (lower case, with the dot), and their formats. Those of
     `PLUGINS` are among them where the plugin is installed."""
     known = {*_formats(), *NAMED_FORMATS}
     registered = {suffix: name for suffix, name in Image.registered_extensions().items() if name in known}
-    return {**registered, ".jif": "JPEG", ".mpo": "JPEG"}
+    return {**ARRAY_SUFFIXES, **registered, ".jif": "JPEG", ".mpo": "JPEG"}
 
 
 def is_image_file(name: str) -> bool:
-    """Whether the name of a file says that `open_image` decodes it."""
+    """Whether the name of a file says that `open_stored` reads it."""
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
+def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage | torch.Tensor:
+    """An image of any kind, whose pixels are decoded when they are needed.
+
+    Args:
+        value: as `open_image` (a dict may hold the number of a `page`, too), or an array (height, width), (channels,
+            height, width) or (height, width, channels).
+        spec: what is wanted of it.
+
+    Returns:
+        A photograph of 8 bits as `open_image` gives it; an array as `to_pixels` gives it, if `spec` takes it as it is;
+        all else as an ArrayImage.
+
+    Raises:
+        BrokenImage: as `open_image`, and for several pages of which `spec` does not say what they are.
+        ValueError: as `to_pixels`.
+        OSError: if the file cannot be read.
+    """
+    if isinstance(value, np.ndarray | torch.Tensor):
+        if spec.plain:
+            return to_pixels(value, spec.num_channels)
+        return StoredArray("array", channels_first(np.asarray(value), spec.stored_channels))
+    data, path = _encoded(value)
+    if not isinstance(data, Image.Image):
+        page = value.get("page") if isinstance(value, dict) else None
+        found = open_array(bytes(data), path, spec.stored_channels, spec.pages, page, spec.max_pixels)
+        if found is not None:
+            return found
+    image = open_image(data if path is None else {"bytes": data, "path": path}, spec.max_pixels)
+    if image.mode[0] in "IF":  # more than 8 bits
+        image = upright(image)
+        with _codec("decoding"):
+            return StoredArray(image.format or "PIL", np.asarray(image)[None])
+    return image
+
+
+def load_pixels(value: Any, spec: PixelSpec) -> Image.Image | torch.Tensor:
+    """The whole image, the right way up: a photograph as a PIL image of `spec.num_channels` channels of 8 bits, if
+    `spec` takes it as it is; all else (channels, height, width), uint8 or float32 in [0, 1]. Arguments and errors as
+    `open_stored` and `read_values`."""
+    return _all_of(open_stored(value, spec), spec)
+
+
+def load_tensor(value: Any, spec: PixelSpec) -> torch.Tensor:
+    """As `load_pixels`, always (channels, height, width)."""
+    return load_turned(value, spec)[0]
+
+
+def load_turned(value: Any, spec: PixelSpec) -> tuple[torch.Tensor, tuple[int, int], tuple[bool, bool, bool]]:
+    """As `load_tensor`; with height and width of the image as it is stored, and how it lies there (see
+    `orientation`)."""
+    image = open_stored(value, spec)
+    stored, turn = upright_size(image), (False, False, False)
+    if isinstance(image, Image.Image):
+        stored, turn = (image.height, image.width), orientation(image)
+    pixels = _all_of(image, spec)
+    return F.pil_to_tensor(pixels) if isinstance(pixels, Image.Image) else pixels, stored, turn
+
+
+def _all_of(image: Image.Image | ArrayImage | torch.Tensor, spec: PixelSpec) -> Image.Image | torch.Tensor:
+    if isinstance(image, Image.Image) and spec.plain:
+        return to_pixels(upright(image), spec.num_channels)
+    image = as_array(image) if isinstance(image, Image.Image) else image
+    return read_values(image, spec) if isinstance(image, ArrayImage) else image
+
+
+def as_array(image: Image.Image) -> ArrayImage:
+    """A photograph as an array of its own channels, the right way up."""
+    image = upright(image)
+    with _codec("decoding"):
+        mode = image.mode if image.mode in ("L", "LA", "RGB", "RGBA") else None
+        mode = mode or ("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB")
+        values = np.asarray(_to_mode(image, mode))
+    values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+    return StoredArray(image.format or "PIL", values, alpha=mode in ("LA", "RGBA"))
+
+
+def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
+    """An array (height, width), (channels, height, width) or (height, width, channels) as (channels, height, width).
+
+    Args:
+        values: the array.
+        channels: how many are expected; if that tells nothing, they are the shorter one of the first and last axis.
+
+    Raises:
+        BrokenImage: if it has another number of axes.
+    """
+    if values.ndim == 2:
+        return values[None]
+    if values.ndim != 3:
+        raise BrokenImage(f"an array {values.shape}; expected (height, width) or (channels, height, width)")
+    first, last = values.shape[0], values.shape[-1]
+    is_last = last < first if (first == channels) == (last == channels) else last == channels
+    return values.transpose(2, 0, 1) if is_last else values
+
+
+def _encoded(value: Any) -> tuple[Any, Any]:
+    """Bytes or a PIL image, and the path, of what `open_image` takes. Raises BrokenImage if there is nothing."""
+    path = value
+    if isinstance(value, dict):
+        path = value.get("path")
+        value = path if value.get("bytes") is None else value["bytes"]
+    if value is None:
+        raise BrokenImage("a sample holds no image")
+    if isinstance(value, str | os.PathLike):
+        value = Path(value).read_bytes()
+    if not isinstance(value, Image.Image) and not value:
+        raise BrokenImage("an empty file")
+    return value, path if isinstance(path, str | os.PathLike) else None
+
+
 def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The header of an image; its pixels are decoded when they are needed.
+    """The header of an image that Pillow reads; its pixels are decoded when they are needed.
 
     Args:
         value: what an undecoded row of a dataset holds (`{"bytes": ..., "path": ...}`), bytes, a path, or a PIL image,
@@ -123,21 +232,13 @@ def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
             that its path names).
         OSError: if the file cannot be read.
     """
-    path = value
-    if isinstance(value, dict):
-        path = value.get("path")
-        value = path if value.get("bytes") is None else value["bytes"]
-    if value is None:
-        raise BrokenImage("a sample holds no image")
-    if isinstance(value, Image.Image):
+    data, path = _encoded(value)
+    if isinstance(data, Image.Image):
         with _codec("decoding"):
-            value.load()
-        return value
-    data = Path(value).read_bytes() if isinstance(value, str | os.PathLike) else value
-    if not data:
-        raise BrokenImage("an empty file")
+            data.load()
+        return data
     stream, formats = io.BytesIO(data), _formats()
-    if isinstance(path, str | os.PathLike):
+    if path is not None:
         named = image_suffixes().get(os.path.splitext(path)[1].lower())
         formats = [*formats, named] if named in NAMED_FORMATS else formats
     with _codec("opening"):
@@ -151,8 +252,10 @@ def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def upright_size(image: Image.Image | torch.Tensor) -> tuple[int, int]:
+def upright_size(image: Image.Image | ArrayImage | torch.Tensor) -> tuple[int, int]:
     """Height and width of an image the right way up."""
+    if isinstance(image, ArrayImage):
+        return image.height, image.width
     if isinstance(image, torch.Tensor):
         return image.shape[-2], image.shape[-1]
     swapped, _, _ = orientation(image)
@@ -243,7 +346,10 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def resized_crop(
-    image: Image.Image | torch.Tensor, box: tuple[int, int, int, int], size: tuple[int, int], num_channels: int
+    image: Image.Image | ArrayImage | torch.Tensor,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    spec: PixelSpec,
 ) -> torch.Tensor:
     """A crop of an image the right way up, resized (bicubic, antialiased).
 
@@ -252,20 +358,24 @@ def resized_crop(
     to 12 megapixels, and 45 or more for photographs enlarged to that (at 1.3 instead of 1.5: 37).
 
     Args:
-        image: from `open_image`, and used up (a JPEG has another size then), or a tensor as `to_pixels` gives it.
+        image: from `open_stored`, and used up (a JPEG has another size then).
         box: top, left, height and width of the crop, in pixels of the upright image.
         size: height and width of the result.
+        spec: what is wanted of it.
 
     Returns:
-        uint8 (channels, height, width); float32 if `image` is that.
+        uint8 (channels, height, width); float32, if `image` is that, or has values that are not of 8 bits.
 
     Raises:
-        BrokenImage, ValueError: as `to_pixels`.
+        BrokenImage, ValueError: as `to_pixels` and `read_values`.
     """
-    if isinstance(image, torch.Tensor):
-        top, left, height, width = box
-        return _resize(image[:, top : top + height, left : left + width], size)
     top, left, height, width = box
+    if isinstance(image, Image.Image) and not spec.plain:
+        image = as_array(image)
+    if isinstance(image, ArrayImage):
+        return _resize(read_values(image, spec, box), size)
+    if isinstance(image, torch.Tensor):
+        return _resize(image[:, top : top + height, left : left + width], size)
     rows, columns = size
     swapped, mirrored, upside_down = orientation(image)
     if swapped:
@@ -277,8 +387,8 @@ def resized_crop(
 
     reduction = min(height / rows, width / columns)
     scale = _draft(image, int(reduction / MIN_REDUCTION))
-    whole = None if scale > 1 or reduction >= 6 else _plain_jpeg(image, num_channels)
-    image = image if whole is not None else to_pixels(image, num_channels)
+    whole = None if scale > 1 or reduction >= 6 else _plain_jpeg(image, spec.num_channels)
+    image = image if whole is not None else to_pixels(image, spec.num_channels)
     assert isinstance(image, Image.Image)  # as that is what went in
     if whole is not None:
         pixels = _resize(whole[:, top : top + height, left : left + width], (rows, columns))

@@ -3,20 +3,19 @@ fine-tuning; and the seeds of what they draw."""
 
 import contextlib
 import math
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
 from ..configuration_a2mim import A2MIMConfig
 from ..masking import random_mask
-from .decoding import MAX_PIXELS, open_image, resized_crop, to_pixels, upright, upright_size
+from .decoding import MAX_PIXELS, load_pixels, open_stored, resized_crop, upright_size
+from .pixel_spec import PixelSpec
 
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -75,7 +74,8 @@ class PreTrainTransform:
         color_jitter: float = 0.0,
         grayscale: float = 0.0,
     ):
-        self.config, self.crop_scale, self.train, self.max_pixels = config, crop_scale, train, max_pixels
+        self.config, self.crop_scale, self.train = config, crop_scale, train
+        self.spec = PixelSpec.from_config(config, max_pixels)
         self.size, self.num_channels = config.input_size, config.num_channels
         if grayscale and self.num_channels != 3:
             raise ValueError(f"grayscale: is for images of 3 channels, this model takes {self.num_channels}")
@@ -101,18 +101,17 @@ class PreTrainTransform:
         """A sample of an image, whose pixels are not normalised.
 
         Args:
-            image: a row of an undecoded dataset, bytes, path or PIL image (see `open_image`), or an array or tensor
-                (see `to_pixels`).
+            image: a row of an undecoded dataset, bytes, path, PIL image, array or tensor (see `open_stored`).
 
         Returns:
-            `pixel_values`, uint8 in [0, 255] (channels, height, width), or float32 in [0, 1] from arrays of that;
+            `pixel_values`, uint8 in [0, 255] (channels, height, width), or float32, 0 to 1 in the range of the values;
             `bool_masked_pos`, bool (rows, columns) of the mask's grid, true where the image is masked.
 
         Raises:
             BrokenImage: if there is no image that can be used.
             ValueError: if it has another number of channels than the config.
         """
-        image = _opened(image, self.max_pixels, self.num_channels)
+        image = open_stored(image, self.spec)
         height, width = upright_size(image)
         box, flip = (0, 0, height, width), False
         if self.train:
@@ -124,7 +123,7 @@ class PreTrainTransform:
         turns = int(4 * turn) if self.rotate90 else 0
         # A crop that will be turned is resized to the size turned back, so that turning it stretches nothing. It need
         # not be drawn anew for that: `ASPECT_RATIO` is the same for a crop and for the same one turned.
-        pixels = resized_crop(image, box, self.size[::-1] if turns % 2 else self.size, self.num_channels)
+        pixels = resized_crop(image, box, self.size[::-1] if turns % 2 else self.size, self.spec)
         pixels = pixels.flip(-1) if flip else pixels
         pixels = pixels.flip(-2) if down < self.vflip else pixels
         pixels = pixels.rot90(turns, (-2, -1)) if turns else pixels
@@ -160,12 +159,12 @@ class FineTuneTransform:
     Args:
         pretrained_cfg: timm's `input_size`, `interpolation`, `mean`, `std`, `crop_pct` and `crop_mode`.
         train: whether to augment.
-        max_pixels: images of more pixels are refused.
+        spec: what is taken of a stored image; of its own, the channels of `input_size` of images of 8 bits.
         options: keyword arguments of `timm.data.create_transform` for training.
     """
 
-    def __init__(self, pretrained_cfg: dict, train: bool = True, max_pixels: int = MAX_PIXELS, **options: Any):
-        self.num_channels, self.max_pixels = pretrained_cfg["input_size"][0], max_pixels
+    def __init__(self, pretrained_cfg: dict, train: bool = True, spec: PixelSpec | None = None, **options: Any):
+        self.spec = spec or PixelSpec(pretrained_cfg["input_size"][0])
         self.crop_scale = options.get("scale")
         settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
         settings |= {"crop_mode": pretrained_cfg.get("crop_mode")}
@@ -175,18 +174,10 @@ class FineTuneTransform:
     def __call__(self, image: Any) -> dict[str, torch.Tensor]:
         """Argument and errors as `PreTrainTransform.draw`; returns `pixel_values`, float32 (channels, height, width),
         normalised."""
-        image = _opened(image, self.max_pixels, self.num_channels)
-        if isinstance(image, Image.Image):
-            image = to_pixels(upright(image), self.num_channels)
-        elif image.dtype == torch.uint8:  # an array, which timm would not scale
+        image = load_pixels(image, self.spec)
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:  # an array, which timm would not scale
             image = image / 255
         return {"pixel_values": self.transform(image)}
-
-
-def _opened(image: Any, max_pixels: int, num_channels: int) -> Image.Image | torch.Tensor:
-    if image is None or isinstance(image, dict | bytes | bytearray | str | os.PathLike | Image.Image):
-        return open_image(image, max_pixels)
-    return to_pixels(image, num_channels)
 
 
 @contextlib.contextmanager

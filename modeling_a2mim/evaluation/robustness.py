@@ -17,7 +17,7 @@ from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
 from ..data.dataset import ImageSamples
-from ..data.decoding import MAX_PIXELS
+from ..data.pixel_spec import PixelSpec
 from ..data.transforms import FineTuneTransform
 from ..utils.tables import markdown_table
 from .corruptions import BENCHMARKS, CORRUPTIONS, SEVERITIES, check_corruptions, corrupt, published_size, to_bytes
@@ -28,7 +28,7 @@ class CorruptedTransform(FineTuneTransform):
     What is random is drawn from NumPy's generator, and differs between corruptions and severities of one image.
 
     Args:
-        pretrained_cfg, max_pixels: as for `FineTuneTransform`.
+        pretrained_cfg, spec: as for `FineTuneTransform`.
         corruption: one of `CORRUPTIONS`.
         severity: 1 to 5.
 
@@ -36,9 +36,9 @@ class CorruptedTransform(FineTuneTransform):
         ValueError: if there is no such corruption or severity.
     """
 
-    def __init__(self, pretrained_cfg: dict, corruption: str, severity: int, max_pixels: int = MAX_PIXELS):
+    def __init__(self, pretrained_cfg: dict, corruption: str, severity: int, spec: PixelSpec | None = None):
         check_corruptions([corruption], [severity])
-        super().__init__(pretrained_cfg, train=False, max_pixels=max_pixels)
+        super().__init__(pretrained_cfg, train=False, spec=spec)
         steps = self.transform.transforms
         assert isinstance(steps[-1], Normalize)
         steps.insert(-1, _Corruption(corruption, severity))
@@ -93,7 +93,7 @@ def evaluate_corruptions(
         raise ValueError("corruptions: there are no images to evaluate on")
     names = [(corruption, severity) for corruption in corruptions for severity in severities]
     clean_transform = cast(FineTuneTransform, samples.transform)
-    transforms = [CorruptedTransform(pretrained_cfg, *name, clean_transform.max_pixels) for name in names]
+    transforms = [CorruptedTransform(pretrained_cfg, *name, clean_transform.spec) for name in names]
     sets = _Sets(samples, [clean_transform, *transforms])
 
     # One loader for all sets, since starting workers takes seconds on some platforms.

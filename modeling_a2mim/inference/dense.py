@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers.utils import ModelOutput
 
-from ..data.decoding import open_image, to_pixels, upright
+from ..data.decoding import load_tensor
+from ..data.pixel_spec import PixelSpec, given_as
 
 
 class Sample(NamedTuple):
@@ -31,22 +31,22 @@ class DenseTransform:
 
     Args:
         processor: of transformers.
-        num_channels: 1, 3 or 4, of the images that the model takes.
+        spec: what the model takes of an image.
     """
 
-    def __init__(self, processor: Any, num_channels: int):
-        self.processor, self.num_channels = processor, num_channels
+    def __init__(self, processor: Any, spec: PixelSpec):
+        self.processor, self.spec = processor, spec
 
     def __call__(self, image: Any) -> Sample:
         """Raises BrokenImage, if there is no image that can be used."""
-        pixels = pil_to_tensor(to_pixels(upright(open_image(image)), self.num_channels))
-        made = self.processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
+        pixels = load_tensor(image, self.spec)
+        made = self.processor(images=pixels, return_tensors="pt", **given_as(pixels))
         mask = made["pixel_mask"][0] if "pixel_mask" in made else None
         return Sample(made["pixel_values"][0], mask, (pixels.shape[-2], pixels.shape[-1]))
 
     def describe(self) -> str:
         """What tells it from another."""
-        return f"{self.num_channels} channels {json.dumps(self.processor.to_dict(), sort_keys=True, default=str)}"
+        return f"{self.spec} {json.dumps(self.processor.to_dict(), sort_keys=True, default=str)}"
 
 
 def of_one_size(

@@ -102,7 +102,7 @@ def predict_objects(
     network: Any = ready(loaded, options)
     if ours:
         network.heads.roi_heads.score_thresh = least  # or it would drop those between
-    transform = DenseTransform(processor, model.num_channels)
+    transform = DenseTransform(processor, model.spec)
     images = InferenceImages(source, transform, whole=True)
     identity = {
         "model": fingerprint_of_model(network),

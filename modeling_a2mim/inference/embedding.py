@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, load_model
+from ..data.pixel_spec import PixelSpec
 from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
@@ -32,7 +33,7 @@ class Embedder:
 
     Attributes:
         model: in evaluation mode, on its device.
-        transform: a stored image (see `data.decoding.open_image`) to a dict with `pixel_values` (channels, height,
+        transform: a stored image (see `data.decoding.open_stored`) to a dict with `pixel_values` (channels, height,
             width), as the model was trained with them.
         description: what the vectors depend on, as JSON holds it: `model` (its name), `architecture`, `layer`,
             `normalize`, `dim` (features of a vector), `dtype`, `weights` and `transform` (fingerprints).
@@ -45,7 +46,9 @@ class Embedder:
         if isinstance(named.model, A2MIMPreTrainedModel):
             core = find_core(named.model)
             cfg = timm_pretrained_cfg(core)
-            self.transform = FineTuneTransform(cfg, train=False)  # also for a model whose images were to be masked
+            self.transform = FineTuneTransform(
+                cfg, False, PixelSpec.from_config(core.config)
+            )  # also for a model whose images were to be masked
             self._read = TimmReader(core, layer_names(layer))
             if named.missing:
                 check_has_weights(named, core, self._read.layers)

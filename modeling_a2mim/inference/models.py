@@ -15,6 +15,7 @@ from transformers import (
 
 from ..analysis.comparison import SAFE
 from ..configuration_a2mim import A2MIMConfig
+from ..data.pixel_spec import PixelSpec
 from ..models.detection import A2MIMDetectorConfig
 from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained, plain_source
 from ..utils.labels import label_names
@@ -51,11 +52,9 @@ class TrainedModel(NamedTuple):
         return Path(self.source).resolve().name if Path(self.source).exists() else self.source
 
     @property
-    def num_channels(self) -> int:
-        """Of the images that it takes, as far as its configuration says."""
-        backbone = getattr(self.config, "backbone_config", None)
-        found = getattr(self.config, "num_channels", None) or getattr(backbone, "num_channels", None)
-        return found or 3
+    def spec(self) -> PixelSpec:
+        """What it takes of an image, as far as its configuration says."""
+        return PixelSpec.from_config(self.config)
 
     def load_dense(self) -> tuple[PreTrainedModel, Any]:
         """A segmenter or detector, and its image processor. No code of a repository is run, no pickle is read.

@@ -248,8 +248,8 @@ def describe_transform(named: NamedModel) -> str:
     """What tells one preparation of images from another."""
     transform: Any = named.transform
     if isinstance(transform, ProcessorTransform):
-        return json.dumps(transform.processor.to_dict(), sort_keys=True, default=str)
-    return " ".join(f"{transform.num_channels} channels {transform.transform}".split())
+        return f"{transform.spec} " + json.dumps(transform.processor.to_dict(), sort_keys=True, default=str)
+    return " ".join(f"{transform.spec} {transform.transform}".split())
 
 
 __all__ = ["FILE", "Decisions", "Prediction", "find_decision", "predict_classes", "problem_type_of"]

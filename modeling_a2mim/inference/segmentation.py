@@ -142,7 +142,7 @@ def predict_maps(
     names = unique_names(model.config)
     loaded, processor = model.load_dense()
     network = ready(loaded, options)
-    transform = DenseTransform(processor, model.num_channels)
+    transform = DenseTransform(processor, model.spec)
     images = InferenceImages(source, transform, whole=True)
     targets = mask_names([images.name(row) for row in range(len(images))])
     palette = None

@@ -14,6 +14,7 @@ from transformers import default_data_collator
 from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import BrokenImage
+from ..data.pixel_spec import PixelSpec
 from ..data.progress import SkippedImages
 from ..data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 from ..export.folder import timm_pretrained_cfg
@@ -68,7 +69,8 @@ def as_samples(dataset, model, seed: int, name: str):
     else:
         label = _label_column(dataset, model, name)
         options = AUGMENTATION if train else {}
-        transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=train, **options)
+        spec = PixelSpec.from_config(model.config)
+        transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train, spec, **options)
     if isinstance(dataset, datasets.IterableDataset):
         return StreamedSamples(dataset, transform, image, label, seed, name)
     return ImageSamples(dataset.with_format(None), transform, image, label, seed)

@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks.fuzz import damaged, originals
 from modeling_a2mim.data import decoding
 from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop, to_pixels, upright, upright_size
+from modeling_a2mim.data.pixel_spec import PixelSpec
 
 from ..image_files import encoded
 
@@ -50,7 +51,7 @@ def decode(data, num_channels: int = 3) -> np.ndarray:
 
 
 def crop(data, box, size, num_channels: int = 3) -> torch.Tensor:
-    return resized_crop(open_image(data), box, size, num_channels)
+    return resized_crop(open_image(data), box, size, PixelSpec(num_channels))
 
 
 def psnr(one, other) -> float:
@@ -301,7 +302,10 @@ def test_reduced_and_truncated_multi_picture_jpeg(photo):
     data = encode(photo.resize((1600, 1200)), "MPO", save_all=True, append_images=[photo])
     image = open_image(data)
     assert image.format == "MPO"
-    assert psnr(resized_crop(image, (0, 0, 1200, 1600), (60, 80), 3).permute(1, 2, 0), photo.resize((80, 60))) > 25
+    assert (
+        psnr(resized_crop(image, (0, 0, 1200, 1600), (60, 80), PixelSpec(3)).permute(1, 2, 0), photo.resize((80, 60)))
+        > 25
+    )
     assert image.size == (200, 150)
 
 
@@ -386,7 +390,7 @@ def test_reduced_decoding_is_as_good_as_full(name):
         top, left = int(generator.integers(0, 3000 - height)), int(generator.integers(0, 4000 - width))
         box = (top, left, height, width)
         image = open_image(data)
-        pixels = resized_crop(image, box, (side, side), len(whole.getbands()))
+        pixels = resized_crop(image, box, (side, side), PixelSpec(len(whole.getbands())))
         assert image.size != (4000, 3000)
         expected = whole.crop(_pillow(box)).resize((side, side), Image.Resampling.BICUBIC)
         pixels = pixels.permute(1, 2, 0).squeeze()
@@ -445,9 +449,9 @@ def test_a_pil_image_is_not_changed():
 
 def test_tensors_are_cropped_as_they_are():
     array = np.random.default_rng(0).integers(0, 256, (40, 50, 5), dtype=np.uint8)
-    pixels = resized_crop(to_pixels(array, 5), (3, 4, 20, 30), (20, 30), 5)
+    pixels = resized_crop(to_pixels(array, 5), (3, 4, 20, 30), (20, 30), PixelSpec(5))
     assert np.array_equal(pixels, array[3:23, 4:34].transpose(2, 0, 1))
-    floats = resized_crop(to_pixels(array.astype(np.float32) / 255, 5), (3, 4, 20, 30), (10, 15), 5)
+    floats = resized_crop(to_pixels(array.astype(np.float32) / 255, 5), (3, 4, 20, 30), (10, 15), PixelSpec(5))
     assert floats.dtype == torch.float32
     assert floats.shape == (5, 10, 15)
 

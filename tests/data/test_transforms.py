@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop
+from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.transforms import (
     FineTuneTransform,
     PreTrainTransform,
@@ -149,7 +150,7 @@ def paper_sample(value, cfg, scale=(0.8, 1.0), num_channels=3):
     image = open_image(value) if isinstance(value, bytes) else torch.from_numpy(value).permute(2, 0, 1)
     size = image.size[::-1] if isinstance(value, bytes) else image.shape[1:]
     box, flip = random_crop(*size, scale), torch.rand(1).item()
-    pixels = resized_crop(image, box, cfg.input_size, num_channels)
+    pixels = resized_crop(image, box, cfg.input_size, PixelSpec(num_channels))
     return box, flip, pixels.flip(-1) if flip < 0.5 else pixels, random_mask(1, cfg.mask_grid, cfg.num_masked)[0]
 
 
@@ -316,7 +317,7 @@ def test_every_kind_of_value(tmp_path):
 def test_errors():
     for transform in (
         PreTrainTransform(config(), max_pixels=1000),
-        FineTuneTransform(FINE_TUNING, max_pixels=1000),
+        FineTuneTransform(FINE_TUNING, spec=PixelSpec(max_pixels=1000)),
         PreTrainTransform(config(), train=False, max_pixels=1000),
     ):
         with pytest.raises(BrokenImage, match="a sample holds no image"):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.transforms import FineTuneTransform, seeded
 from modeling_a2mim.evaluation.corruptions import (
     CORRUPTIONS,
@@ -72,7 +73,7 @@ def test_the_classifiers_view_is_corrupted(mode):
         values = ((result * std + mean) * 255).permute(1, 2, 0).numpy()
         np.testing.assert_allclose(values, corrupted(seen, corruption, 4), atol=1e-3)  # float32, there and back
     with pytest.raises(ValueError, match="max_pixels"):
-        CorruptedTransform(cfg, "fog", 1, max_pixels=100)(png(PHOTO))
+        CorruptedTransform(cfg, "fog", 1, PixelSpec(max_pixels=100))(png(PHOTO))
 
 
 def png(image: Image.Image) -> bytes:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from ...arguments.data import ClassificationArguments
 from ...data.augmentation import finetuning_augmentation
 from ...data.dataset import ImageSamples
+from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...data.subsets import draw_subset, load_subset, save_subset
 from ...data.transforms import FineTuneTransform
@@ -41,7 +42,9 @@ def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments
 
 def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:
     """The images to evaluate on, as the trainer reads them."""
-    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
+    transform = FineTuneTransform(
+        timm_pretrained_cfg(model.a2mim), False, PixelSpec.from_config(model.config, data_args.max_image_pixels)
+    )
     return image_samples(data_args, images.validation, transform, seed, images.column)
 
 
@@ -61,4 +64,4 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
             raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
         cfg["input_size"] = [config.num_channels, *size]
     options = {"scale": tuple(data_args.crop_scale), **finetuning_augmentation(data_args)}
-    return FineTuneTransform(cfg, max_pixels=data_args.max_image_pixels, **options)
+    return FineTuneTransform(cfg, True, PixelSpec.from_config(model.config, data_args.max_image_pixels), **options)

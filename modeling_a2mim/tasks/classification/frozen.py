@@ -9,6 +9,7 @@ from transformers import set_seed
 from ...arguments.data import ClassificationArguments
 from ...arguments.model import ClassifierArguments
 from ...arguments.training import FineTuningArguments, data_seed
+from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...data.transforms import FineTuneTransform
 from ...evaluation.frozen import evaluate_frozen
@@ -62,7 +63,9 @@ def _evaluate(model_args, data_args, args, images: LabelledImages, subsets: dict
         class_weights = dict(enumerate(make_class_weights(class_weights, None, images.names)))
     model, _ = build_classifier(model_args, images.names, token=args.hub_token)
     model.to(args.device)
-    transform = FineTuneTransform(timm_pretrained_cfg(model.a2mim), train=False, max_pixels=data_args.max_image_pixels)
+    transform = FineTuneTransform(
+        timm_pretrained_cfg(model.a2mim), False, PixelSpec.from_config(model.config, data_args.max_image_pixels)
+    )
     return evaluate_frozen(
         model,
         image_samples(data_args, images.train, transform, args.seed, images.column),

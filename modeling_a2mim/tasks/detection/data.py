@@ -9,14 +9,15 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
+from torchvision.transforms.v2.functional import resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 from transformers import DetrImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from ...configuration_a2mim import A2MIMConfig
-from ...data.decoding import MAX_PIXELS, BrokenImage, open_image, orientation, to_pixels, upright
+from ...data.decoding import MAX_PIXELS, BrokenImage, load_turned
+from ...data.pixel_spec import PixelSpec
 from ...models.detection import A2MIMForObjectDetection
 from ...utils.labels import label_names
 from .annotations import Annotations
@@ -85,7 +86,7 @@ class DetectionTransform:
         flip: float = 0.5,
         max_pixels: int = MAX_PIXELS,
     ):
-        self.num_channels, self.max_pixels, self.train = config.num_channels, max_pixels, train
+        self.spec, self.train = PixelSpec.from_config(config, max_pixels), train
         self.annotations, self.resize = annotations, resize
         self.flip = v2.RandomHorizontalFlip(flip if train else 0.0)
         self.finish = v2.Compose(
@@ -95,7 +96,7 @@ class DetectionTransform:
     def __call__(self, image, objects) -> dict:
         """
         Args:
-            image: as `decoding.open_image` takes it.
+            image: as `decoding.open_stored` takes it.
             objects: as `Annotations.read` takes them, or `Sized`. If they are in pixels of the image as it is
                 stored, and it is shown turned (EXIF), they are turned with it.
 
@@ -108,9 +109,8 @@ class DetectionTransform:
             BrokenImage: if there is no image that can be used, or the objects are none, or of an image of another
                 size.
         """
-        opened = open_image(image, self.max_pixels)
-        stored, turn = (opened.height, opened.width), orientation(opened)
-        pixels = tv_tensors.Image(pil_to_tensor(to_pixels(upright(opened), self.num_channels)))
+        image, stored, turn = load_turned(image, self.spec)
+        pixels = tv_tensors.Image(image)
         original = (pixels.shape[-2], pixels.shape[-1])
         known = self._read(objects, original, stored, turn)
         kept = torch.from_numpy(~known.crowd)

@@ -17,10 +17,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import SegformerImageProcessor
 
-from ...arguments.data import MAX_PIXELS, sources_of
+from ...arguments.data import sources_of
 from ...arguments.segmentation import LABELS_FILE, SegmentationArguments, ignored_value
 from ...data.columns import choose_images, find_column
-from ...data.decoding import BrokenImage, open_image, orientation, to_pixels, turned, upright
+from ...data.decoding import BrokenImage, load_turned, turned
+from ...data.pixel_spec import PixelSpec, given_as
 from ...data.sources import RowSource
 from ...data.splits import NO_VALIDATION, as_source, find_evaluation_split, load_evaluation_split, load_training_split
 from ...export.record import hub_id
@@ -175,7 +176,7 @@ def find_labels_file(args: SegmentationArguments, token: str | None = None) -> P
 def transform_options(args: SegmentationArguments) -> dict:
     """Keyword arguments of `SegmentationTransform`."""
     names = ("resize_scale", "horizontal_flip", "photometric_distortion")
-    return {**{name: getattr(args, name) for name in names}, "max_pixels": args.max_image_pixels}
+    return {name: getattr(args, name) for name in names}
 
 
 class SegmentationTransform:
@@ -184,12 +185,11 @@ class SegmentationTransform:
 
     Args:
         processor: size and normalisation; what evaluation uses, and users of the model.
-        num_channels: of the images.
+        spec: what is taken of the images.
         labels: how to read maps.
         train: whether to augment.
         resize_scale: lowest and highest random factor, 1: the image just covers the crop.
         horizontal_flip, photometric_distortion: whether to draw them.
-        max_pixels: larger images and maps are refused.
 
     Raises:
         ValueError: naming `photometric_distortion`, if the images are not RGB.
@@ -200,25 +200,26 @@ class SegmentationTransform:
     def __init__(
         self,
         processor: SegformerImageProcessor,
-        num_channels: int,
+        spec: PixelSpec,
         labels: LabelValues,
         train: bool = True,
         resize_scale: Sequence[float] = (0.5, 2.0),
         horizontal_flip: bool = True,
         photometric_distortion: bool = False,
-        max_pixels: int = MAX_PIXELS,
     ):
-        self.processor, self.num_channels, self.train = processor, num_channels, train
-        self.labels, self.resize_scale, self.max_pixels = labels, resize_scale, max_pixels
+        self.processor, self.spec, self.train = processor, spec, train
+        self.labels, self.resize_scale = labels, resize_scale
         self.size = (processor.size["height"], processor.size["width"])
         mean, std = list(processor.image_mean), list(processor.image_std)
-        fill = {tv_tensors.Image: [round(255 * value) for value in mean], tv_tensors.Mask: labels.ignored}
+        fill = {tv_tensors.Image: mean, tv_tensors.Mask: labels.ignored}  # of values in [0, 1]
+        if spec.value_range is None:
+            fill[tv_tensors.Image] = [round(255 * value) for value in mean]
         steps = [v2.RandomCrop(self.size, pad_if_needed=True, fill=fill)]
         if horizontal_flip:
             steps.append(v2.RandomHorizontalFlip())
         if photometric_distortion:
-            if num_channels != 3:
-                raise ValueError(f"photometric_distortion: is for RGB images, not for {num_channels} channel(s)")
+            if spec.num_channels != 3:
+                raise ValueError(f"photometric_distortion: is for RGB images, not for {spec.num_channels} channel(s)")
             steps.append(v2.RandomPhotometricDistort())
         self.augment = v2.Compose([*steps, v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)])
         self.normalize = v2.Normalize(mean, std)
@@ -234,10 +235,8 @@ class SegmentationTransform:
                 than the other.
             ValueError: if the map is no image of numbers or colours.
         """
-        opened = open_image(image, self.max_pixels)
-        raw, turn = (opened.height, opened.width), orientation(opened)
-        pixels = v2.functional.pil_to_tensor(to_pixels(upright(opened), self.num_channels))
-        values = self.labels.read(label, self.max_pixels)
+        pixels, raw, turn = load_turned(image, self.spec)
+        values = self.labels.read(label, self.spec.max_pixels)
         if values.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
             values = turned(values, turn)
         classes = torch.from_numpy(values)
@@ -258,7 +257,7 @@ class SegmentationTransform:
         return {"pixel_values": image.as_subclass(torch.Tensor), "labels": mask.as_subclass(torch.Tensor)[0].long()}
 
     def _whole(self, pixels: torch.Tensor, classes: torch.Tensor) -> dict[str, torch.Tensor]:
-        made = self.processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
+        made = self.processor(images=pixels, return_tensors="pt", **given_as(pixels))
         nearest = v2.InterpolationMode.NEAREST_EXACT
         labels = v2.functional.resize(tv_tensors.Mask(classes[None]), list(self.size), nearest)
         return {

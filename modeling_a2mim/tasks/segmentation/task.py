@@ -10,6 +10,7 @@ from transformers import UperNetForSemanticSegmentation
 
 from ...arguments.segmentation import SegmentationArguments, SegmentationModelArguments, SegmentationTrainingArguments
 from ...arguments.training import data_seed
+from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...export.provenance import data_provenance
 from ...training.best_model import with_best_model, without_evaluation
@@ -117,14 +118,15 @@ def make_trainer(
         ValueError: naming the argument, if the first image or its map is not what it should be.
     """
     labels, seed = images.labels, data_seed(args)
-    processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
+    processor = image_processor(model, data_args.do_reduce_labels)
+    spec = PixelSpec.from_config(model.backbone.config, data_args.max_image_pixels)
     columns: dict[str, Any] = {"label_column": images.label_column, "image_column": images.image_column}
     options = transform_options(data_args)
-    augment = SegmentationTransform(processor, channels, labels, **options)
+    augment = SegmentationTransform(processor, spec, labels, **options)
     train_samples = image_samples(data_args, images.train, augment, seed, **columns)
     eval_samples, shown = None, []
     if images.validation is not None:
-        whole = SegmentationTransform(processor, channels, labels, train=False, **options)
+        whole = SegmentationTransform(processor, spec, labels, train=False, **options)
         eval_samples = image_samples(data_args, images.validation, whole, seed, **columns)
     train_samples.first(1)  # what is wrong with the maps is told now
     if eval_samples is not None:
@@ -176,8 +178,9 @@ def evaluate(
     images = load_to_evaluate(data_args, start.names, args.hub_token)
     labels = images.labels
     model = build_segmenter(model_args, start.names, labels.ignored, args.hub_token)
-    processor, channels = image_processor(model, data_args.do_reduce_labels), model.backbone.config.num_channels
-    transform = SegmentationTransform(processor, channels, labels, train=False, **transform_options(data_args))
+    processor = image_processor(model, data_args.do_reduce_labels)
+    spec = PixelSpec.from_config(model.backbone.config, data_args.max_image_pixels)
+    transform = SegmentationTransform(processor, spec, labels, train=False, **transform_options(data_args))
     columns: dict[str, Any] = {"label_column": images.label_column, "image_column": images.image_column}
     trainer = SegmentationTrainer(
         model=model,

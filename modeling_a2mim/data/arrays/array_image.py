@@ -1,0 +1,59 @@
+"""An image whose pixels are read when they are needed, whatever their type."""
+
+import abc
+
+import numpy as np
+
+
+Box = tuple[int, int, int, int]  # top, left, height and width in pixels
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be used, with the reason."""
+
+
+class ArrayImage(abc.ABC):
+    """What the header of an image says; `read` gives its pixels.
+
+    Attributes:
+        format: what it is stored as, for messages ("TIFF").
+        channels, height, width: of the image the right way up.
+        dtype: of the values, a real number of NumPy in the order of bytes of this machine.
+        window: the values between which a DICOM file is to be shown, if it says so.
+        alpha: whether the last channel is transparency.
+    """
+
+    def __init__(
+        self,
+        format: str,
+        shape: tuple[int, int, int],
+        dtype: np.dtype,
+        window: tuple[float, float] | None = None,
+        alpha: bool = False,
+    ):
+        self.format, self.dtype, self.window, self.alpha = format, np.dtype(dtype), window, alpha
+        self.channels, self.height, self.width = shape
+
+    @abc.abstractmethod
+    def read(self, box: Box | None = None) -> np.ndarray:
+        """The values of a box, or of all of the image: (channels, height, width), of `dtype`.
+
+        Raises:
+            BrokenImage: if they cannot be decoded.
+        """
+
+
+class StoredArray(ArrayImage):
+    """An array that is in memory: (channels, height, width)."""
+
+    def __init__(
+        self, format: str, values: np.ndarray, window: tuple[float, float] | None = None, alpha: bool = False
+    ):
+        super().__init__(format, values.shape, values.dtype, window, alpha)
+        self.values = values
+
+    def read(self, box: Box | None = None) -> np.ndarray:
+        if box is None:
+            return self.values
+        top, left, height, width = box
+        return self.values[:, top : top + height, left : left + width]

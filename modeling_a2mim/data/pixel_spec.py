@@ -1,0 +1,140 @@
+"""What a model takes of a stored image: which channels, and which numbers its values become."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from ..arguments.data import MAX_PIXELS
+from ..configuration_a2mim import A2MIMConfig
+from ..utils.value_range import PERCENTILE, ValueRange
+from .arrays import ArrayImage, BrokenImage
+from .arrays.array_image import Box
+
+
+STORED = "stored_images"  # key of the config.json of an exported model
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """From stored images to the pixels that a model takes.
+
+    Args:
+        num_channels: of the pixels.
+        channels: which of the stored channels they are, and in which order, counted from 1; `None` for all.
+        value_range: what stored values become; `None` for images of 8 bits alone, 0 to 255.
+        pages: what further pages of a file are (see `arrays.open_array`).
+        max_pixels: images of more pixels are refused.
+    """
+
+    num_channels: int = 3
+    channels: tuple[int, ...] | None = None
+    value_range: ValueRange | None = None
+    pages: str | None = None
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def from_config(cls, config: Any, max_pixels: int = MAX_PIXELS) -> Self:
+        """Of any model: of this package, of timm or of transformers, whose part for images may have a configuration
+        of its own."""
+        parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
+        counts = [getattr(part, "num_channels", None) for part in parts]
+        told = vars(config) if isinstance(config, A2MIMConfig) else getattr(config, STORED, None) or {}
+        return cls(
+            next((count for count in counts if isinstance(count, int)), 3),
+            tuple(told["channels"]) if told.get("channels") else None,
+            ValueRange.from_config(told.get("value_range")),
+            told.get("pages"),
+            max_pixels,
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """What the configuration of an exported model holds as `STORED`; nothing for plain photographs."""
+        known = {
+            "value_range": self.value_range and self.value_range.to_config(),
+            "channels": self.channels and list(self.channels),
+            "pages": self.pages,
+        }
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def plain(self) -> bool:
+        """Whether photographs of 8 bits are taken as they are."""
+        return self.channels is None and self.value_range is None
+
+    @property
+    def stored_channels(self) -> int | None:
+        """How many channels are expected in a file; `None` if any number of at least `max(channels)`."""
+        return self.num_channels if self.channels is None else None
+
+
+def given_as(pixels: torch.Tensor) -> dict[str, Any]:
+    """How a processor of transformers is told what (channels, height, width) it is given: bytes, or numbers in
+    [0, 1]."""
+    return {"input_data_format": "channels_first", **({} if pixels.dtype == torch.uint8 else {"do_rescale": False})}
+
+
+def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> torch.Tensor:
+    """The pixels of a box, or of all of an image, as a model takes them.
+
+    Returns:
+        (channels, height, width): uint8, if `spec` has no range; else float32, 0 to 1 in the range, and beyond it
+        where that cuts nothing off.
+
+    Raises:
+        BrokenImage: if they cannot be decoded, or are not of 8 bits and `spec` has no range.
+        ValueError: naming `num_channels` or `channels`, if the image has not so many.
+    """
+    known = spec.value_range
+    if known is None and image.dtype not in (np.uint8, np.bool_):
+        raise BrokenImage(
+            f"its values are of {image.dtype}, the model takes those of 8 bits; --value_range says what they become"
+        )
+    choose = channel_choice(image, spec)
+    if known is None:
+        values = choose(image.read(box))
+        return torch.from_numpy(np.ascontiguousarray(values * 255 if values.dtype == np.bool_ else values))
+    try:
+        if known.of == PERCENTILE:
+            whole = choose(image.read())
+            low, high = known.limits(whole)
+            top, left, height, width = box or (0, 0, image.height, image.width)
+            values = whole[:, top : top + height, left : left + width]
+        else:
+            values = choose(image.read(box))
+            low, high = known.limits(values, image.window)
+    except BrokenImage:
+        raise
+    except ValueError as error:
+        raise BrokenImage(str(error)) from error
+    return torch.from_numpy(known.scale(values, low, high))
+
+
+def channel_choice(image: ArrayImage, spec: PixelSpec) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes the channels of `spec` of those of an image, both (channels, height, width). Errors as
+    `read_values`."""
+    stored, wanted = image.channels, spec.num_channels
+    if spec.channels is not None:
+        if max(spec.channels) > stored:
+            raise ValueError(
+                f"channels: {max(spec.channels)} is asked for, but the image ({image.format}) has {stored} channel(s)"
+            )
+        indices = [channel - 1 for channel in spec.channels]
+        return lambda values: values[indices]
+    if stored == wanted:
+        return lambda values: values
+    if image.alpha and stored - 1 in (1, 3):  # transparency is dropped, as that of photographs
+        stored = stored - 1
+    if stored == wanted:
+        return lambda values: values[:stored]
+    if (stored, wanted) == (1, 3):
+        return lambda values: np.repeat(values[:1], 3, axis=0)
+    if (stored, wanted) == (3, 1):
+        return lambda values: np.tensordot(LUMINANCE, values[:3].astype(np.float64), 1)[None]
+    raise ValueError(
+        f"num_channels: the image ({image.format}) has {image.channels} channel(s), the model takes {wanted}; give "
+        f"--num_channels {image.channels}, or choose some by --channels (from 1)"
+    )

@@ -1,0 +1,143 @@
+"""From the values that an image file stores (of 12 bits, of radar, of a CT) to numbers in [0, 1]."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+
+AUTO, PERCENTILE, WINDOW = "auto", "percentile", "window"  # beside two numbers, what --value_range takes
+FIELD = "value_range"
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """Stored values become (value - low) / (high - low), in float32; what is not finite becomes 0.
+
+    Args:
+        low, high: the values that become 0 and 1: one number for all channels, or one for each; of `PERCENTILE`, which
+            percentiles of each channel of each image are.
+        clip: whether what lies outside is cut off, as by the window of a radiologist, or goes on beyond 0 and 1.
+        of: `None`, the same for all images; or `PERCENTILE`, or `WINDOW` (what the header of each DICOM file says).
+
+    Raises:
+        ValueError: naming `value_range`, if these are no ranges.
+    """
+
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    clip: bool = True
+    of: str | None = None
+
+    def __post_init__(self):
+        pairs = list(zip(self.low, self.high, strict=False))
+        if self.of not in (None, PERCENTILE, WINDOW):
+            _refuse(f"expected {PERCENTILE} or {WINDOW}, got {self.of!r}")
+        if len(self.low) != len(self.high) or bool(pairs) == (self.of == WINDOW):
+            _refuse(f"expected as many lowest as highest values, got {list(self.low)} and {list(self.high)}")
+        for low, high in pairs:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                _refuse(f"the lowest value must be below the highest, got {low:g} {high:g}")
+            if self.of == PERCENTILE and not 0 <= low < high <= 100:
+                _refuse(f"percentiles are in [0, 100], got {low:g} {high:g}")
+
+    @classmethod
+    def from_words(cls, words: Sequence[str]) -> Self | None:
+        """What the command line says: LOW HIGH, once or for each channel; `percentile LOW HIGH`; `window`. `None` for
+        `auto`, which is found in the data. Raises ValueError naming `value_range`."""
+        kind, numbers = (None, words) if _is_number(words[0]) else (words[0], words[1:])
+        if kind == AUTO and not numbers:
+            return None
+        if kind == WINDOW and not numbers:
+            return cls(of=WINDOW)
+        if kind in (None, PERCENTILE) and numbers and len(numbers) % 2 == 0 and all(map(_is_number, numbers)):
+            values = [float(number) for number in numbers]
+            return cls(tuple(values[::2]), tuple(values[1::2]), of=kind)
+        return _refuse(
+            f"expected LOW HIGH (once, or for each channel), {PERCENTILE} LOW HIGH, {WINDOW} or {AUTO}, got "
+            f"{' '.join(words)}"
+        )
+
+    @classmethod
+    def from_config(cls, value: Any) -> Self | None:
+        """What a configuration holds, as `to_config` gives it. Raises ValueError naming `value_range`."""
+        if value is None or isinstance(value, cls):
+            return value
+        try:
+            low, high = (tuple(float(number) for number in value.get(name, ())) for name in ("low", "high"))
+            return cls(low, high, bool(value.get("clip", True)), value.get("of"))
+        except (AttributeError, TypeError) as error:
+            return _refuse(f"expected low, high, clip and of, got {value!r} ({error})")
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON."""
+        found: dict[str, Any] = {"low": list(self.low), "high": list(self.high), "clip": self.clip}
+        return {**found, "of": self.of} if self.of else found
+
+    def check(self, channels: int) -> None:
+        """Refuse a range of other channels. Raises ValueError naming `value_range`."""
+        if len(self.low) not in (0, 1, channels):
+            _refuse(f"has {len(self.low)} ranges; expected one, or one for each of the {channels} channels")
+
+    def limits(self, values: np.ndarray, window: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The stored values that become 0 and 1, both (channels or 1, 1, 1) float64.
+
+        Args:
+            values: (channels, height, width) of the whole image; needed for percentiles alone.
+            window: what the header of the image says.
+
+        Raises:
+            ValueError: if a window is asked for and there is none.
+        """
+        low, high = np.array(self.low, dtype=np.float64), np.array(self.high, dtype=np.float64)
+        if self.of == WINDOW:
+            if window is None:
+                raise ValueError("its header has no window, which --value_range window asks for")
+            low, high = np.array(window[:1], dtype=np.float64), np.array(window[1:], dtype=np.float64)
+        elif self.of == PERCENTILE:
+            low, high = _percentiles(values, low, high)
+        return low[:, None, None], high[:, None, None]
+
+    def scale(self, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Stored values (channels, height, width) by `limits`: float32. Computed in float64, so that a value becomes
+        the same whatever type it is stored in; where low and high are the same, 0."""
+        width = np.where(high > low, high - low, np.inf)
+        found = np.subtract(values, low, dtype=np.float64)
+        found /= width
+        if self.clip:
+            np.clip(found, 0, 1, out=found)
+        if not np.issubdtype(values.dtype, np.integer):
+            found[~np.isfinite(found)] = 0
+        return found.astype(np.float32)
+
+    def __str__(self) -> str:
+        pairs = list(zip(self.low, self.high, strict=True))
+        shown = ", ".join(f"{low:g} to {high:g}" for low, high in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
+        if self.of == WINDOW:
+            return "the window of each file"
+        return f"percentiles {shown} of each image" if self.of else shown + ("" if self.clip else ", not cut off")
+
+
+def _percentiles(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    channels = len(values)
+    found = np.zeros((2, channels))
+    first, last = np.broadcast_to(low, channels), np.broadcast_to(high, channels)
+    for i in range(channels):
+        finite = values[i][np.isfinite(values[i])]
+        if finite.size:  # else a channel that is missing
+            found[:, i] = np.percentile(finite.astype(np.float64), [first[i], last[i]])
+    return found[0], found[1]
+
+
+def _is_number(word: Any) -> bool:
+    try:
+        float(word)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refuse(message: str) -> Any:
+    raise ValueError(f"{FIELD}: {message}")
