@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
 from .utils.statistics import check_statistics
-from .utils.value_range import ValueRange
+from .utils.value_range import PAGES, STORED_FIELDS, ValueRange
 
 
 CHOICES = {
@@ -23,7 +23,6 @@ CHOICES = {
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
 }
-PAGES = ("channels", "samples", "first")
 # Of the default size of the mask's cells.
 LARGEST_CELL = 32  # pixels
 FEWEST_CELLS, MOST_CELLS = 6, 48  # in a row
@@ -221,6 +220,11 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         """A configuration where the mask plays no part (classification): its cells are as few as the image allows."""
         few = [next((size // d for d in range(2, size + 1) if size % d == 0), 1) for size in _pair(image_size)]
         return cls(image_size=image_size, mask_patch_size=few, **kwargs)
+
+    @property
+    def stored_images(self) -> dict[str, Any]:
+        """What is taken of stored images, as far as it is given: `value_range`, `channels` and `pages`."""
+        return {name: value for name in STORED_FIELDS if (value := getattr(self, name)) is not None}
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -1,11 +1,14 @@
 """Command-line arguments that say what model: its encoder, the mask and the loss, or a classifier."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.hf_argparser import HfArg
 
 from ..utils.statistics import check_statistics
+from ..utils.value_range import AUTO, PAGES, ValueRange
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
@@ -33,12 +36,37 @@ class EncoderArguments:
     image_size: list[int] | None = HfArg(
         default=None, help="Image size in pixels: one number, or height and width.", metadata={"nargs": "+"}
     )
-    num_channels: int | None = HfArg(default=None, help="Channels of the images: 1 grey, 3 RGB (default).")
-    image_mean: list[float] | None = HfArg(
-        default=None, help="Mean of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    num_channels: int | None = HfArg(
+        default=None, help="Channels of the images: 1 grey, 3 RGB (default), or any other number."
     )
-    image_std: list[float] | None = HfArg(
-        default=None, help="Standard deviation of each channel (pixels in [0, 1]).", metadata={"nargs": "+"}
+    channels: list[int] | None = HfArg(
+        default=None,
+        help="Take these of the stored channels, in this order, counted from 1; all, if not given.",
+        metadata={"nargs": "+"},
+    )
+    value_range: list[str] | None = HfArg(
+        default=None,
+        help="What stored values become 0 and 1: LOW HIGH (once, or for each channel; what lies outside is cut off, "
+        "unless `unclipped` follows), percentile LOW HIGH (of each channel of each image), window (what each DICOM "
+        "file says), or auto: lowest and highest value in a sample of the images; without it, auto for images that "
+        "are not of 8 bits.",
+        metadata={"nargs": "+"},
+    )
+    pages: str | None = HfArg(
+        default=None,
+        help="What pages or frames of a file are: channels, samples, or first (take no others). Without it, files "
+        "that have several are refused.",
+        metadata={"choices": PAGES},
+    )
+    image_mean: list[str] | None = HfArg(
+        default=None,
+        help="Mean of each channel (pixels in [0, 1]); auto: of a sample of the images.",
+        metadata={"nargs": "+"},
+    )
+    image_std: list[str] | None = HfArg(
+        default=None,
+        help="Standard deviation of each channel (pixels in [0, 1]); auto: of a sample of the images.",
+        metadata={"nargs": "+"},
     )
     crop_pct: float | None = HfArg(
         default=None, help="Share of the resized image that is seen in evaluation. Default 0.95."
@@ -51,8 +79,30 @@ class EncoderArguments:
         if self.pretrained and self.architecture is None:
             raise ValueError("pretrained: needs --architecture, the timm model whose weights are loaded")
         for field in ("image_mean", "image_std"):
-            if getattr(self, field) is not None:
-                check_statistics(field, getattr(self, field))
+            values = getattr(self, field)
+            if values is not None and not is_auto(values):
+                check_statistics(field, numbers(field, values))
+        if self.value_range is not None:
+            ValueRange.from_words(self.value_range)
+        if self.channels is not None and min(self.channels) < 1:
+            raise ValueError(f"channels: are counted from 1, got {' '.join(map(str, self.channels))}")
+
+
+def is_auto(words: Sequence[Any] | None) -> bool:
+    """Whether these words of the command line say that a value is to be found in the images."""
+    return words is not None and list(words) == [AUTO]
+
+
+def numbers(field: str, words: Sequence[Any]) -> list[float]:
+    """Words of the command line as numbers.
+
+    Raises:
+        ValueError: naming `field`.
+    """
+    try:
+        return [float(word) for word in words]
+    except (TypeError, ValueError):
+        raise ValueError(f"{field}: expected a number for each channel, or {AUTO}, got {words}") from None
 
 
 @dataclass

@@ -4,7 +4,8 @@ import json
 from dataclasses import fields
 
 from ..configuration_a2mim import A2MIMConfig
-from .model import EncoderArguments, PreTrainingModelArguments
+from ..utils.value_range import ValueRange
+from .model import EncoderArguments, PreTrainingModelArguments, is_auto, numbers
 
 
 # Fields that a preset decides, be it for the default.
@@ -24,6 +25,16 @@ def given_settings(args: EncoderArguments) -> dict:
     for name in ("image_size", "mask_patch_size"):
         if name in values and len(values[name]) == 1:
             values[name] = values[name][0]
+    for name in ("image_mean", "image_std"):
+        if is_auto(values.get(name)):
+            del values[name]  # is found in the images, see tasks/stored_images.py
+        elif name in values:
+            values[name] = numbers(name, values[name])
+    if "value_range" in values:
+        known = ValueRange.from_words(values.pop("value_range"))
+        values |= {} if known is None else {"value_range": known.to_config()}
+    if "channels" in values:
+        values.setdefault("num_channels", len(values["channels"]))
     if "model_args" in values:
         try:
             values["model_args"] = json.loads(values["model_args"])

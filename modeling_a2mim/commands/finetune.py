@@ -32,6 +32,8 @@ def run(arguments: Arguments) -> tuple:
     from transformers import set_seed
 
     from ..tasks import load_task
+    from ..tasks.start import open_start
+    from ..tasks.stored_images import with_found_values
 
     model_args, data_args, args = arguments[:3]
     task = load_task(arguments.task)
@@ -40,6 +42,11 @@ def run(arguments: Arguments) -> tuple:
         write_run_file(arguments)
         return None, metrics
     images = task.load(model_args, data_args, args)
+    start = open_start(model_args, args.hub_token)
+    column = getattr(images, "image_column", None)
+    model_args = with_found_values(
+        model_args, data_args, images.train, None if start is None else start.config, column
+    )
     if getattr(model_args, "knn", False) or getattr(data_args, "seeds", None):
         metrics = task.compare(model_args, data_args, args, images)
         write_run_file(arguments)

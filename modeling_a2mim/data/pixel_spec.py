@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from ..arguments.data import MAX_PIXELS
-from ..configuration_a2mim import A2MIMConfig
-from ..utils.value_range import PERCENTILE, ValueRange
+from ..utils.value_range import PERCENTILE, STORED, ValueRange
 from .arrays import ArrayImage, BrokenImage
 from .arrays.array_image import Box
 
 
-STORED = "stored_images"  # key of the config.json of an exported model
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
 
 
@@ -42,7 +40,7 @@ class PixelSpec:
         of its own."""
         parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
         counts = [getattr(part, "num_channels", None) for part in parts]
-        told = vars(config) if isinstance(config, A2MIMConfig) else getattr(config, STORED, None) or {}
+        told = next((found for part in parts if (found := getattr(part, STORED, None))), {})
         return cls(
             next((count for count in counts if isinstance(count, int)), 3),
             tuple(told["channels"]) if told.get("channels") else None,
@@ -50,15 +48,6 @@ class PixelSpec:
             told.get("pages"),
             max_pixels,
         )
-
-    def to_config(self) -> dict[str, Any]:
-        """What the configuration of an exported model holds as `STORED`; nothing for plain photographs."""
-        known = {
-            "value_range": self.value_range and self.value_range.to_config(),
-            "channels": self.channels and list(self.channels),
-            "pages": self.pages,
-        }
-        return {name: value for name, value in known.items() if value is not None}
 
     @property
     def plain(self) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import timm
 
+from ..utils.value_range import stored_fields
 from .meta import build_on_meta
 
 
@@ -46,6 +47,7 @@ def fields_of_timm(data: dict[str, Any]) -> dict[str, Any]:
         "image_size": height if height == width else [height, width],
         "num_channels": channels,
     }
+    fields |= stored_fields(data)
     if cfg.get("crop_pct"):
         fields["crop_pct"] = cfg["crop_pct"]
     for name in ("mean", "std"):

@@ -23,6 +23,7 @@ from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import PRETRAINING_CONFIG, PRETRAINING_FOLDER
 from ..utils.files import atomic_files, files_in, write_json
 from ..utils.plotting import loss_curve
+from ..utils.value_range import STORED
 from ..utils.weights import without_sharing
 from .eval_results import eval_results
 from .filenames import (
@@ -74,6 +75,8 @@ def timm_config(model: A2MIMModel) -> dict:
         "model_args": args,
         "pretrained_cfg": timm_pretrained_cfg(model),
     }
+    if config.stored_images:
+        result[STORED] = config.stored_images
     if model.num_classes:
         id2label: dict = config.id2label  # by numbers; transformers allows names too, as in JSON
         result["label_names"] = [id2label[i] for i in range(model.num_classes)]

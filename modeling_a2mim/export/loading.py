@@ -42,6 +42,12 @@ def load_pretraining_model(folder_or_repo: str, **hub_kwargs) -> A2MIMForPreTrai
     return model
 
 
+def pretraining_config(folder_or_repo: str, **hub_kwargs) -> A2MIMConfig:
+    """The configuration of what `load_pretraining_model` gives; arguments and errors as there."""
+    nested = find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is not None
+    return open_pretrained(folder_or_repo, PRETRAINING_FOLDER if nested else "", **hub_kwargs).config
+
+
 def _read_pretraining_model(folder_or_repo: str, **hub_kwargs) -> tuple[A2MIMForPreTraining, str]:
     """The model, and where it is."""
     nested = find_file(folder_or_repo, PRETRAINING_CONFIG, **hub_kwargs) is not None

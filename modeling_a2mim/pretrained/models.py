@@ -20,6 +20,7 @@ from ..encoders.meta import build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm, is_timm
 from ..key_layouts import LAYOUTS, encoder_fields, timm_weights
+from ..utils.value_range import STORED_FIELDS, stored_fields
 from .hub_files import find_file, find_optional_file
 from .weight_files import read_weights
 
@@ -31,6 +32,7 @@ PRETRAINED = f"pre-trained by {MASKED}"
 DETECTOR_TYPE = "a2mim_detector"
 ENCODER_FIELDS = (
     *("architecture", "model_args", "image_size", "num_channels", "image_mean", "image_std", "crop_pct"),
+    *STORED_FIELDS,
     *("out_indices", "feature_pyramid"),
 )
 INSIDE = "a2mim.encoder."  # in the names of the encoder's weights, wherever it is inside another model
@@ -192,7 +194,7 @@ def open_pretrained(source: str, subfolder: str = "", **hub_kwargs: Any) -> Pret
     if model_type == DETECTOR_TYPE:
         return model(kind=DETECTORS[bool(data.get("predict_masks"))], config=_encoder_config(data), names=names)
     if isinstance(backbone, dict):
-        config = _backbone_config(source, subfolder, backbone, **hub_kwargs)
+        config = _backbone_config(source, subfolder, data, **hub_kwargs)
         if config is not None:
             kind = "segmenter" if model_type == "upernet" else (data.get("architectures") or [model_type])[0]
             return model(kind=kind, config=config, names=names)
@@ -216,8 +218,9 @@ def _encoder_config(data: dict) -> A2MIMConfig:
     return A2MIMConfig.for_encoder(**{name: data[name] for name in ENCODER_FIELDS if data.get(name) is not None})
 
 
-def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: Any) -> A2MIMConfig | None:
+def _backbone_config(source: str, subfolder: str, data: dict, **hub_kwargs: Any) -> A2MIMConfig | None:
     """That of the encoder in a model of transformers, `None` if it is none of timm's."""
+    backbone = data["backbone_config"]
     if backbone.get("model_type") == A2MIMConfig.model_type:
         return _encoder_config(backbone)
     if backbone.get("model_type") != "timm_backbone":
@@ -231,6 +234,7 @@ def _backbone_config(source: str, subfolder: str, backbone: dict, **hub_kwargs: 
         raise ValueError(f"model_name_or_path: {source} does not say what size of images it takes ({name})")
     fields = {"image_size": _square(size["height"], size["width"])}
     fields |= {field: processor[field] for field in ("image_mean", "image_std") if field in processor}
+    fields |= stored_fields(data)
     fields |= {"architecture": backbone["backbone"], "num_channels": backbone.get("num_channels", 3)}
     return A2MIMConfig.for_encoder(**fields, out_indices=backbone["out_indices"])
 

@@ -10,11 +10,12 @@ from ..arguments.data import PreTrainingDataArguments
 from ..arguments.model import PreTrainingModelArguments
 from ..arguments.settings import given_settings, new_config, settings_for
 from ..arguments.training import A2MIMTrainingArguments, data_seed
+from ..configuration_a2mim import A2MIMConfig
 from ..data.augmentation import pretraining_augmentation
 from ..data.monitor import load_monitor, open_monitor
 from ..data.splits import image_samples, load_pretraining_splits
 from ..data.transforms import PreTrainTransform
-from ..export.loading import earlier_of, load_pretraining_model
+from ..export.loading import earlier_of, load_pretraining_model, pretraining_config
 from ..export.provenance import monitor_data, pretraining_provenance
 from ..export.record import pretraining_runs
 from ..modeling_a2mim import A2MIMForPreTraining
@@ -27,6 +28,7 @@ from ..training.monitor import check_best_metric, figure_names
 from ..training.resuming import flags
 from ..training.trainer import A2MIMTrainer
 from .start import encoder_provenance, is_new, open_start
+from .stored_images import with_found_values
 
 
 PRETRAINING = "pre-training model"  # as a kind
@@ -47,6 +49,8 @@ def make_trainer(
         new_config(model_args)  # what is wrong in it is said before images are looked for
     train, evaluation, evaluated = load_pretraining_splits(data_args, args.hub_token)
     monitored = open_monitor(data_args, args.hub_token)
+
+    model_args = with_found_values(model_args, data_args, train, _known_config(model_args, start, args.hub_token))
 
     set_seed(args.seed)
     provenance = {"task": MASKED, **pretraining_provenance(data_args)}
@@ -118,6 +122,16 @@ def open_pretraining_start(args: PreTrainingModelArguments, token: str | None = 
         return None
     start.found  # noqa: B018  # read now: what is wrong with it is said before images are looked for
     return start
+
+
+def _known_config(
+    args: PreTrainingModelArguments, start: Pretrained | None, token: str | None = None
+) -> A2MIMConfig | None:
+    """That of the model whose weights a run starts from; `None` for a new one."""
+    if start is not None:
+        return start.config
+    where = {"revision": args.model_revision, "token": token}
+    return None if is_new(args) else pretraining_config(folder_or_id(args.model_name_or_path), **where)
 
 
 def build_pretraining_model(

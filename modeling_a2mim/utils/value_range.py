@@ -9,7 +9,11 @@ import numpy as np
 
 
 AUTO, PERCENTILE, WINDOW = "auto", "percentile", "window"  # beside two numbers, what --value_range takes
+UNCLIPPED = "unclipped"  # the last word, where nothing is to be cut off
+PAGES = ("channels", "samples", "first")  # what several pages of a file may be
 FIELD = "value_range"
+STORED_FIELDS = (FIELD, "channels", "pages")  # of `A2MIMConfig`, what is taken of stored images
+STORED = "stored_images"  # where other configurations hold them, those that are given
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,23 @@ class ValueRange:
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> Self | None:
-        """What the command line says: LOW HIGH, once or for each channel; `percentile LOW HIGH`; `window`. `None` for
-        `auto`, which is found in the data. Raises ValueError naming `value_range`."""
+        """What the command line says: LOW HIGH, once or for each channel; `percentile LOW HIGH`; `window`; with
+        `unclipped` at its end if wanted. `None` for `auto`, which is found in the data. Raises ValueError naming
+        `value_range`."""
+        given, clip = " ".join(map(str, words)), words[-1] != UNCLIPPED
+        words = words if clip else words[:-1]
+        if not words:
+            return _refuse(f"expected LOW HIGH before {UNCLIPPED}")
         kind, numbers = (None, words) if _is_number(words[0]) else (words[0], words[1:])
-        if kind == AUTO and not numbers:
+        if kind == AUTO and not numbers and clip:
             return None
         if kind == WINDOW and not numbers:
-            return cls(of=WINDOW)
+            return cls(clip=clip, of=WINDOW)
         if kind in (None, PERCENTILE) and numbers and len(numbers) % 2 == 0 and all(map(_is_number, numbers)):
             values = [float(number) for number in numbers]
-            return cls(tuple(values[::2]), tuple(values[1::2]), of=kind)
+            return cls(tuple(values[::2]), tuple(values[1::2]), clip, kind)
         return _refuse(
-            f"expected LOW HIGH (once, or for each channel), {PERCENTILE} LOW HIGH, {WINDOW} or {AUTO}, got "
-            f"{' '.join(words)}"
+            f"expected LOW HIGH (once, or for each channel), {PERCENTILE} LOW HIGH, {WINDOW} or {AUTO}, got {given}"
         )
 
     @classmethod
@@ -70,6 +78,11 @@ class ValueRange:
             return cls(low, high, bool(value.get("clip", True)), value.get("of"))
         except (AttributeError, TypeError) as error:
             return _refuse(f"expected low, high, clip and of, got {value!r} ({error})")
+
+    def to_words(self) -> list[str]:
+        """What the command line would say."""
+        numbers = [f"{limit!r}" for pair in zip(self.low, self.high, strict=True) for limit in pair]
+        return [*([self.of] if self.of else []), *numbers, *([] if self.clip else [UNCLIPPED])]
 
     def to_config(self) -> dict[str, Any]:
         """JSON."""
@@ -118,6 +131,18 @@ class ValueRange:
         if self.of == WINDOW:
             return "the window of each file"
         return f"percentiles {shown} of each image" if self.of else shown + ("" if self.clip else ", not cut off")
+
+
+def stored_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """`STORED` of a config.json, as fields of `A2MIMConfig`.
+
+    Raises:
+        ValueError: naming it, if it holds anything else.
+    """
+    found = data.get(STORED) or {}
+    if not isinstance(found, dict) or not found.keys() <= set(STORED_FIELDS):
+        raise ValueError(f"{STORED}: expected an object with {', '.join(STORED_FIELDS)}, got {found!r}")
+    return found
 
 
 def _percentiles(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

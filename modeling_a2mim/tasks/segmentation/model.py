@@ -12,6 +12,7 @@ from ...arguments.segmentation import SegmentationModelArguments
 from ...models.heads import kept_as_it_is, load_head, say_start
 from ...pretrained import backbone_names
 from ...utils.labels import label_fields
+from ...utils.value_range import STORED
 from ..encoder import build_backbone
 from ..start import open_start
 
@@ -95,6 +96,8 @@ def without_package(model: UperNetForSemanticSegmentation) -> UperNetForSemantic
         plain.backbone_config = TimmBackboneConfig(  # type: ignore[call-arg] # it takes and documents `out_indices`
             backbone=architecture, num_channels=channels, out_indices=indices
         )
+        if config.stored_images:
+            setattr(plain, STORED, config.stored_images)
         twin = UperNetForSemanticSegmentation(plain).eval()
         twin.backbone.load_state_dict(_renamed(model.backbone.a2mim.encoder, twin.backbone))
         twin.decode_head.load_state_dict(model.decode_head.state_dict())

@@ -1,0 +1,150 @@
+"""What a sample of the images says of all of them: whether they are of 8 bits, the range of their values, and mean and
+standard deviation of each channel."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils.logging import tqdm
+
+from ..utils.value_range import ValueRange
+from .arrays import ArrayImage, BrokenImage
+from .decoding import load_tensor, open_stored
+from .held_out import spread_rows
+from .pixel_spec import PixelSpec, channel_choice
+from .sources import RowSource
+
+
+logger = logging.getLogger("a2mim")
+
+LOOKED_AT = 16  # images whose headers tell how all are stored
+SAMPLE = 512  # images that are measured, all if there are no more
+NARROW = 0.25  # of a range: most values lie in less
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of pixels in [0, 1], of `images` images, each of which counts alike.
+
+    Attributes:
+        mean, std: of each channel; a channel that is the same everywhere has a standard deviation of 1.
+        error: of each mean, its standard error beside the mean of all images; 0 if all were measured.
+        images: how many were measured.
+    """
+
+    mean: list[float]
+    std: list[float]
+    error: list[float]
+    images: int
+
+
+def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
+    """How the values of some images are stored, and how many of them: "8 bits" or a type of NumPy. Broken images are
+    left out.
+
+    Args:
+        source: rows whose column of images is selected.
+        spec: what is taken of them.
+
+    Raises:
+        ValueError: naming the image, if it has not the channels of `spec`.
+    """
+    found: Counter[str] = Counter()
+    # Of rows that are read together, those of one chunk: others would have to be fetched for one image each.
+    first = np.arange(min(LOOKED_AT, int(source.chunks[0]))) if source.row_bytes else None
+    rows = spread_rows(LOOKED_AT, source.chunks) if first is None else first
+    for _, value in _images(source, rows.tolist(), spec):
+        if isinstance(value, Image.Image | torch.Tensor) or value.dtype in (np.uint8, np.bool_):
+            found["8 bits"] += 1
+        else:
+            channel_choice(value, spec)
+            found[str(value.dtype)] += 1
+    return found
+
+
+def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
+    """The lowest and the highest finite value in a sample of the images; nothing outside is cut off.
+
+    Args:
+        source: rows whose column of images is selected.
+        spec: what is taken of them.
+
+    Raises:
+        ValueError: naming `value_range`, if there are no such values.
+    """
+    lowest, highest, parts = np.inf, -np.inf, []
+    rows = spread_rows(SAMPLE, source.chunks).tolist()
+    for row, image in _images(source, tqdm(rows, desc="range of values", unit=" images", delay=3), spec):
+        if isinstance(image, Image.Image | torch.Tensor):
+            continue
+        try:
+            values = channel_choice(image, spec)(image.read())
+        except BrokenImage:
+            continue
+        except ValueError as error:
+            raise ValueError(f"{source.describe(row)}: {error}") from error
+        values = values[np.isfinite(values)]
+        if values.size:
+            lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
+            parts.append(values[:: max(1, values.size // 4096)].astype(np.float64))
+    if not parts:
+        raise ValueError(f"value_range: of {len(rows)} images none has values that can be read; give LOW HIGH")
+    low, high = np.percentile(np.concatenate(parts), [0.1, 99.9]).tolist()
+    if high - low < NARROW * (highest - lowest):
+        logger.warning(
+            "value_range: nearly all values lie between %g and %g, the lowest is %g and the highest %g; --value_range "
+            "%g %g would give more contrast, and cut the others off",
+            *(low, high, lowest, highest, low, high),
+        )
+    return ValueRange((lowest,), (highest if highest > lowest else lowest + 1.0,), clip=False)
+
+
+def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
+    """Mean and standard deviation of each channel of a sample of the images, as the model takes them.
+
+    Args:
+        source: rows whose column of images is selected.
+        spec: what is taken of them.
+
+    Raises:
+        ValueError: naming `image_mean`, if no image can be read, or the image that has other channels.
+    """
+    rows = spread_rows(SAMPLE, source.chunks).tolist()
+    means, squares = [], []
+    for row in tqdm(rows, desc="mean of the images", unit=" images", delay=3):
+        value = source.read([row])[0][0]
+        try:
+            if isinstance(value, BrokenImage):
+                raise value
+            pixels = load_tensor(value, spec)
+        except BrokenImage:
+            continue
+        except ValueError as error:
+            raise ValueError(f"{source.describe(row)}: {error}") from error
+        numbers = pixels.flatten(1).double() / (255 if pixels.dtype == torch.uint8 else 1)
+        means.append(numbers.mean(1))
+        squares.append(numbers.square().mean(1))
+    if not means:
+        raise ValueError(f"image_mean: of {len(rows)} images none can be read")
+    of_images, count = torch.stack(means), len(means)
+    mean = of_images.mean(0)
+    std = (torch.stack(squares).mean(0) - mean.square()).clamp(min=0).sqrt()
+    left_out = 1 - count / max(len(source), count)
+    spread = of_images.std(0) if count > 1 else torch.zeros_like(mean)
+    errors = spread * (left_out / count) ** 0.5
+    return Statistics(mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist(), errors.tolist(), count)
+
+
+def _images(source: RowSource, rows, spec: PixelSpec) -> Iterator[tuple[int, Image.Image | ArrayImage | torch.Tensor]]:
+    for row in rows:
+        value = source.read([row])[0][0]
+        if isinstance(value, BrokenImage):
+            continue
+        try:
+            yield row, open_stored(value, spec)
+        except BrokenImage:
+            continue

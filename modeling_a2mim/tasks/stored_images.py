@@ -1,0 +1,94 @@
+"""What is not given of how images are stored is found in them before the model is built."""
+
+import dataclasses
+import logging
+from typing import Any, TypeVar
+
+import datasets
+from datasets import Image
+
+from ..arguments.data import DataArguments
+from ..arguments.model import EncoderArguments, is_auto
+from ..arguments.settings import given_settings
+from ..configuration_a2mim import A2MIMConfig
+from ..data.columns import find_column
+from ..data.image_statistics import find_range, find_statistics, stored_types
+from ..data.pixel_spec import PixelSpec
+from ..data.sources import RowSource
+from ..data.splits import as_source
+from ..utils.value_range import ValueRange
+
+
+logger = logging.getLogger("a2mim")
+
+Args = TypeVar("Args", bound=EncoderArguments)
+BYTES = "8 bits"  # of `stored_types`
+
+
+def with_found_values(
+    args: Args,
+    data_args: DataArguments,
+    train: datasets.Dataset | RowSource,
+    config: A2MIMConfig | None = None,
+    image_column: str | None = None,
+) -> Args:
+    """The arguments with a range of values, mean and standard deviation where these are `auto`, or where images are
+    not of 8 bits and no range is known. What was found is in the log.
+
+    Args:
+        args: of the model.
+        data_args: how to read the images.
+        train: the images that it is trained on.
+        config: of the model that it starts from, if there is one.
+        image_column: of the images, if another one than `data_args` says.
+
+    Raises:
+        ValueError: naming the argument, if it does not fit the images.
+    """
+    given = given_settings(args)
+    known = {} if config is None else {"num_channels": config.num_channels, **config.stored_images}
+    if is_auto(args.value_range):
+        known.pop("value_range", None)
+    elif "value_range" in known and args.value_range is None:
+        logger.info("value_range: %s, as the model has it", ValueRange.from_config(known["value_range"]))
+    spec = _spec({**known, **given}, data_args.max_image_pixels)
+    source = as_source(data_args, train)
+    if source.columns is None:
+        name = image_column or data_args.image_column_name
+        source = source.select(find_column(source, Image, name, "image_column_name"))
+    found: dict[str, Any] = {}
+    if spec.value_range is None:
+        types = stored_types(source, spec)
+        others = {kind: count for kind, count in types.items() if kind != BYTES}
+        if others and BYTES in types:
+            counted = ", ".join(f"{count} of {kind}" for kind, count in types.items())
+            raise ValueError(f"value_range: images are stored in several ways ({counted}); give LOW HIGH of them all")
+        if others:
+            limits = find_range(source, spec)
+            spec = dataclasses.replace(spec, value_range=limits)
+            found["value_range"] = limits.to_words()
+            logger.info(
+                "value_range auto: %g to %g become 0 to 1, the lowest and highest value (%s) of a sample of the images",
+                *(limits.low[0], limits.high[0], " and ".join(others)),
+            )
+        elif is_auto(args.value_range):
+            logger.info("value_range auto: images are of 8 bits; 0 to 255 become 0 to 1")
+    if is_auto(args.image_mean) or is_auto(args.image_std):
+        statistics = find_statistics(source, spec)
+        error = f"; standard error of the means at most {max(statistics.error):.2g}" if any(statistics.error) else ""
+        for name, values in (("image_mean", statistics.mean), ("image_std", statistics.std)):
+            if is_auto(getattr(args, name)):
+                found[name] = [round(value, 6) for value in values]
+                shown = " ".join(f"{value:.4g}" for value in values)
+                logger.info("%s auto: %s, of %d of %d images%s", name, shown, statistics.images, len(source), error)
+    return dataclasses.replace(args, **found) if found else args
+
+
+def _spec(known: dict[str, Any], max_pixels: int) -> PixelSpec:
+    return PixelSpec(
+        known.get("num_channels", A2MIMConfig.num_channels),
+        tuple(known["channels"]) if known.get("channels") else None,
+        ValueRange.from_config(known.get("value_range")),
+        known.get("pages"),
+        max_pixels,
+    )
