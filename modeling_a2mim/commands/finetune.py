@@ -43,10 +43,9 @@ def run(arguments: Arguments) -> tuple:
         return None, metrics
     images = task.load(model_args, data_args, args)
     start = open_start(model_args, args.hub_token)
-    column = getattr(images, "image_column", None)
-    model_args = with_found_values(
-        model_args, data_args, images.train, None if start is None else start.config, column
-    )
+    rows, column = images.stored
+    known = None if start is None else start.config
+    model_args = with_found_values(model_args, data_args, rows, column, known)
     if getattr(model_args, "knn", False) or getattr(data_args, "seeds", None):
         metrics = task.compare(model_args, data_args, args, images)
         write_run_file(arguments)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset, Image
 
-from .sources import RowSource
+from .sources import RowSource, array_type
 
 
 # Words in the names of columns of images that belong to another image: what is learned from it, or a small copy of it.
@@ -22,8 +22,8 @@ USUAL = ("image", "img", "jpg", "jpeg", "png", "webp", "jxl", "heic", "tif", "ti
 
 
 def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, field: str) -> str:
-    """The column that holds images (`kind=datasets.Image`) or labels (`ClassLabel`): the one called `name` if given,
-    else the first of that kind. `field` is what the user sets it with, for the message.
+    """The column that holds images (`kind=datasets.Image`; without one, arrays) or labels (`ClassLabel`): the one
+    called `name` if given, else the first of that kind. `field` is what the user sets it with, for the message.
 
     Raises:
         ValueError: if there is no such column.
@@ -36,6 +36,7 @@ def find_column(dataset: Dataset | RowSource, kind: type, name: str | None, fiel
         return name
     if kind is Image:
         of_kind = [column for column in columns if isinstance(features[column], Image)]
+        of_kind = of_kind or [column for column in columns if array_type(features[column])]
         found = choose_images(of_kind) if of_kind else next((c for c in USUAL if c in columns), None)
         if found is None and of_kind:
             raise ValueError(

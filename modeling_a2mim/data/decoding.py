@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..arguments.data import MAX_PIXELS
 from .arrays import ARRAY_SUFFIXES, ArrayImage, BrokenImage, StoredArray, open_array
-from .pixel_spec import PixelSpec, read_values
+from .pixel_spec import NO_RANGE, PixelSpec, read_values
 
 
 try:
@@ -109,7 +109,7 @@ def is_image_file(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage | torch.Tensor:
+def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:
     """An image of any kind, whose pixels are decoded when they are needed.
 
     Args:
@@ -118,17 +118,13 @@ def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage | torch
         spec: what is wanted of it.
 
     Returns:
-        A photograph of 8 bits as `open_image` gives it; an array as `to_pixels` gives it, if `spec` takes it as it is;
-        all else as an ArrayImage.
+        A photograph of 8 bits as `open_image` gives it; all else as an ArrayImage.
 
     Raises:
         BrokenImage: as `open_image`, and for several pages of which `spec` does not say what they are.
-        ValueError: as `to_pixels`.
         OSError: if the file cannot be read.
     """
     if isinstance(value, np.ndarray | torch.Tensor):
-        if spec.plain:
-            return to_pixels(value, spec.num_channels)
         return StoredArray("array", channels_first(np.asarray(value), spec.stored_channels))
     data, path = _encoded(value)
     if not isinstance(data, Image.Image):
@@ -167,11 +163,10 @@ def load_turned(value: Any, spec: PixelSpec) -> tuple[torch.Tensor, tuple[int, i
     return F.pil_to_tensor(pixels) if isinstance(pixels, Image.Image) else pixels, stored, turn
 
 
-def _all_of(image: Image.Image | ArrayImage | torch.Tensor, spec: PixelSpec) -> Image.Image | torch.Tensor:
+def _all_of(image: Image.Image | ArrayImage, spec: PixelSpec) -> Image.Image | torch.Tensor:
     if isinstance(image, Image.Image) and spec.plain:
         return to_pixels(upright(image), spec.num_channels)
-    image = as_array(image) if isinstance(image, Image.Image) else image
-    return read_values(image, spec) if isinstance(image, ArrayImage) else image
+    return read_values(as_array(image) if isinstance(image, Image.Image) else image, spec)
 
 
 def as_array(image: Image.Image) -> ArrayImage:
@@ -252,12 +247,10 @@ def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def upright_size(image: Image.Image | ArrayImage | torch.Tensor) -> tuple[int, int]:
+def upright_size(image: Image.Image | ArrayImage) -> tuple[int, int]:
     """Height and width of an image the right way up."""
     if isinstance(image, ArrayImage):
         return image.height, image.width
-    if isinstance(image, torch.Tensor):
-        return image.shape[-2], image.shape[-1]
     swapped, _, _ = orientation(image)
     width, height = image.size
     return (width, height) if swapped else (height, width)
@@ -286,35 +279,20 @@ def turned(array: np.ndarray, stored: tuple[bool, bool, bool]) -> np.ndarray:
     return np.ascontiguousarray(array.T if swapped else array)
 
 
-def to_pixels(image: Any, num_channels: int) -> Image.Image | torch.Tensor:
-    """A sample as a PIL image of 1 (grey), 3 (RGB) or 4 (RGBA) channels of 8 bits, or from an array (height, width,
-    channels) or (channels, height, width) as a tensor (channels, height, width), uint8 or float32 in [0, 1].
+def to_pixels(image: Image.Image, num_channels: int) -> Image.Image:
+    """A photograph with 1 (grey), 3 (RGB) or 4 (RGBA) channels of 8 bits.
 
     Where RGB is wanted, transparency is dropped and not blended: that is what `convert("RGB")` does, in timm and in
     transformers' image processors as well.
 
     Raises:
-        BrokenImage: if there is no image, or its pixels cannot be decoded or brought to 8 bits.
-        ValueError: if it has another number of channels.
+        BrokenImage: if its pixels cannot be decoded, or are of more than 8 bits.
+        ValueError: if there are no photographs of so many channels.
     """
-    if image is None:
-        raise BrokenImage("a sample holds no image")
-    if isinstance(image, Image.Image):
-        if num_channels not in MODES:
-            raise ValueError(f"num_channels: {num_channels}, but the dataset holds {image.mode} images")
-        with _codec("decoding"):
-            return _to_mode(image, MODES[num_channels])
-    array = torch.from_numpy(np.require(image, requirements=["C", "W"]))  # torch warns of read-only memory
-    if array.ndim == 2:
-        array = array[None]
-    if array.ndim == 3 and array.shape[0] != num_channels:
-        array = array.permute(2, 0, 1)
-    if array.ndim != 3 or array.shape[0] != num_channels or array.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(
-            f"num_channels: expected images with {num_channels} channel(s) as uint8 or float32 in [0, 1], "
-            f"found an array {tuple(array.shape)} of {array.dtype}"
-        )
-    return array.contiguous()
+    if num_channels not in MODES:
+        raise ValueError(f"num_channels: {num_channels}, but the dataset holds {image.mode} images")
+    with _codec("decoding"):
+        return _to_mode(image, MODES[num_channels])
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -322,31 +300,16 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
     if image.mode[0] in "IF":
-        image = _to_eight_bits(image)
-    elif image.mode == "La":
+        raise BrokenImage(NO_RANGE.format(f"mode {image.mode}"))
+    if image.mode == "La":
         image = image.convert("LA")
     elif image.mode == "RGBa" or (image.mode in ("P", "PA") and image.has_transparency_data):
         image = image.convert("RGBA")
     return image.convert(mode)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of more than 8 bits, which Pillow would cut off at 255."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()  # NaN if any value is
-    if image.mode == "F":
-        if not (low >= 0 and high <= 255):
-            raise BrokenImage(f"floating-point values from {low} to {high}; expected [0, 1] or [0, 255]")
-        values = np.rint(values * 255 if high <= 1 else values)
-    elif low < 0 or high > 65535:
-        raise BrokenImage(f"integer values from {low} to {high}; expected 8 or 16 bits")
-    elif image.mode != "I" or high > 255:
-        values = values >> 8
-    return Image.fromarray(values.astype(np.uint8))
-
-
 def resized_crop(
-    image: Image.Image | ArrayImage | torch.Tensor,
+    image: Image.Image | ArrayImage,
     box: tuple[int, int, int, int],
     size: tuple[int, int],
     spec: PixelSpec,
@@ -374,8 +337,6 @@ def resized_crop(
         image = as_array(image)
     if isinstance(image, ArrayImage):
         return _resize(read_values(image, spec, box), size)
-    if isinstance(image, torch.Tensor):
-        return _resize(image[:, top : top + height, left : left + width], size)
     rows, columns = size
     swapped, mirrored, upside_down = orientation(image)
     if swapped:

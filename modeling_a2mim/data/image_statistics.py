@@ -58,7 +58,7 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     first = np.arange(min(LOOKED_AT, int(source.chunks[0]))) if source.row_bytes else None
     rows = spread_rows(LOOKED_AT, source.chunks) if first is None else first
     for _, value in _images(source, rows.tolist(), spec):
-        if isinstance(value, Image.Image | torch.Tensor) or value.dtype in (np.uint8, np.bool_):
+        if isinstance(value, Image.Image) or value.dtype in (np.uint8, np.bool_):
             found["8 bits"] += 1
         else:
             channel_choice(value, spec)
@@ -79,7 +79,7 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
     lowest, highest, parts = np.inf, -np.inf, []
     rows = spread_rows(SAMPLE, source.chunks).tolist()
     for row, image in _images(source, tqdm(rows, desc="range of values", unit=" images", delay=3), spec):
-        if isinstance(image, Image.Image | torch.Tensor):
+        if isinstance(image, Image.Image):
             continue
         try:
             values = channel_choice(image, spec)(image.read())
@@ -139,7 +139,7 @@ def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
     return Statistics(mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist(), errors.tolist(), count)
 
 
-def _images(source: RowSource, rows, spec: PixelSpec) -> Iterator[tuple[int, Image.Image | ArrayImage | torch.Tensor]]:
+def _images(source: RowSource, rows, spec: PixelSpec) -> Iterator[tuple[int, Image.Image | ArrayImage]]:
     for row in rows:
         value = source.read([row])[0][0]
         if isinstance(value, BrokenImage):

@@ -13,6 +13,7 @@ from .arrays import ArrayImage, BrokenImage
 from .arrays.array_image import Box
 
 
+NO_RANGE = "its values are of {}, the model takes those of 8 bits; --value_range says what they become"
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
 
 
@@ -40,7 +41,7 @@ class PixelSpec:
         of its own."""
         parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
         counts = [getattr(part, "num_channels", None) for part in parts]
-        told = next((found for part in parts if (found := getattr(part, STORED, None))), {})
+        told: dict[str, Any] = next((found for part in parts if (found := getattr(part, STORED, None))), {})
         return cls(
             next((count for count in counts if isinstance(count, int)), 3),
             tuple(told["channels"]) if told.get("channels") else None,
@@ -70,22 +71,23 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
     """The pixels of a box, or of all of an image, as a model takes them.
 
     Returns:
-        (channels, height, width): uint8, if `spec` has no range; else float32, 0 to 1 in the range, and beyond it
-        where that cuts nothing off.
+        (channels, height, width): float32, 0 to 1 in the range of `spec`, and beyond it where that cuts nothing off.
+        Without a range, uint8; of an array of float32, which must be in [0, 1], the same.
 
     Raises:
         BrokenImage: if they cannot be decoded, or are not of 8 bits and `spec` has no range.
         ValueError: naming `num_channels` or `channels`, if the image has not so many.
     """
     known = spec.value_range
-    if known is None and image.dtype not in (np.uint8, np.bool_):
-        raise BrokenImage(
-            f"its values are of {image.dtype}, the model takes those of 8 bits; --value_range says what they become"
-        )
+    if known is None and image.dtype not in (np.uint8, np.bool_, np.float32):
+        raise BrokenImage(NO_RANGE.format(image.dtype))
     choose = channel_choice(image, spec)
     if known is None:
         values = choose(image.read(box))
-        return torch.from_numpy(np.ascontiguousarray(values * 255 if values.dtype == np.bool_ else values))
+        if values.dtype == np.float32 and not (values.min() >= 0 and values.max() <= 1):
+            raise BrokenImage(NO_RANGE.format("float32 beyond 0 and 1"))
+        values = values * np.uint8(255) if values.dtype == np.bool_ else values
+        return torch.from_numpy(np.require(values, requirements=["C", "W"]))  # torch warns of read-only memory
     try:
         if known.of == PERCENTILE:
             whole = choose(image.read())

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import datasets
 import numpy as np
-from datasets import Features, Image
+from datasets import Array2D, Array3D, Features, Image, List, Value
 
 from .decoding import BrokenImage
 from .reading import DEFINITE, describe, is_outage, is_refusal, is_remote, open_file, relative_name, with_retries
@@ -111,6 +111,8 @@ class RowSource(abc.ABC):
         """A stored image with its bytes, which may lie in a file of their own."""
         if isinstance(value, (bytes, bytearray)):
             return {"bytes": value, "path": None}
+        if isinstance(value, list | np.ndarray):
+            return np.asarray(value, dtype=array_type(self.features[self.columns[0]]))
         if isinstance(value, str):
             value = {"bytes": None, "path": value}
         if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
@@ -170,6 +172,8 @@ class DatasetSource(RowSource):
         for column in source._rows.column_names:  # a label may be a map of classes
             if isinstance(self.features.get(column), Image):
                 source._rows = source._rows.cast_column(column, Image(decode=False))
+        if (kind := array_type(self.features.get(image_column))) is not None:  # lists of numbers would take seconds
+            source._rows = source._rows.with_format("numpy", [image_column], True, dtype=kind)
         return source
 
     def take(self, count: int) -> "DatasetSource":
@@ -305,6 +309,16 @@ class RowsOf(RowSource):
 
     def source_of(self, row: int) -> str:
         return self.source.source_of(int(self.rows[row]))
+
+
+def array_type(feature: Any) -> np.dtype | None:
+    """The type of the values of a column of arrays, or of lists of lists of numbers; `None` of any other."""
+    if isinstance(feature, Array2D | Array3D):
+        return np.dtype(feature.dtype)
+    depth = 0
+    while isinstance(feature, List):
+        feature, depth = feature.feature, depth + 1
+    return np.dtype(feature.dtype) if depth in (2, 3) and isinstance(feature, Value) else None
 
 
 def fingerprint_of(dataset: datasets.Dataset) -> str:

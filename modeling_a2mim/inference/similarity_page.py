@@ -7,15 +7,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
-from ..data.decoding import BrokenImage, open_image, to_pixels, upright
+from ..data.decoding import BrokenImage
+from ..data.display import display_image
 from ..utils.files import atomic_write
-from ..utils.plotting import to_pil_image
 
 
 SIDE = 224  # pixels of the longer side of a thumbnail
@@ -123,13 +121,7 @@ def thumbnail(stored: Any) -> tuple[str, bool]:
     """
     if isinstance(stored, BrokenImage):
         raise stored
-    if stored is None or isinstance(stored, dict | bytes | bytearray | str | os.PathLike | Image.Image):
-        image = cast(Image.Image, to_pixels(upright(open_image(stored)), 3))
-    else:
-        array = np.asarray(stored)
-        channels = 1 if array.ndim == 2 else min(array.shape[0], array.shape[-1])
-        pixels = cast(torch.Tensor, to_pixels(array, channels))
-        image = to_pil_image(pixels.float() / (255 if array.dtype == np.uint8 else 1))
+    image = display_image(stored)
     is_small = max(image.size) <= SMALL
     if not is_small:
         image = image.copy()  # which may be the caller's

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.decoding import BrokenImage, open_image, to_pixels, upright
+from ..data.decoding import BrokenImage
+from ..data.display import display_image
 from ..inference.embedding import Embedder, embedder, nearest, read_embeddings
 from ..inference.images import InferenceImages, open_every_image
 from .uploads import SHOWN, SHOWN_IMAGE, answer, as_seen, figures, note
@@ -92,10 +93,9 @@ class NeighborIndex:
         try:
             if isinstance(stored, ValueError):
                 raise stored
-            image = to_pixels(upright(open_image(stored)), 3)
+            image = display_image(stored)
         except BrokenImage:
             return Image.new("RGB", (SHOWN, SHOWN), "grey")
-        assert isinstance(image, Image.Image)  # as no array is stored
         image.thumbnail((SHOWN, SHOWN))
         return image
 

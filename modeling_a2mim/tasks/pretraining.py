@@ -50,7 +50,9 @@ def make_trainer(
     train, evaluation, evaluated = load_pretraining_splits(data_args, args.hub_token)
     monitored = open_monitor(data_args, args.hub_token)
 
-    model_args = with_found_values(model_args, data_args, train, _known_config(model_args, start, args.hub_token))
+    model_args = with_found_values(
+        model_args, data_args, train, config=_known_config(model_args, start, args.hub_token)
+    )
 
     set_seed(args.seed)
     provenance = {"task": MASKED, **pretraining_provenance(data_args)}

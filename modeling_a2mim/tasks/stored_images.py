@@ -29,8 +29,8 @@ def with_found_values(
     args: Args,
     data_args: DataArguments,
     train: datasets.Dataset | RowSource,
-    config: A2MIMConfig | None = None,
     image_column: str | None = None,
+    config: A2MIMConfig | None = None,
 ) -> Args:
     """The arguments with a range of values, mean and standard deviation where these are `auto`, or where images are
     not of 8 bits and no range is known. What was found is in the log.
@@ -39,8 +39,8 @@ def with_found_values(
         args: of the model.
         data_args: how to read the images.
         train: the images that it is trained on.
-        config: of the model that it starts from, if there is one.
         image_column: of the images, if another one than `data_args` says.
+        config: of the model that it starts from, if there is one.
 
     Raises:
         ValueError: naming the argument, if it does not fit the images.
@@ -68,7 +68,7 @@ def with_found_values(
             spec = dataclasses.replace(spec, value_range=limits)
             found["value_range"] = limits.to_words()
             logger.info(
-                "value_range auto: %g to %g become 0 to 1, the lowest and highest value (%s) of a sample of the images",
+                "value_range auto: %g to %g become 0 to 1, lowest and highest value (%s) of a sample of the images",
                 *(limits.low[0], limits.high[0], " and ".join(others)),
             )
         elif is_auto(args.value_range):

@@ -48,6 +48,11 @@ class LabelledImages:
     class_weights: list[float] | None = None
 
     @property
+    def stored(self) -> tuple[Dataset | RowSource, str | None]:
+        """All images to train on, and their column, if the arguments do not say it."""
+        return self.train, None
+
+    @property
     def chosen(self) -> Dataset | RowSource:
         """The images that a run trains on."""
         if self.rows is None:

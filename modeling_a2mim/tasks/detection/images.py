@@ -48,6 +48,11 @@ class AnnotatedImages(NamedTuple):
     eval_column: str | None = None
     eval_annotations: Annotations | None = None
 
+    @property
+    def stored(self) -> tuple[Dataset | RowSource, str | None]:
+        """All images to train on, and their column, if the arguments do not say it."""
+        return self.train.images, None
+
 
 def load_annotated(args: DetectionArguments, masks: bool, token: str | None = None) -> AnnotatedImages:
     """The images to train on and to evaluate on. `masks`: whether segmentations are needed.

@@ -46,6 +46,11 @@ class Labelled(NamedTuple):
     image_column: str | None = None
     split: str | None = None
 
+    @property
+    def stored(self) -> tuple[Dataset | RowSource, str | None]:
+        """All images to train on, and their column, if the arguments do not say it."""
+        return self.train, self.image_column
+
 
 def load_labelled(args: SegmentationArguments, token: str | None = None) -> Labelled:
     """The images to train on and to evaluate on. Raises as `load_training_split` and `read_maps`."""

@@ -13,6 +13,7 @@ from modeling_a2mim.arguments.segmentation import (
     SegmentationArguments,
 )
 from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.splits import load_training_split
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.tasks.segmentation.data import SegmentationTransform, find_columns, read_maps
@@ -65,7 +66,8 @@ def test_names_and_columns_that_are_found(maps, tmp_path):
 def transform(size=(24, 16), channels=1, names=16, train=True, **kwargs):
     config = A2MIMConfig.for_encoder(list(size), architecture="test_resnet", num_channels=channels)
     model = type("Model", (), {"backbone": type("Backbone", (), {"config": config})})
-    return SegmentationTransform(image_processor(model), channels, LabelValues(NAMES[:1] * names), train, **kwargs)
+    labels = LabelValues(NAMES[:1] * names)
+    return SegmentationTransform(image_processor(model), PixelSpec(channels), labels, train, **kwargs)
 
 
 def test_maps_move_with_their_images():
