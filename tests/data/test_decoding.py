@@ -16,8 +16,19 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.fuzz import damaged, originals
 from modeling_a2mim.data import decoding
-from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop, to_pixels, upright, upright_size
+from modeling_a2mim.data.decoding import (
+    BrokenImage,
+    load_pixels,
+    load_tensor,
+    open_image,
+    open_stored,
+    resized_crop,
+    to_pixels,
+    upright,
+    upright_size,
+)
 from modeling_a2mim.data.pixel_spec import PixelSpec
+from modeling_a2mim.utils.value_range import ValueRange
 
 from ..image_files import encoded
 
@@ -90,7 +101,7 @@ def test_no_image(value):
     with pytest.raises(BrokenImage, match="a sample holds no image"):
         open_image(value)
     with pytest.raises(BrokenImage, match="a sample holds no image"):
-        to_pixels(None, 3)
+        load_pixels(value, PixelSpec())
 
 
 def test_files_that_cannot_be_read_are_no_broken_images(tmp_path):
@@ -262,30 +273,30 @@ def test_one_bit(photo):
         assert np.array_equal(decode(data)[..., 0], np.asarray(image) * np.uint8(255))
 
 
-def test_sixteen_bits_are_scaled():
+def test_more_than_eight_bits_stay_what_they_are():
     values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     big_endian = Image.frombytes("I;16B", (64, 64), values.astype(">u2").tobytes())
     images = [Image.fromarray(values), big_endian, Image.fromarray(values.astype(np.int32))]
+    images.append(Image.fromarray(values.astype(np.float32)))
     files = [encode(images[0], "PNG"), *(encode(image, "TIFF") for image in images)]
-    for value in (*images, *files):
-        assert np.array_equal(decode(value, 1), values >> 8)
-        assert np.array_equal(decode(value), np.repeat((values >> 8)[..., None], 3, axis=2))
-    low = Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16))  # 8 bits in integers of 32
-    assert np.array_equal(decode(low, 1).ravel(), np.arange(256))
-    for wrong in (-1, 65536):
-        with pytest.raises(BrokenImage, match=f"integer values from .*{wrong}.*; expected 8 or 16 bits"):
-            decode(Image.fromarray(np.array([[0, wrong]], dtype=np.int32)), 1)
-
-
-def test_floating_point_tiff(photo):
-    values = np.asarray(photo.convert("L"))
-    for scale in (1, 1 / 255):
-        data = encode(Image.fromarray((values * scale).astype(np.float32)), "TIFF")
-        assert np.array_equal(decode(data, 1), values)
-    for wrong in (-0.5, 300, np.nan, np.inf):
-        image = Image.fromarray(np.array([[0, wrong]], dtype=np.float32))
-        with pytest.raises(BrokenImage, match=r"floating-point values from .*; expected \[0, 1\] or \[0, 255\]"):
-            decode(encode(image, "TIFF"))
+    for count in (1, 3):
+        spec = PixelSpec(count, value_range=ValueRange((0,), (65535,)))
+        for value in (
+            *images,
+            *files,
+            values,
+            values[None].astype(np.float64),
+            torch.from_numpy(values.astype(np.int32)),
+        ):
+            found = load_pixels(value, spec)
+            expected = torch.from_numpy((values / 65535).astype(np.float32))
+            assert torch.equal(found, expected.expand(count, -1, -1))
+            with pytest.raises(
+                BrokenImage, match="its values are of .*the model takes those of 8 bits; --value_range"
+            ):
+                load_pixels(value, PixelSpec(count))
+    with pytest.raises(BrokenImage, match="its values are of mode I"):
+        to_pixels(images[0], 1)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -445,11 +456,11 @@ def test_a_pil_image_is_not_changed():
     assert torch.equal(crop(image, (0, 0, 427, 640), (32, 32)), first)
 
 
-def test_tensors_are_cropped_as_they_are():
-    array = np.random.default_rng(0).integers(0, 256, (40, 50, 5), dtype=np.uint8)
-    pixels = resized_crop(to_pixels(array, 5), (3, 4, 20, 30), (20, 30), PixelSpec(5))
+def test_arrays_are_cropped_as_they_are():
+    array, spec = np.random.default_rng(0).integers(0, 256, (40, 50, 5), dtype=np.uint8), PixelSpec(5)
+    pixels = resized_crop(open_stored(array, spec), (3, 4, 20, 30), (20, 30), spec)
     assert np.array_equal(pixels, array[3:23, 4:34].transpose(2, 0, 1))
-    floats = resized_crop(to_pixels(array.astype(np.float32) / 255, 5), (3, 4, 20, 30), (10, 15), PixelSpec(5))
+    floats = resized_crop(open_stored(array.astype(np.float32) / 255, spec), (3, 4, 20, 30), (10, 15), spec)
     assert floats.dtype == torch.float32
     assert floats.shape == (5, 10, 15)
 
@@ -459,17 +470,15 @@ def test_channels():
     assert to_pixels(rgb, 1).mode == "L"
     assert to_pixels(rgb.convert("P"), 3).mode == "RGB"
     assert to_pixels(rgb, 4).mode == "RGBA"
-    deep = Image.fromarray(np.array([[0, 65535], [256, 32768]], dtype=np.uint16))
-    assert np.asarray(to_pixels(deep, 1)).tolist() == [[0, 255], [1, 128]]
     array = np.zeros((4, 6, 5), dtype=np.uint8)
-    assert to_pixels(array, 5).shape == (5, 4, 6)
-    assert to_pixels(array, 4).shape == (4, 6, 5)
+    assert load_tensor(array, PixelSpec(5)).shape == (5, 4, 6)
+    assert load_tensor(array, PixelSpec(4)).shape == (4, 6, 5)
     for image, channels, message in [
         (rgb, 5, "^num_channels: 5, but the dataset holds RGB images"),
-        (array, 3, "^num_channels: expected images with 3 channel"),
+        (array, 3, r"^num_channels: the image \(array\) has . channel"),
     ]:
         with pytest.raises(ValueError, match=message) as raised:
-            to_pixels(image, channels)
+            load_tensor(image, PixelSpec(channels))
         assert not isinstance(raised.value, BrokenImage)  # the configuration is
 
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.data.decoding import BrokenImage, open_image, resized_crop
+from modeling_a2mim.data.decoding import BrokenImage, open_stored, resized_crop, upright_size
 from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.transforms import (
     FineTuneTransform,
@@ -147,10 +147,10 @@ EVERYTHING = {"hflip": 0.3, "vflip": 0.5, "rotate90": True, "color_jitter": 0.4}
 
 def paper_sample(value, cfg, scale=(0.8, 1.0), num_channels=3):
     """What is drawn without any further augmentation: box, flip, pixels and mask."""
-    image = open_image(value) if isinstance(value, bytes) else torch.from_numpy(value).permute(2, 0, 1)
-    size = image.size[::-1] if isinstance(value, bytes) else image.shape[1:]
-    box, flip = random_crop(*size, scale), torch.rand(1).item()
-    pixels = resized_crop(image, box, cfg.input_size, PixelSpec(num_channels))
+    spec = PixelSpec(num_channels)
+    image = open_stored(value, spec)
+    box, flip = random_crop(*upright_size(image), scale), torch.rand(1).item()
+    pixels = resized_crop(image, box, cfg.input_size, spec)
     return box, flip, pixels.flip(-1) if flip < 0.5 else pixels, random_mask(1, cfg.mask_grid, cfg.num_masked)[0]
 
 

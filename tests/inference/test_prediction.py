@@ -254,7 +254,8 @@ def test_classes_that_share_a_name(photos, tmp_path):
 
 
 def test_images_that_are_not_plain(tmp_path):
-    """Grey, turned by EXIF, of 16 bits, with a palette and alpha: as the decoder has them, for grey and RGB models."""
+    """Grey, turned by EXIF, with a palette and alpha: as the decoder has them, for grey and RGB models; of 16 bits: said
+    to be none for a model of 8 bits."""
     folder, generator = tmp_path / "images", np.random.default_rng(1)
     folder.mkdir()
     values = np.asarray(Image.fromarray(generator.integers(0, 256, (4, 6), dtype=np.uint8)).resize((60, 50)))
@@ -268,12 +269,12 @@ def test_images_that_are_not_plain(tmp_path):
         found = scores(predict(model, folder, tmp_path / f"{channels}.csv"))
         network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
         transform = create_transform(**resolve_data_config(network.pretrained_cfg, model=network))
+        assert "deep.png" not in found
         for name, row in found.items():
             pixels = to_pixels(upright(open_image(folder / name)), channels)
             with torch.no_grad():
                 theirs = network(transform(pixels)[None]).softmax(-1)[0]
             np.testing.assert_allclose(row, theirs, rtol=0, atol=2e-6, err_msg=name)
-        np.testing.assert_allclose(found["deep.png"], found["grey.png"], rtol=0, atol=1e-6)
         upside = Image.open(io.BytesIO((folder / "turned.jpg").read_bytes()))
         assert upside.size == (60, 50)
         assert found["turned.jpg"] != pytest.approx(found["grey.png"], abs=1e-4)

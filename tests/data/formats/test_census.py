@@ -70,7 +70,7 @@ def test_other_suffixes(pillow, tmp_path, caplog, streaming):
         {"b.jfif": "JPEG", "c.JPE": "JPEG", "d.tga": "TGA", "e.apng": "PNG"}.items(), 1
     ):
         (folder / name).write_bytes(encoded(number, kind))
-    for name in ("1.HEIC", "2.heic", "3.heic", "4.Heic", "5.jxl", "6.dcm"):
+    for name in ("1.HEIC", "2.heic", "3.heic", "4.Heic", "5.jxl", "6.xyz"):
         (folder / name).write_bytes(b"?")
     for flag in ("train_dir", "dataset_name"):
         caplog.clear()
@@ -78,7 +78,7 @@ def test_other_suffixes(pillow, tmp_path, caplog, streaming):
         [line] = lines(caplog, "left out")
         assert line.startswith(f"{folder}: 5 image files; left out: ")
         assert "4 .heic files (1.HEIC, 2.heic, 3.heic, ...; pip install pillow-heif to read them)" in line
-        assert "1 .jxl file (5.jxl; pip install pillow-jxl-plugin to read them), 1 .dcm file (6.dcm)" in line
+        assert "1 .jxl file (5.jxl; pip install pillow-jxl-plugin to read them), 1 .xyz file (6.xyz)" in line
     for name in ("0.png", "b.jfif", "c.JPE", "d.tga", "e.apng"):
         (folder / name).unlink()
     with pytest.raises(ValueError, match="no images found; .*there are 4 .heic files .*pip install pillow-heif"):
