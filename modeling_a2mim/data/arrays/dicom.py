@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import math
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -50,15 +51,25 @@ HEADER = (
     ),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")),
 )
+PIXEL_ELEMENTS: dict[tuple[int, int], np.dtype | None] = {  # type of the values, if they are real numbers
+    (0x7FE0, 0x0008): np.dtype(np.float32),
+    (0x7FE0, 0x0009): np.dtype(np.float64),
+    (0x7FE0, 0x0010): None,
+}
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 MOST = 2.0**53  # whole numbers beyond that are not exact in a slope or an intercept
 
 _lock = threading.RLock()
 
 
-def is_dicom(data: bytes, path: Any) -> bool:
-    """By the mark behind the preamble; without one, by the name."""
-    return data[128:132] == b"DICM" or (path is not None and PurePath(path).suffix.lower() in SUFFIXES)
+def has_mark(data: bytes) -> bool:
+    """Whether a file has the mark of DICOM behind its preamble."""
+    return data[128:132] == b"DICM"
+
+
+def is_named_dicom(path: Any) -> bool:
+    """Whether a file, which may have no preamble, is called like DICOM."""
+    return path is not None and PurePath(path).suffix.lower() in SUFFIXES
 
 
 @contextlib.contextmanager
@@ -79,7 +90,7 @@ def _silent(action: str) -> Iterator[None]:
             return
         finally:
             logger.propagate, logger.handlers = before
-    raise BrokenImage(f"{action} DICOM: {kind}")
+    raise BrokenImage(f"{action} DICOM: {kind}") from None
 
 
 def _dataset(file: BinaryIO, pixels: bool) -> Any:
@@ -151,7 +162,9 @@ def _number(value: Any) -> float | None:
     return number
 
 
-def _header(found: Any, frame: int, remaining: int, max_pixels: int) -> _Header:
+def _header(found: Any, frame: int, remaining: int, real: np.dtype | None, max_pixels: int) -> _Header:
+    """Of a frame, for whose pixels there are `remaining` bytes; `real` is the type of values that are no whole
+    numbers."""
     rows, columns = int(found.get("Rows") or 0), int(found.get("Columns") or 0)
     samples, frames = int(found.get("SamplesPerPixel") or 1), int(found.get("NumberOfFrames") or 1)
     if not (rows and columns):
@@ -163,14 +176,17 @@ def _header(found: Any, frame: int, remaining: int, max_pixels: int) -> _Header:
     if colours not in (*GREY, *COLOURS, PALETTE) or samples != (3 if colours in COLOURS else 1):
         raise BrokenImage("a photometric interpretation of DICOM that is not read, or with other channels than it has")
     bits = int(found.get("BitsAllocated") or 16)
-    if bits not in (1, 8, 16, 32, 64):
-        raise BrokenImage("a number of bits in DICOM that is not read; expected 1, 8, 16, 32 or 64")
-    check_size("DICOM", (samples, rows, columns), bits / 8, max_pixels, remaining, codec)
-    claimed = frames * rows * columns * samples * bits // 8 if codec == "none" else frames * 8
+    if real is None and bits not in (1, 8, 16, 32):
+        raise BrokenImage("a number of bits in DICOM that is not read; expected 1, 8, 16 or 32")
+    bits = bits if real is None else real.itemsize * 8
+    halved = colours == "YBR_FULL_422" and codec == "none"  # two pixels share their colour
+    size = bits / 8 * (2 / 3 if halved else 1)
+    check_size("DICOM", (samples, rows, columns), size, max_pixels, remaining, codec)
+    claimed = frames * rows * columns * samples * size if codec == "none" else frames * 8  # of an item's header
     if claimed > remaining:
         raise BrokenImage(f"{frames} frames of {columns} x {rows} pixels cannot be in {remaining} bytes of DICOM")
     signed = bool(found.get("PixelRepresentation") or 0)
-    stored = np.dtype(f"{'i' if signed else 'u'}{max(bits // 8, 1)}")
+    stored = real or np.dtype(np.bool_ if bits == 1 else f"{'i' if signed else 'u'}{bits // 8}")
     bits = min(int(found.get("BitsStored") or bits), bits)
 
     modality = _functional(found, frame, "PixelValueTransformationSequence") or found
@@ -195,6 +211,8 @@ def _span(head: _Header) -> tuple[float, float]:
     """The lowest and highest value that the header makes possible, before a MONOCHROME1 is inverted."""
     if head.table is not None:
         return 0, float(np.iinfo(head.table.dtype).max)
+    if head.stored.kind == "f":
+        raise BrokenImage("real numbers in DICOM of which the lowest is white, without a highest")
     low, high = (
         (-(1 << head.bits - 1), (1 << head.bits - 1) - 1) if head.stored.kind == "i" else (0, (1 << head.bits) - 1)
     )
@@ -210,10 +228,13 @@ def _dtype(head: _Header, found: Any) -> np.dtype:
         return head.table.dtype
     if head.slope == 1 and head.intercept == 0:
         return head.stored
+    if head.stored.kind == "f":
+        return np.dtype(np.float64)
     low, high = _span(head)
     if not (head.slope.is_integer() and head.intercept.is_integer() and max(-low, high) < MOST):
         return np.dtype(np.float64)
-    return np.result_type(np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+    kinds = [np.dtype(f"{kind}{size}") for size in (1, 2, 4, 8) for kind in "ui"]
+    return next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
 
 
 def _modality_table(found: Any) -> tuple[np.ndarray | None, int]:
@@ -247,10 +268,14 @@ def open_dicom(data: bytes, pages: str | None, page: int | None, max_pixels: int
         file = io.BytesIO(data)
         found = _dataset(file, False)
         remaining = len(data) - file.tell()
-        head = _header(found, 0, remaining, max_pixels)
+        group, number = struct.unpack("<HH" if found.original_encoding[1] else ">HH", file.read(4).ljust(4, b"\0"))
+        if (group, number) not in PIXEL_ELEMENTS:
+            raise BrokenImage("a DICOM file without an image")
+        real = PIXEL_ELEMENTS[group, number]
+        head = _header(found, 0, remaining, real, max_pixels)
         chosen = choose_pages(head.frames, pages, page, "frames")
         check_size("DICOM", (head.shape[0] * len(chosen), *head.shape[1:]), 0, max_pixels, 0)
-        return DicomImage(data, [_header(found, frame, remaining, max_pixels) for frame in chosen])
+        return DicomImage(data, [_header(found, frame, remaining, real, max_pixels) for frame in chosen])
 
 
 class DicomImage(ArrayImage):
@@ -287,9 +312,10 @@ class DicomImage(ArrayImage):
         return self._modality(values, head)
 
     def _modality(self, values: np.ndarray, head: _Header) -> np.ndarray:
-        low, high = _span(_Header(**{**vars(head), "slope": 1.0, "intercept": 0.0, "table": None}))
-        if values.dtype.kind in "iu" and (values.min() < low or values.max() > high):
-            raise BrokenImage("values in DICOM beyond the bits that its header says are stored")
+        if head.stored.kind != "f":
+            low, high = _span(_Header(**{**vars(head), "slope": 1.0, "intercept": 0.0, "table": None}))
+            if values.min() < low or values.max() > high:
+                raise BrokenImage("values in DICOM beyond the bits that its header says are stored")
         if head.table is not None:
             values = head.table[np.clip(values.astype(np.int64) - head.first, 0, len(head.table) - 1)]
         elif head.slope != 1 or head.intercept != 0:

@@ -49,15 +49,17 @@ def decode_frame(data: bytes, runner: Any) -> bytearray:
     rows, columns, samples = runner.rows, runner.columns, runner.samples_per_pixel
     if uid.endswith("1.2.5"):
         dtype = np.dtype(f"<u{runner.bits_allocated // 8}")
-        values = np.zeros((samples, rows, columns), dtype)
-        imagecodecs.dicomrle_decode(data, dtype, out=values)
+        size = samples * rows * columns * dtype.itemsize
+        found = imagecodecs.dicomrle_decode(data, dtype, out=size)
+        if len(found) != size:
+            raise BrokenImage("a frame of another size than the header says")
         runner.set_option("planar_configuration", 1)
-        return bytearray(values.tobytes())
+        return bytearray(found)
     if uid.endswith((".90", ".91")):
-        size: Any = (jpeg2000_size(data) or (0, 0, 0, 0))[:3]
+        shape: Any = (jpeg2000_size(data) or (0, 0, 0, 0))[:3]
     else:
-        size = jpeg_size(data)
-    if size != (samples, rows, columns):
+        shape = jpeg_size(data)
+    if shape != (samples, rows, columns):
         raise BrokenImage("a frame of another size than the header says")
     if uid.endswith((".90", ".91")):
         values = imagecodecs.jpeg2k_decode(data)

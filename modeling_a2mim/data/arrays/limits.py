@@ -12,9 +12,9 @@ MAX_CHANNELS = 4096
 VALUES_PER_PIXEL = 4  # of `max_pixels`: so many values are decoded at once at most
 MAX_PAGES = 100_000
 EXTRA = "pip install 'a2mim[formats]'"
-# The most bytes that one byte of a codec can stand for. A code of 12 bits stands for 4096 bytes in LZW, 2 bytes for 128
-# in PackBits and in DICOM's RLE, and 1 bit at least for each block of 64 values in a JPEG; the others say "all the
-# same" in a few bytes, and here are as good as empty tiles.
+# The most bytes that one byte of a codec can stand for. A code of 12 bits stands for 4096 bytes in LZW, 2 bytes stand
+# for 128 in PackBits and in DICOM's RLE, and a block of 64 values takes 1 bit at least in a JPEG; the others say "all
+# the same" in a few bytes, and here are as good as empty tiles.
 RATIOS = {"none": 1, "deflate": 1032, "lzw": 2731, "packbits": 64, "jpeg": 1024}
 DENSEST = 4096
 

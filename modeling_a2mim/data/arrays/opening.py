@@ -2,14 +2,16 @@
 
 import io
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
-from .array_image import ArrayImage
-from .dicom import count_frames, is_dicom, open_dicom
+from .array_image import ArrayImage, BrokenImage
+from .dicom import count_frames, has_mark, is_named_dicom, open_dicom
 from .jpeg2000 import is_jpeg2000, open_jpeg2000
+from .limits import MAX_PAGES
 from .netpbm import is_netpbm, open_netpbm
 from .nifti import count_slices, is_nifti, open_nifti
-from .numpy_files import is_numpy, open_numpy, page_count, read_header
+from .numpy_files import NPY, ZIP, is_numpy, open_numpy, page_count, read_header
 from .png import is_png, open_png
 from .tiff import count_tiff_pages, open_tiff
 from .tiff_pages import SIGNATURES
@@ -46,6 +48,8 @@ def open_array(
     Raises:
         BrokenImage: if it cannot be used, with the reason.
     """
+    if has_mark(data):  # before TIFF: its first 128 bytes may be anything
+        return open_dicom(data, pages, page, max_pixels)
     if data[:4] in SIGNATURES:
         return open_tiff(data, pages, page, max_pixels)
     if is_png(data):
@@ -56,7 +60,7 @@ def open_array(
         return open_netpbm(data, max_pixels)
     if is_jpeg2000(data):
         return open_jpeg2000(data, max_pixels)
-    if is_dicom(data, path):
+    if is_named_dicom(path):
         return open_dicom(data, pages, page, max_pixels)
     if is_nifti(data, path):
         return open_nifti(data, pages, page, max_pixels)
@@ -78,13 +82,21 @@ def count_pages(data: bytes | Path, path: str | os.PathLike | None = None, num_c
     """
     path = data if isinstance(data, Path) and path is None else path
     with open(data, "rb") if isinstance(data, Path) else io.BytesIO(data) as file:
-        head = file.read(352)
-        if head[:4] in SIGNATURES:
-            return count_tiff_pages(file)
-        if head[:6] == b"\x93NUMPY" or (head[:4] == b"PK\x03\x04" and path is not None and str(path).endswith(".npz")):
-            return page_count(read_header(file), num_channels, "samples")
-        if is_dicom(head, path):
-            return count_frames(file)
-        if is_nifti(head, path):
-            return count_slices(file)
-    return 1
+        count = _count(file, path, num_channels)
+        size = file.seek(0, os.SEEK_END)
+    if not 1 <= count <= min(MAX_PAGES, max(size, 1)):
+        raise BrokenImage(f"{count} pages in {size} bytes; expected 1 to {MAX_PAGES}, and a byte for each at least")
+    return count
+
+
+def _count(file: BinaryIO, path: str | os.PathLike | None, num_channels: int | None) -> int:
+    head = file.read(352)
+    if has_mark(head):
+        return count_frames(file)
+    if head[:4] in SIGNATURES:
+        return count_tiff_pages(file)
+    if head[:6] == NPY or (head[:4] == ZIP and path is not None and PurePath(path).suffix.lower() == ".npz"):
+        return page_count(read_header(file), num_channels, "samples")
+    if is_named_dicom(path):
+        return count_frames(file)
+    return count_slices(file) if is_nifti(head, path) else 1
