@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..arguments.data import MAX_PIXELS
 from .arrays import ARRAY_SUFFIXES, ArrayImage, BrokenImage, StoredArray, open_array
+from .arrays.axes import ORIENTATIONS, channels_first
 from .pixel_spec import NO_RANGE, PixelSpec, read_values
 
 
@@ -37,16 +38,6 @@ PLUGINS = {  # distributions that teach Pillow a format, and how its files are c
 }
 JPEGS = ("JPEG", "MPO")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# How an image is stored: with rows and columns swapped, flipped from left to right, flipped from top to bottom.
-ORIENTATIONS = {
-    2: (False, True, False),
-    3: (False, True, True),
-    4: (False, False, True),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 MIN_REDUCTION = 1.5
 # The most that a file of so many bytes can hold: a header that claims more is broken, and costs gigabytes. A block of
 # 8x8 pixels takes a Huffman code of one bit at least in a JPEG, 12 bits stand for 4096 pixels at most in a GIF, and
@@ -178,25 +169,6 @@ def as_array(image: Image.Image) -> ArrayImage:
         values = np.asarray(_to_mode(image, mode))
     values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     return StoredArray(image.format or "PIL", values, alpha=mode in ("LA", "RGBA"))
-
-
-def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
-    """An array (height, width), (channels, height, width) or (height, width, channels) as (channels, height, width).
-
-    Args:
-        values: the array.
-        channels: how many are expected; if that tells nothing, they are the shorter one of the first and last axis.
-
-    Raises:
-        BrokenImage: if it has another number of axes.
-    """
-    if values.ndim == 2:
-        return values[None]
-    if values.ndim != 3:
-        raise BrokenImage(f"an array {values.shape}; expected (height, width) or (channels, height, width)")
-    first, last = values.shape[0], values.shape[-1]
-    is_last = last < first if (first == channels) == (last == channels) else last == channels
-    return values.transpose(2, 0, 1) if is_last else values
 
 
 def _encoded(value: Any) -> tuple[Any, Any]:
