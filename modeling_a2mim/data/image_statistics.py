@@ -3,7 +3,7 @@ standard deviation of each channel."""
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +44,32 @@ class Statistics:
 
 def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     """How the values of some images are stored, and how many of them: "8 bits" or a type of NumPy. Broken images are
-    left out.
+    left out, unless all are.
 
     Args:
         source: rows whose column of images is selected.
         spec: what is taken of them.
 
     Raises:
-        ValueError: naming the image, if it has not the channels of `spec`.
+        ValueError: naming the image, if it has not the channels of `spec`, or if none can be used.
     """
+    reasons: list[str] = []
     found: Counter[str] = Counter()
     # Of rows that are read together, those of one chunk: others would have to be fetched for one image each.
     first = np.arange(min(LOOKED_AT, int(source.chunks[0]))) if source.row_bytes else None
     rows = spread_rows(LOOKED_AT, source.chunks) if first is None else first
-    for _, value in _images(source, rows.tolist(), spec):
-        if isinstance(value, Image.Image) or value.dtype in (np.uint8, np.bool_):
+    for row, value in _images(source, rows.tolist(), spec, reasons):
+        if isinstance(value, Image.Image):
             found["8 bits"] += 1
-        else:
+            continue
+        try:
             channel_choice(value, spec)
-            found[str(value.dtype)] += 1
+        except ValueError as error:
+            field, _, message = str(error).partition(": ")
+            raise ValueError(f"{field}: {source.describe(row)}: {message}") from error
+        found["8 bits" if value.dtype in (np.uint8, np.bool_) else str(value.dtype)] += 1
+    if reasons and not found:
+        raise ValueError(f"none of {len(reasons)} images that were looked at can be used; {reasons[0]}")
     return found
 
 
@@ -139,12 +146,18 @@ def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
     return Statistics(mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist(), errors.tolist(), count)
 
 
-def _images(source: RowSource, rows, spec: PixelSpec) -> Iterator[tuple[int, Image.Image | ArrayImage]]:
+def _images(
+    source: RowSource, rows: Iterable[int], spec: PixelSpec, reasons: list[str] | None = None
+) -> Iterator[tuple[int, Image.Image | ArrayImage]]:
+    """The images that are not broken; of the others, `reasons` get why."""
     for row in rows:
         value = source.read([row])[0][0]
-        if isinstance(value, BrokenImage):
-            continue
         try:
-            yield row, open_stored(value, spec)
-        except BrokenImage:
+            if isinstance(value, BrokenImage):
+                raise value
+            image = open_stored(value, spec)
+        except BrokenImage as error:
+            if reasons is not None:
+                reasons.append(f"{source.describe(row)}: {error}")
             continue
+        yield row, image

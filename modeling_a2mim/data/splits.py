@@ -20,6 +20,7 @@ from .held_out import hold_out, sample_of
 from .labels import encode_classes
 from .loading import find_validation_split, load_images
 from .order import mix_counts
+from .pages import SAMPLES, with_pages
 from .sources import DatasetSource, MixedSource, RowSource
 
 
@@ -232,6 +233,10 @@ def image_samples(
         if others or column != "image":
             logger.info("%s images from column %r%s", f"{len(dataset):,}", column, beside)
     source = as_source(args, dataset)
+    spec = getattr(transform, "spec", None)
+    if spec is not None and spec.pages == SAMPLES:
+        source = with_pages(source if column is None else source.select(column, label_column), spec.stored_channels)
+        column = label_column = None
     return ImageSamples(
         source, transform, column, label_column, seed, args.shuffle_buffer_size, args.max_skipped_ratio, repeats
     )

@@ -19,6 +19,7 @@ from ..data.formats.image_folders import LeftOut, walk
 from ..data.formats.listing import list_images
 from ..data.formats.opening import open_files
 from ..data.loading import load_images, local_path, one_format, split_names
+from ..data.pages import SAMPLES, PagesSource, with_pages
 from ..data.sources import LISTED, DatasetSource, RowSource, fingerprint_of
 
 
@@ -107,6 +108,8 @@ def fingerprint_of_images(source: RowSource, times: bool = False) -> str:
     """Changes when the images do, as far as can be seen without reading them: of files their names and sizes (and
     `times`: when they were changed), of a saved dataset what `datasets` tells it apart by, of shards their names and
     rows."""
+    if isinstance(source, PagesSource):
+        return f"{source.fingerprint}-{fingerprint_of_images(source.source, times)}"
     if not isinstance(source, DatasetSource):
         return source.fingerprint
     known = fingerprint_of(source.dataset)
@@ -147,6 +150,9 @@ class InferenceImages(torch_data.Dataset):
     """
 
     def __init__(self, source: RowSource, transform: Callable, whole: bool = False):
+        spec = getattr(transform, "spec", None)
+        if spec is not None and spec.pages == SAMPLES:
+            source = with_pages(source, spec.stored_channels)
         self.source, self.transform, self.whole = source, transform, whole
 
     def __len__(self) -> int:

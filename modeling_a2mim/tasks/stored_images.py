@@ -13,6 +13,7 @@ from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.image_statistics import find_range, find_statistics, stored_types
+from ..data.pages import SAMPLES, with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
 from ..data.splits import as_source
@@ -56,6 +57,8 @@ def with_found_values(
     if source.columns is None:
         name = image_column or data_args.image_column_name
         source = source.select(find_column(source, Image, name, "image_column_name"))
+    if spec.pages == SAMPLES:
+        source = with_pages(source, spec.stored_channels)
     found: dict[str, Any] = {}
     if spec.value_range is None:
         types = stored_types(source, spec)

@@ -254,8 +254,8 @@ def test_classes_that_share_a_name(photos, tmp_path):
 
 
 def test_images_that_are_not_plain(tmp_path):
-    """Grey, turned by EXIF, with a palette and alpha: as the decoder has them, for grey and RGB models; of 16 bits: said
-    to be none for a model of 8 bits."""
+    """Grey, turned by EXIF, with a palette and alpha: as the decoder has them, for grey and RGB models; one of 16 bits
+    is none for a model of 8 bits."""
     folder, generator = tmp_path / "images", np.random.default_rng(1)
     folder.mkdir()
     values = np.asarray(Image.fromarray(generator.integers(0, 256, (4, 6), dtype=np.uint8)).resize((60, 50)))
