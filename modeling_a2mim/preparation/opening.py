@@ -57,7 +57,7 @@ class Split(NamedTuple):
                 found.append(self.source.file_name(row) or f"row {row}")
         return found
 
-    def values(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def values(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The other columns of rows."""
         found = self.source.values(rows, list(self.columns))
         return [{name: _as_text(value) if name in TEXTS else value for name, value in row.items()} for row in found]
@@ -158,7 +158,7 @@ def _open(
     name: str, split: str | None, config_name: str | None, image_column: str | None, revision: str | None
 ) -> dict[str, Dataset | RowSource]:
     path = local_path(name)
-    options = {"config_name": config_name, "image_column": image_column}
+    options: dict[str, Any] = {"config_name": config_name, "image_column": image_column}
     if path.is_file():
         if split is not None:
             raise ValueError(f"split: {name} is one file, which has none; leave it out")

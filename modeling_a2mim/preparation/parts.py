@@ -170,7 +170,7 @@ class PartWriter(Dataset):
         names, others = split.names(rows.tolist(), images), split.values(rows)
         for image, name, values in zip(images, names, others, strict=True):
             image = as_array_of(image, split.source)
-            found = {"file": name, "left_out": 0, "before": size_of(image)}
+            found: dict[str, Any] = {"file": name, "left_out": 0, "before": size_of(image)}
             try:
                 if isinstance(image, BrokenImage):
                     raise image

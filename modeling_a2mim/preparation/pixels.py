@@ -85,10 +85,10 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
             raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")
         values, alpha = values[[channel - 1 for channel in options.channels]], False
     if options.tile is None:
-        yield Piece("", _smaller(values, target_size(*values.shape[1:], options)), alpha, jpeg)
+        yield Piece("", _smaller(values, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
         return
     content = None if options.min_content is None else Content(values)
-    for place, box in tiles(*values.shape[1:], options.tile, options.tile_overlap):
+    for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
         top, left, height, width = box
         tile = values[:, top : top + height, left : left + width]
         if content is not None and content.share(tile) < options.min_content:
@@ -107,9 +107,7 @@ def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) ->
         return Piece("", np.ascontiguousarray(pixels.numpy()), alpha, jpeg)
     data = value.get("bytes") if isinstance(value, dict) else None
     as_it_is = image.format == "JPEG" and image.mode in ("L", "RGB") and not any(orientation(image))
-    pixels = to_pixels(upright(image), channels)
-    assert isinstance(pixels, Image.Image)
-    values = channels_first(np.asarray(pixels), channels)
+    values = channels_first(np.asarray(to_pixels(upright(image), channels)), channels)
     return Piece("", np.ascontiguousarray(values), alpha, jpeg, bytes(data) if data and as_it_is else None)
 
 

@@ -99,11 +99,11 @@ def make_report(
     }
 
 
-def write_card(report: dict[str, Any], shards: list[dict[str, Any]], kind: str) -> str:
-    """The text of README.md, whose head says the splits."""
+def write_card(report: dict[str, Any], shards: list[dict[str, Any]], kind: str, key: str) -> str:
+    """The text of README.md, whose head says the splits; `key` as `shards.plan_shards`."""
     suffix = "parquet" if kind == PARQUET else "tar"
     written = dict.fromkeys(shard["split"] for shard in shards)
-    files = [{"split": split, "path": f"data/{split}-*.{suffix}"} for split in written]
+    files = [{"split": split, "path": f"data/{split}-*-{key}.{suffix}"} for split in written]
     head = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
     options = {name: value for name, value in report["options"].items() if value not in (None, False, 0)}
     lines = [

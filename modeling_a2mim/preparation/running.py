@@ -1,5 +1,7 @@
 """`a2mim prepare`, from what the user names to a folder that trains fast."""
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -72,7 +74,7 @@ def prepare(
         there = write_parts(PartWriter(splits, parts, folder, options), _workers(num_workers))
         if there:
             logger.info("%d of %d parts were there already", there, len(parts))
-        plan = _plan([name_of(name) for name in names], options, parts, folder)
+        plan = _plan([name_of(name) for name in names], options, parts, folder, identity)
         write_plan(folder, plan)
     write_shards(out, folder, plan, features, options.format)
     for line in summary_of(plan["report"]):
@@ -88,7 +90,7 @@ def _workers(asked: int | None) -> int:
     return 0 if count <= 1 else count
 
 
-def _plan(names: list[str], options: Options, parts: list, folder: PartFolder) -> dict[str, Any]:
+def _plan(names: list[str], options: Options, parts: list, folder: PartFolder, identity: dict) -> dict[str, Any]:
     """What is to be done with the parts, with report and card."""
     counts, pieces = count_all(parts, folder)
     if not pieces:
@@ -103,8 +105,10 @@ def _plan(names: list[str], options: Options, parts: list, folder: PartFolder) -
         held[piece["part"]] += 1
         if options.drop_duplicates and firsts[number] != number:
             dropped.setdefault(piece["part"], []).append(piece["place"])
-    shards = plan_shards(parts, held, dropped, options.format)
+    told = json.dumps([identity, [[piece["piece"], piece["after"], piece["hash"].hex()] for piece in pieces]])
+    key = hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:8]
+    shards = plan_shards(parts, held, dropped, options.format, key)
     total = Statistics.total(statistics_of(folder, part.number, set(dropped.get(part.number, ()))) for part in parts)
     files = [*(shard["file"] for shard in shards), CARD]
     report = make_report(names, __version__, options, counts, pieces, firsts, shards, total.summary(), files)
-    return {"shards": shards, "report": report, "card": write_card(report, shards, options.format)}
+    return {"shards": shards, "report": report, "card": write_card(report, shards, options.format, key)}

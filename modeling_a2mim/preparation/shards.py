@@ -43,7 +43,9 @@ def statistics_of(folder: PartFolder, part: int, dropped: Collection[int]) -> St
     return found
 
 
-def plan_shards(parts: Sequence[Part], counts: Sequence[int], dropped: dict[int, list[int]], kind: str) -> list[dict]:
+def plan_shards(
+    parts: Sequence[Part], counts: Sequence[int], dropped: dict[int, list[int]], kind: str, key: str
+) -> list[dict]:
     """Which shard each part becomes, as JSON.
 
     Args:
@@ -51,6 +53,8 @@ def plan_shards(parts: Sequence[Part], counts: Sequence[int], dropped: dict[int,
         counts: how many images each holds.
         dropped: by part, the places in it of images that are left out.
         kind: `PARQUET` or `WEBDATASET`.
+        key: part of the names of all shards, that of no other data: the cache of `datasets` tells folders that have a
+            card apart by their last name and the patterns in the card alone.
 
     Returns:
         `file` of each shard, `part`, `dropped` and `images`; parts of which nothing is left are not among them.
@@ -61,7 +65,7 @@ def plan_shards(parts: Sequence[Part], counts: Sequence[int], dropped: dict[int,
         own = [part for part in own if counts[part.number] > len(dropped.get(part.number, ()))]
         for place, part in enumerate(own):
             gone = dropped.get(part.number, [])
-            file = f"{DATA}/{split}-{place:05d}-of-{len(own):05d}{SUFFIXES[kind]}"
+            file = f"{DATA}/{split}-{place:05d}-of-{len(own):05d}-{key}{SUFFIXES[kind]}"
             images = counts[part.number] - len(gone)
             found.append({"file": file, "split": split, "part": part.number, "dropped": gone, "images": images})
     return found

@@ -8,6 +8,7 @@ import numpy as np
 
 
 PERCENTILES = (0.5, 99.5)
+INFINITE = 0x7F800000  # bits that all are set in float32 that are not finite
 PHOTOGRAPHS = ("uint8-1", "uint8-3", "uint8-2-alpha", "uint8-4-alpha")  # which training makes RGB of
 
 
@@ -64,8 +65,8 @@ class Group:
             return np.arange(self.counts.shape[1], dtype=np.float64) + np.iinfo(self.dtype).min
         keys = np.arange(2**16, dtype=np.uint32)
         bits = np.where(keys >= 2**15, keys ^ 2**15, keys ^ (2**16 - 1)) << 16 | 2**15  # the middle of the bin
-        found = bits.astype(np.uint32).view(np.float32).astype(np.float64)
-        return np.where(np.isfinite(found), found, 0)
+        bits = np.where(bits & INFINITE == INFINITE, 0, bits).astype(np.uint32)  # infinity and NaN, of which are none
+        return bits.view(np.float32).astype(np.float64)
 
     def summary(self) -> dict[str, Any]:
         """What is known of each channel, in the values that are stored; those of 8 bits have mean and standard
