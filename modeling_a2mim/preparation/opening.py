@@ -158,6 +158,9 @@ def _open(
     name: str, split: str | None, config_name: str | None, image_column: str | None, revision: str | None
 ) -> dict[str, Dataset | RowSource]:
     path = local_path(name)
+    for field, value in (("dataset_revision", revision), ("dataset_config_name", config_name)):
+        if value is not None and path.exists() and not has_card(path):
+            raise ValueError(f"{field}: is of a dataset on the Hub, and {name} is here; leave it out")
     options: dict[str, Any] = {"config_name": config_name, "image_column": image_column}
     if path.is_file():
         if split is not None:
@@ -172,6 +175,8 @@ def _open(
     else:
         if revision is not None:
             options["revision"] = revision
+            if split is None:  # the Hub is asked for the splits of today
+                raise ValueError("split: give it beside --dataset_revision, whose splits may be others than today's")
         splits = [split] if split is not None else split_names(name, config_name)
     chosen = splits if split is None else [split]
     return {key: load_images(name, key, streaming=True, **options) for key in chosen}

@@ -160,11 +160,12 @@ class Content:
     """
 
     def __init__(self, values: np.ndarray):
-        channels, whole = len(values), _finite(values)
-        sides = whole[:, [0, -1]].reshape(channels, -1), whole[:, 1:-1, [0, -1]].reshape(channels, -1)
-        border = np.concatenate(sides, axis=1)
+        channels = len(values)
+        sides = values[:, [0, -1]].reshape(channels, -1), values[:, 1:-1, [0, -1]].reshape(channels, -1)
+        border = _finite(np.concatenate(sides, axis=1))
         self.background = np.median(border, axis=1)
-        self.tolerance = BACKGROUND * (whole.max((1, 2)) - whole.min((1, 2)))
+        lows, highs = ([float(limit) for limit in limits] for limits in _limits(values))
+        self.tolerance = BACKGROUND * (np.array(highs) - np.array(lows))
         self.known = self._share(border[:, None]) <= 0.5
 
     def share(self, values: np.ndarray) -> float:
@@ -174,6 +175,16 @@ class Content:
     def _share(self, values: np.ndarray) -> float:
         away = np.abs(values - self.background[:, None, None]) > self.tolerance[:, None, None]
         return float(away.any(0).mean())
+
+
+def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest finite value of each channel, without a wider copy of a large image."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.min((1, 2)), values.max((1, 2))
+    finite = np.isfinite(values)
+    lows = np.min(values, (1, 2), initial=np.inf, where=finite)
+    highs = np.max(values, (1, 2), initial=-np.inf, where=finite)
+    return np.where(np.isfinite(lows), lows, 0), np.where(np.isfinite(highs), highs, 0)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

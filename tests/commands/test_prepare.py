@@ -400,6 +400,7 @@ def test_what_cannot_be(photos, tmp_path, capsys):
         (["--tile", "8", "--tile_overlap", "8"], "tile_overlap: must be less than --tile 8, got 8"),
         (["--num_workers", "-1"], "num_workers: must be at least 0"),
         (["--split", "test"], "no split 'test'"),
+        (["--dataset_revision", "main"], "dataset_revision: is of a dataset on the Hub"),
         (["--dtype", "float16"], "dtype: is of floating-point values, and these are uint8"),
         (["--max_image_pixels", "9"], "images: nothing to write of 52; train/cat/00.png: 40 x 36 pixels"),
     ):

@@ -56,6 +56,9 @@ def test_content_is_what_differs_from_the_border():
     assert content.share(values) == pytest.approx(200 / 1600)
     assert content.share(values[:, 10:20, 10:30]) == 1
     assert content.share(values[:, 30:]) == 0
+    holes = np.where(values > 100, np.nan, values)[1:].astype(np.float32)  # no data around what is there
+    assert Content(holes).share(holes) == 0  # 0, as training reads what is not finite
+    assert Content(holes + 5).share(holes + 5) == pytest.approx(200 / 1600)
     noise = np.random.default_rng(0).integers(0, 255, (3, 40, 40), dtype=np.uint8)  # has no background
     assert Content(noise).share(noise[:, :5, :5]) == 1
 
