@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": ("commands.finetune", "fine-tune, probe or evaluate an encoder on labelled images"),
     "predict": ("commands.predict", "classify images, or find what is in them: files to decisions"),
     "embed": ("commands.embed", "write a vector for each image, and find neighbors and duplicates"),
+    "prepare": ("commands.prepare", "decode images once and write shards that train fast"),
     "export": ("commands.export", "write a model for another runtime: ONNX, torch.export"),
     "push": ("commands.push", "upload a folder to the Hub, or list what would be"),
     "app": ("commands.app", "serve a page for uploads: reconstructions, classes, similar images"),

@@ -57,8 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
 def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
+    from ..data.fingerprints import fingerprint_of_images
     from ..inference.embedding import embedder, layer_names
-    from ..inference.images import InferenceImages, fingerprint_of_images
+    from ..inference.images import InferenceImages
     from ..inference.parts import parts_of
     from ..inference.running import process_state
     from ..inference.similar_images import Collection, check_results, open_queries, write_results
@@ -124,8 +125,8 @@ def run(args: argparse.Namespace, model, images, metadata: dict) -> bool:
     """Embed all images into the file. Returns whether this process is the one that goes on with it."""
     import json
 
+    from ..data.fingerprints import fingerprint_of_images
     from ..inference import parts
-    from ..inference.images import fingerprint_of_images
     from ..inference.running import process_state, run_over
     from ..inference.similar_images import remove_results
     from ..inference.vectors import EMBEDDING, FORMATS, METADATA, columns, stored_as, write_file

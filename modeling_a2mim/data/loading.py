@@ -307,6 +307,10 @@ def open_stream(
     if kind == "arrow" and not any(map(is_remote, files[split])):
         saved = datasets.concatenate_datasets([Dataset.from_file(file) for file in files[split]])
         return DatasetSource(saved, name, retries=retries)
+    if kind == "webdataset":
+        source = open_files("tar", name, files[split], split, streaming=True, retries=retries, token=token)
+        assert isinstance(source, RowSource)  # as it streams
+        return source
     images = {key: [f for f in own if is_image_file(f)] for key, own in files.items()}
     if kind == "imagefolder" and images[split]:
         rows, left_out = None, LeftOut(name)

@@ -2,6 +2,7 @@
 
 import abc
 import collections
+import copy
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -40,6 +41,17 @@ class ShardedSource(RowSource):
 
     def read(self, rows: Sequence[int] | np.ndarray) -> list[tuple]:
         return [self._row(self._chunk(chunk), place) for chunk, place in self._find(rows)]
+
+    def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        own = copy.copy(self)
+        own.columns, own._chunks = tuple(columns), collections.OrderedDict()  # type: ignore[assignment]  # of any number
+        if not columns:
+            return [{} for _ in rows]
+        return [own._cells(own._chunk(chunk), place) for chunk, place in self._find(np.asarray(rows))]
+
+    @abc.abstractmethod
+    def _cells(self, opened: Any, place: int) -> dict[str, Any]:
+        """The selected columns of the row at a place in a chunk, as they are stored."""
 
     def _find(self, rows: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
         """The chunk of each row, and its place there."""
@@ -126,6 +138,9 @@ class ParquetSource(ShardedSource):
     def _row(self, opened: Any, place: int) -> tuple:
         image, label = self.columns
         return self._image(opened[image][place].as_py()), opened[label][place].as_py() if label else None
+
+    def _cells(self, opened: Any, place: int) -> dict[str, Any]:
+        return {column: opened[column][place].as_py() for column in self.columns}
 
     def _describe_chunk(self, chunk: int) -> str:
         file, group = self.groups[chunk]

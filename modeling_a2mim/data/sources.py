@@ -89,6 +89,15 @@ class RowSource(abc.ABC):
         """All values of a column, where they can be read without the images; else `None`."""
         return None
 
+    def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Other columns than the images of rows, as they are stored; raises as `read`. Sources that can read them
+        without the images do so."""
+        found: list[dict[str, Any]] = [{} for _ in rows]
+        for column in columns:
+            for cells, (_, value) in zip(found, self.select(self.columns[0], column).read(rows), strict=True):
+                cells[column] = value
+        return found
+
     def describe(self, row: int) -> str:
         """What to call a row in a message."""
         return f"row {row} of {self.name}"
@@ -189,6 +198,10 @@ class DatasetSource(RowSource):
 
     def column(self, name: str) -> list | None:
         return list(self.dataset[name])
+
+    def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        found = self.dataset.select_columns(list(columns))[[int(row) for row in rows]] if columns else {}
+        return [{column: found[column][place] for column in columns} for place in range(len(rows))]
 
     def _path(self, row: int) -> str | None:
         value = self._rows[int(row)][self.columns[0]]

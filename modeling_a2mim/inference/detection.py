@@ -19,11 +19,12 @@ import pyarrow as pa
 import torch
 from pycocotools import mask as rle
 
+from ..data.fingerprints import fingerprint_of_images
 from ..data.sources import RowSource
 from ..evaluation.decisions import parse_threshold
 from ..models.detection import A2MIMForObjectDetection
 from .dense import DenseTransform, Sample, of_one_size
-from .images import InferenceImages, fingerprint_of_images
+from .images import InferenceImages
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, rows_in_part

@@ -1,7 +1,6 @@
 """Every image of what the user names, each once, as a model takes it, or with the reason why it cannot be read."""
 
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from ..data.formats.image_folders import LeftOut, walk
 from ..data.formats.listing import list_images
 from ..data.formats.opening import open_files
 from ..data.loading import load_images, local_path, one_format, split_names
-from ..data.pages import SAMPLES, PagesSource, with_pages
-from ..data.sources import LISTED, DatasetSource, RowSource, fingerprint_of
+from ..data.pages import SAMPLES, with_pages
+from ..data.sources import DatasetSource, RowSource
 
 
 def open_every_image(
@@ -102,25 +101,6 @@ def _splits(path, name: str, config_name: str | None) -> list[str]:
     if path.is_dir():
         return list(datasets.load_from_disk(str(path)))
     return split_names(name, config_name)
-
-
-def fingerprint_of_images(source: RowSource, times: bool = False) -> str:
-    """Changes when the images do, as far as can be seen without reading them: of files their names and sizes (and
-    `times`: when they were changed), of a saved dataset what `datasets` tells it apart by, of shards their names and
-    rows."""
-    if isinstance(source, PagesSource):
-        return f"{source.fingerprint}-{fingerprint_of_images(source.source, times)}"
-    if not isinstance(source, DatasetSource):
-        return source.fingerprint
-    known = fingerprint_of(source.dataset)
-    if not known.startswith(LISTED):
-        return f"{len(source)}-{known}"
-    checksum = 0
-    for path in source.dataset.data["image"].combine_chunks().field("path").to_pylist():
-        found = os.stat(path) if os.path.isfile(path) else None
-        told = (-1, -1) if found is None else (found.st_size, found.st_mtime_ns if times else 0)
-        checksum = zlib.crc32(b"%d %d;" % told, checksum)
-    return f"{source.fingerprint}-{checksum:08x}"
 
 
 class Batch(NamedTuple):

@@ -18,10 +18,11 @@ import torch
 
 from ..analysis.comparison import NamedModel, ProcessorTransform, load_model
 from ..arguments.data import MULTI, REGRESSION, SINGLE
+from ..data.fingerprints import fingerprint_of_images
 from ..data.sources import RowSource
 from ..evaluation.decisions import EVERY, USUAL, DecisionRule, given_decision, parse_threshold
 from ..evaluation.thresholds import probabilities
-from .images import InferenceImages, fingerprint_of_images
+from .images import InferenceImages
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, rows_in_part

@@ -19,10 +19,11 @@ from PIL import Image
 from torch.nn import functional
 
 from ..data.decoding import is_image_file
+from ..data.fingerprints import fingerprint_of_images
 from ..data.sources import RowSource
 from ..tasks.segmentation.maps import colours
 from .dense import DenseTransform, Sample, of_one_size
-from .images import InferenceImages, fingerprint_of_images
+from .images import InferenceImages
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
 from .parts import PartedTable, check_out, is_there, parts_of, rows_in_part

@@ -199,6 +199,10 @@ class TarSource(ShardedSource):
             label = label.decode()
         return self._image(cells[0]), label
 
+    def _cells(self, opened: Any, place: int) -> dict[str, Any]:
+        data, columns = opened
+        return {c: _cell(c, found[place], data) for c, found in columns}
+
     def rows(self) -> Iterator[dict]:
         """All rows with all their columns."""
         whole = copy.copy(self)
@@ -207,7 +211,7 @@ class TarSource(ShardedSource):
             what = self._describe_chunk(chunk)
             data, columns = with_retries(lambda chunk=chunk: whole._read_chunk(chunk), what, self.retries)
             for place in range(last - first):
-                yield {c: _cell(c, found[place], data) for c, found in columns}
+                yield self._cells((data, columns), place)
 
     def _describe_chunk(self, chunk: int) -> str:
         index, first, last = self.runs[chunk]

@@ -113,6 +113,9 @@ class ZipSource(RowSource):
             found.append((value, self.labels[row] if self.labels and self.columns[1] else None))
         return found
 
+    def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
+        return [{column: self.labels[int(row)] for column in columns} for row in rows]  # there are no others
+
     def rows(self) -> Iterator[dict]:
         """All rows with all their columns."""
         whole = self.select(*self.features)

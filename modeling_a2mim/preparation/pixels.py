@@ -1,0 +1,191 @@
+"""A stored image to the pieces that are written of it: made smaller, or cut in tiles."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ..data.arrays import BrokenImage, count_pages
+from ..data.decoding import (
+    JPEGS,
+    as_array,
+    channels_first,
+    open_stored,
+    orientation,
+    resized_crop,
+    to_pixels,
+    upright,
+    upright_size,
+)
+from ..data.pixel_spec import PixelSpec
+from .options import SHORTER, Options
+
+
+BACKGROUND = 0.05  # of the range of a channel: values that are closer to the background's are background
+
+
+@dataclass
+class Piece:
+    """What is written of an image.
+
+    Attributes:
+        place: of which page and tile it is, the end of its name: "_p0003_r002_c011"; empty for the whole image.
+        values: (channels, height, width), as they are stored.
+        alpha: whether the last channel is transparency.
+        jpeg: whether the image came as a JPEG.
+        original: the bytes of a JPEG that is written as it is.
+    """
+
+    place: str
+    values: np.ndarray
+    alpha: bool = False
+    jpeg: bool = False
+    original: bytes | None = None
+
+
+def pieces_of(value: Any, options: Options) -> Iterator[Piece | None]:
+    """The pieces of an image, in order; `None` for a tile that is left out for its content.
+
+    Args:
+        value: as `data.decoding.open_stored`.
+        options: what is made of it.
+
+    Raises:
+        BrokenImage: with the reason, if it cannot be used.
+    """
+    pages: list[int | None] = [None]
+    if options.pages == "samples" and isinstance(value, dict) and value.get("bytes"):
+        count = count_pages(value["bytes"], value.get("path"))
+        pages = list(range(count)) if count > 1 else pages
+    for page in pages:
+        spec = PixelSpec(1, (1,), None, options.pages, options.max_pixels)  # opens whatever there is
+        stored = value if page is None else {**value, "page": page}
+        for piece in _pieces(open_stored(stored, spec), stored, options):
+            if piece is not None and page is not None:
+                piece.place = f"_p{page:04d}{piece.place}"
+            yield piece
+
+
+def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
+    jpeg = isinstance(image, Image.Image) and image.format in JPEGS
+    if isinstance(image, Image.Image) and options.tile is None and options.channels is None:
+        yield _photograph(image, value, options, jpeg)
+        return
+    image = as_array(image) if isinstance(image, Image.Image) else image
+    values, alpha = image.read(), image.alpha
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)  # as it is read while training
+    if options.channels is not None:
+        if max(options.channels) > len(values):
+            raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")
+        values, alpha = values[[channel - 1 for channel in options.channels]], False
+    if options.tile is None:
+        yield Piece("", _smaller(values, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
+        return
+    content = None if options.min_content is None else Content(values)
+    for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
+        top, left, height, width = box
+        tile = values[:, top : top + height, left : left + width]
+        if content is not None and content.share(tile) < options.min_content:
+            yield None
+        else:
+            yield Piece(place, np.ascontiguousarray(tile), alpha, jpeg)
+
+
+def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) -> Piece:
+    alpha = image.has_transparency_data
+    channels = 4 if alpha else 1 if image.mode in ("1", "L") else 3
+    height, width = upright_size(image)
+    size = target_size(height, width, options)
+    if size != (height, width):
+        pixels = resized_crop(image, (0, 0, height, width), size, PixelSpec(channels))
+        return Piece("", np.ascontiguousarray(pixels.numpy()), alpha, jpeg)
+    data = value.get("bytes") if isinstance(value, dict) else None
+    as_it_is = image.format == "JPEG" and image.mode in ("L", "RGB") and not any(orientation(image))
+    values = channels_first(np.asarray(to_pixels(upright(image), channels)), channels)
+    return Piece("", np.ascontiguousarray(values), alpha, jpeg, bytes(data) if data and as_it_is else None)
+
+
+def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
+    """Height and width that an image becomes: never larger than it is."""
+    if options.size is None:
+        return height, width
+    side = (min if options.resize_mode == SHORTER else max)(height, width)
+    if side <= options.size:
+        return height, width
+    return max(1, round(height * options.size / side)), max(1, round(width * options.size / side))
+
+
+def _smaller(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Antialiased bicubic, computed in floating point and rounded to the type of the values; none lies beyond those of
+    its channel. Values that are not finite spread over the pixels that they would be part of."""
+    if size == values.shape[1:]:
+        return np.ascontiguousarray(values)
+    wide = values.dtype.itemsize > 2 and values.dtype != np.float32
+    pixels = torch.from_numpy(values.astype(np.float64 if wide else np.float32))
+    found = F.resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
+    with np.errstate(invalid="ignore"):
+        found = np.clip(found, values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True))
+    found = np.rint(found) if np.issubdtype(values.dtype, np.integer) else found
+    return found.astype(values.dtype)
+
+
+def tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """Tiles that cover an image: the name of each by row and column, and top, left, height and width. The last of a
+    row or column is moved inwards; where the image is smaller than a tile, so is the tile."""
+    for row, top in enumerate(_starts(height, tile, tile - overlap)):
+        for column, left in enumerate(_starts(width, tile, tile - overlap)):
+            yield f"_r{row:03d}_c{column:03d}", (top, left, min(tile, height), min(tile, width))
+
+
+def _starts(length: int, tile: int, step: int) -> list[int]:
+    last = max(0, length - tile)
+    return [*range(0, last, step), last]
+
+
+class Content:
+    """How much of a tile is content, and not background.
+
+    The background of an image has the values that half of its outermost pixels or more have, within 5% of the range
+    of each channel: the glass of a slide, the black beside a satellite's swath, the air of an X-ray. An image without
+    such a border has no background.
+
+    Args:
+        values: (channels, height, width) of the whole image.
+    """
+
+    def __init__(self, values: np.ndarray):
+        channels = len(values)
+        sides = values[:, [0, -1]].reshape(channels, -1), values[:, 1:-1, [0, -1]].reshape(channels, -1)
+        border = _finite(np.concatenate(sides, axis=1))
+        self.background = np.median(border, axis=1)
+        lows, highs = ([float(limit) for limit in limits] for limits in _limits(values))
+        self.tolerance = BACKGROUND * (np.array(highs) - np.array(lows))
+        self.known = self._share(border[:, None]) <= 0.5
+
+    def share(self, values: np.ndarray) -> float:
+        """The share of the pixels of (channels, height, width) that are not background; 1 if there is none."""
+        return self._share(_finite(values)) if self.known else 1.0
+
+    def _share(self, values: np.ndarray) -> float:
+        away = np.abs(values - self.background[:, None, None]) > self.tolerance[:, None, None]
+        return float(away.any(0).mean())
+
+
+def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest finite value of each channel, without a wider copy of a large image."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.min((1, 2)), values.max((1, 2))
+    finite = np.isfinite(values)
+    lows = np.min(values, (1, 2), initial=np.inf, where=finite)
+    highs = np.max(values, (1, 2), initial=-np.inf, where=finite)
+    return np.where(np.isfinite(lows), lows, 0), np.where(np.isfinite(highs), highs, 0)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

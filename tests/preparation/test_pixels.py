@@ -1,0 +1,77 @@
+"""Images made smaller, and cut in tiles."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_a2mim.preparation.options import LONGER, Options
+from modeling_a2mim.preparation.pixels import Content, pieces_of, target_size, tiles
+
+
+@pytest.mark.parametrize("size", [(50, 70), (20, 20), (19, 100), (5, 7), (21, 41)])
+@pytest.mark.parametrize("overlap", [0, 7])
+def test_tiles_cover_every_pixel(size, overlap):
+    seen = np.zeros(size, dtype=int)
+    names = set()
+    for name, (top, left, height, width) in tiles(*size, 20, overlap):
+        assert (height, width) == (min(20, size[0]), min(20, size[1]))
+        assert top + height <= size[0]
+        assert left + width <= size[1]
+        seen[top : top + height, left : left + width] += 1
+        names.add(name)
+    assert seen.min() >= 1
+    if size == (20, 20):
+        assert names == {"_r000_c000"}
+
+
+def test_no_image_is_enlarged():
+    assert target_size(100, 200, Options(size=50)) == (50, 100)
+    assert target_size(100, 200, Options(size=50, resize_mode=LONGER)) == (25, 50)
+    assert target_size(100, 200, Options(size=150)) == (100, 200)
+    assert target_size(3, 2000, Options(size=100, resize_mode=LONGER)) == (1, 100)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "int32", "float32", "float64"])
+def test_no_value_lies_beyond_those_of_the_image(dtype):
+    """Bicubic interpolation overshoots at edges."""
+    values = np.zeros((2, 40, 40), dtype=dtype)
+    values[:, :, 20:] = 1000
+    [piece] = pieces_of(values, Options(size=13))
+    assert piece.values.dtype == dtype
+    assert piece.values.shape == (2, 13, 13)
+    assert (piece.values.min(), piece.values.max()) == (0, 1000)
+
+
+def test_large_integers_are_not_rounded_to_float32():
+    values = np.full((1, 40, 40), 2**31 - 1, dtype=np.int32)
+    [piece] = pieces_of(values, Options(size=10))
+    assert (piece.values == 2**31 - 1).all()
+
+
+def test_content_is_what_differs_from_the_border():
+    values = np.full((3, 40, 40), 200, dtype=np.uint8)
+    values[:, 10:20, 10:30] = 0
+    values[0] += np.random.default_rng(0).integers(0, 5, (40, 40), dtype=np.uint8)  # noise of the glass
+    content = Content(values)
+    assert content.share(values) == pytest.approx(200 / 1600)
+    assert content.share(values[:, 10:20, 10:30]) == 1
+    assert content.share(values[:, 30:]) == 0
+    holes = np.where(values > 100, np.nan, values)[1:].astype(np.float32)  # no data around what is there
+    assert Content(holes).share(holes) == 0  # 0, as training reads what is not finite
+    assert Content(holes + 5).share(holes + 5) == pytest.approx(200 / 1600)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 40, 40), dtype=np.uint8)  # has no background
+    assert Content(noise).share(noise[:, :5, :5]) == 1
+
+
+def test_transparency_and_palettes():
+    rgba = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 4), dtype=np.uint8))
+    for image, channels, alpha in (
+        (rgba, 4, True),
+        (rgba.convert("LA"), 4, True),
+        (rgba.convert("RGB").quantize(8), 3, False),
+        (rgba.convert("L"), 1, False),
+        (rgba.convert("1"), 1, False),
+        (rgba.convert("RGB").convert("CMYK"), 3, False),
+    ):
+        [piece] = pieces_of(image, Options(size=None))
+        assert (len(piece.values), piece.alpha) == (channels, alpha), image.mode

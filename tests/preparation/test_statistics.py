@@ -1,0 +1,77 @@
+"""Statistics of pixels beside those of NumPy, in parts and as a whole."""
+
+import numpy as np
+import pytest
+
+from modeling_a2mim.preparation.statistics import PERCENTILES, Statistics
+
+
+def images(dtype, channels, count=6):
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        values = rng.normal(100, 40, (channels, 20, 10 + number))
+        if np.dtype(dtype).kind in "iu":
+            values = values.clip(0 if dtype.startswith("u") else -300, 255 if dtype == "uint8" else 4095)
+        yield (values * (1 if dtype == "uint8" else 7)).astype(dtype)
+
+
+def counted(arrays):
+    found = Statistics()
+    for values in arrays:
+        found.add(values)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float16", "float32", "float64"])
+def test_as_numpy(dtype, tmp_path):
+    arrays = list(images(dtype, 3))
+    parts = [counted(arrays[:2]), counted(arrays[2:3]), counted(arrays[3:])]
+    for number, part in enumerate(parts):
+        part.save(tmp_path / f"{number}.npz")
+    parts = [Statistics.load(tmp_path / f"{number}.npz") for number in range(3)]
+    [found] = Statistics.total(parts).summary()
+    pixels = np.concatenate([values.reshape(3, -1) for values in arrays], axis=1).astype(np.float64)
+    scale = 255 if dtype == "uint8" else 1
+    assert (found["dtype"], found["images"], found["pixels"]) == (dtype, 6, pixels.shape[1])
+    assert np.allclose(found["mean"], pixels.mean(1) / scale, rtol=1e-12)
+    assert np.allclose(found["std"], pixels.std(1) / scale, rtol=1e-9)
+    assert found["min"] == pixels.min(1).tolist()
+    assert found["max"] == pixels.max(1).tolist()
+    exact = np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize <= 2
+    for percent in PERCENTILES:
+        expected = np.percentile(pixels, percent, axis=1, method="inverted_cdf")
+        assert np.allclose(found["percentiles"][f"{percent:g}"], expected, rtol=0 if exact else 0.004)
+
+
+def test_values_that_are_not_finite_are_counted_apart():
+    values = np.array([[[-1.0, np.nan, 3.0, np.inf]]], dtype=np.float32)
+    [found] = counted([values]).summary()
+    assert (found["mean"], found["min"], found["max"], found["not_finite"]) == ([1.0], [-1.0], [3.0], 2)
+
+
+def test_photographs_become_rgb():
+    """As training makes them: grey in all channels, and no transparency."""
+    found, rng = Statistics(), np.random.default_rng(0)
+    grey, rgb, rgba = (rng.integers(0, 256, (channels, 8, 8), dtype=np.uint8) for channels in (1, 3, 4))
+    for values, alpha in ((grey, False), (rgb, False), (rgba, True)):
+        found.add(values, alpha)
+    [summary] = Statistics.total([found]).summary()
+    pixels = np.stack([np.repeat(grey, 3, 0), rgb, rgba[:3]])
+    assert (summary["images"], summary["channels"]) == (3, 3)
+    assert np.allclose(summary["mean"], pixels.mean((0, 2, 3)) / 255)
+    assert summary["flags"].startswith("--image_mean")
+
+
+def test_flags_of_a_range():
+    """The mean and standard deviation are those of the pixels that the range gives."""
+    values = np.arange(2000, dtype=np.uint16).reshape(1, 40, 50)
+    [found] = counted([values]).summary()
+    words = found["flags"].split()
+    assert words[:5] == ["--num_channels", "1", "--value_range", "9", "1989"]
+    scaled = np.clip((values - 9.0) / 1980, 0, 1)
+    assert words[5:] == ["--image_mean", f"{scaled.mean():.4f}", "--image_std", f"{scaled.std():.4f}"]
+
+
+def test_a_constant_image_gives_no_range():
+    [found] = counted([np.full((1, 4, 4), 7, dtype=np.uint16)]).summary()
+    assert (found["std"], found["flags"]) == ([0.0], "")
