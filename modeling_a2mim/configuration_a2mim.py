@@ -47,6 +47,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             given.
         pages (`str`, *optional*): what further pages or frames of a file are: `"channels"`, `"samples"` or `"first"`
             (the others are left out); files with several are refused when not given.
+        display_channels (`list[int]`, *optional*): which one or three of the `num_channels` figures show, from 1; when
+            not given, all of 1 or 3, else the first.
         mask_ratio (`float`, defaults to 0.6): share of the cells that are masked, in (0, 1), rounded up to whole ones.
         mask_patch_size (`int` or `(height, width)`, *optional*): the size of one cell in pixels. When not given it
             follows the image: 32 px (the paper's at 224 px), or less where that leaves fewer than 6 x 6 cells.
@@ -97,6 +99,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
     value_range: dict[str, Any] | None = None
     channels: list[int] | None = None
     pages: str | None = None
+    display_channels: list[int] | None = None
     mask_ratio: float = 0.6
     mask_patch_size: int | list[int] | tuple[int, int] | None = None
     mask_fill: str = "mean"
@@ -223,7 +226,7 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def stored_images(self) -> dict[str, Any]:
-        """What is taken of stored images, as far as it is given: `value_range`, `channels` and `pages`."""
+        """What is taken of stored images, as far as it is given: `STORED_FIELDS`."""
         return {name: value for name in STORED_FIELDS if (value := getattr(self, name)) is not None}
 
     @property
@@ -392,6 +395,13 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             fits = len(chosen) == self.num_channels
             _require(fits, "channels", f"{len(chosen)} are chosen, but num_channels is {self.num_channels}")
             self.channels = list(chosen)
+        shown = self.display_channels
+        if shown is not None:
+            ok = isinstance(shown, (list, tuple)) and len(shown) in (1, 3) and all(map(_is_int, shown))
+            ok = ok and all(1 <= number <= self.num_channels for number in shown)
+            message = f"must be one or three numbers from 1 to {self.num_channels}, got {shown!r}"
+            _require(ok, "display_channels", message)
+            self.display_channels = list(shown)
 
     def _validate_mask(self) -> None:
         for name in ("image_size", "mask_patch_size"):

@@ -22,6 +22,7 @@ OTHER = {
     "value_range": {"low": [16.0, 0.0], "high": [4059.0, 1.5], "clip": False},
     "channels": [4, 2],
     "pages": "first",
+    "display_channels": [2],
     "mask_ratio": 0.5,
     "mask_patch_size": [16, 32],
     "mask_fill": "zero",

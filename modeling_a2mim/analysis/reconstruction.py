@@ -135,9 +135,10 @@ def panel(
     quality: Sequence[dict[str, float]] | None = None,
     title: str | None = None,
     names: Sequence[str] | None = None,
+    channels: Sequence[int] | None = None,
+    stretch: bool = False,
 ) -> Image.Image:
-    """One row for each image, one labelled column for each of `COLUMNS`. Images smaller than 112 px are enlarged; of
-    images that are neither grey nor RGB the first channel is shown.
+    """One row for each image, one labelled column for each of `COLUMNS`. Images smaller than 112 px are enlarged.
 
     Args:
         images: of `reconstruct`.
@@ -145,6 +146,8 @@ def panel(
             written beneath the images.
         title: written above all.
         names: of the images, written beneath the originals; the end of those that are too long.
+        channels: which are shown (see `utils.plotting.to_pil_image`).
+        stretch: whether the values of each original are stretched from black to white, and those beside it likewise.
     """
     count, _, height, width = images["original"].shape
     scale, gap, line = max(1, math.ceil(CELL / min(height, width))), 4, 14
@@ -158,7 +161,9 @@ def panel(
         left = gap + column * (cell[0] + gap)
         draw.text((left, top - line), name, fill="black")
         for row in range(count):
-            tile = to_pil_image(images[name][row]).resize(cell, Image.Resampling.NEAREST)
+            like = images["original"][row] if stretch else None
+            tile = to_pil_image(images[name][row], channels=channels, like=like)
+            tile = tile.resize(cell, Image.Resampling.NEAREST)
             sheet.paste(tile, (left, top + gap + row * step))
     captions = [(row, 0, _fitting(draw, name, cell[0])) for row, name in enumerate(names or ())]
     for row, values in enumerate(quality or ()):
@@ -187,7 +192,8 @@ def plot_reconstructions(
     """The panel of at most `max_images` images, with names and quality; arguments as for `reconstruct` and `panel`."""
     images = reconstruct(model, pixel_values[:max_images], bool_masked_pos[:max_images])
     quality = reconstruction_quality(images, bool_masked_pos[:max_images])
-    return panel(images, quality, names=None if names is None else names[:max_images])
+    names = None if names is None else names[:max_images]
+    return panel(images, quality, None, names, model.config.display_channels, model.config.value_range is not None)
 
 
 def compare(args: argparse.Namespace):
@@ -219,7 +225,8 @@ def compare(args: argparse.Namespace):
         title = f"{named.name}, mask ratio {mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
         with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
-            panel(shown, quality[:MOST_SHOWN], title).save(temporary, "PNG")
+            displayed, stretch = args.display_channels or model.config.display_channels, model.config.value_range
+            panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None).save(temporary, "PNG")
         spectra[named.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])
         record[named.name] = {

@@ -125,6 +125,16 @@ class PreTrainingDataArguments(DataArguments):
         help="Leave so many images, from all over the training data, out of training, and evaluate on them. Without "
         "it and without images for evaluation, the model is evaluated on some of the training images.",
     )
+    crop_pixels: int | None = HfArg(
+        default=None,
+        help="Crop so many pixels square at the resolution of the image, instead of a share of its area; resized to "
+        "--image_size if that is another. Smaller images are skipped.",
+    )
+    min_content: float | None = HfArg(
+        default=None,
+        help="With --crop_pixels: take crops of which at least this share is not background, the best of ten draws if "
+        "none is; an image without any is skipped.",
+    )
     hflip: float = HfArg(default=0.5, help="Share of images that are mirrored left to right.")
     vflip: float = HfArg(default=0.0, help="Share of images that are mirrored top to bottom.")
     rotate90: bool = HfArg(default=False, help="Turn images by 0, 90, 180 or 270 degrees.")
@@ -158,6 +168,14 @@ class PreTrainingDataArguments(DataArguments):
             raise ValueError(f"holdout: must be at least 1, got {self.holdout}")
         if self.holdout is not None and (self.validation_dir or self.validation_split):
             raise ValueError("holdout: give either it or images for evaluation (--validation_dir, --validation_split)")
+        if self.crop_pixels is not None and self.crop_pixels < 1:
+            raise ValueError(f"crop_pixels: must be at least 1, got {self.crop_pixels}")
+        if self.crop_pixels is not None and tuple(self.crop_scale) != (0.8, 1.0):
+            raise ValueError("crop_scale: has no effect beside --crop_pixels; leave it out")
+        if self.min_content is not None and self.crop_pixels is None:
+            raise ValueError("min_content: is of crops of --crop_pixels; give that, too")
+        if self.min_content is not None and not 0 < self.min_content <= 1:
+            raise ValueError(f"min_content: must be in (0, 1], got {self.min_content}")
         if self.holdout is not None and self.max_eval_samples is not None:
             raise ValueError("max_eval_samples: --holdout says how many images there are to evaluate on")
         for name in ("hflip", "vflip", "grayscale"):

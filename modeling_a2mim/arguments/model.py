@@ -58,6 +58,11 @@ class EncoderArguments:
         "that have several are refused.",
         metadata={"choices": PAGES},
     )
+    display_channels: list[int] | None = HfArg(
+        default=None,
+        help="One or three of the model's channels that figures show, from 1. Default: all of 1 or 3, else the first.",
+        metadata={"nargs": "+"},
+    )
     image_mean: list[str] | None = HfArg(
         default=None,
         help="Mean of each channel (pixels in [0, 1]); auto: of a sample of the images.",

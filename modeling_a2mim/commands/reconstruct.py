@@ -16,6 +16,9 @@ def build_parser() -> argparse.ArgumentParser:
         seed="images and masks",
     )
     parser.add_argument("--files", nargs="+", help="images to reconstruct, in place of a dataset")
+    parser.add_argument(
+        "--display_channels", type=int, nargs="+", help="one or three channels to show, from 1 (default: the model's)"
+    )
     parser.add_argument("--mask_ratio", type=float, help="share of masked cells, in (0, 1) (default: the model's own)")
     return parser
 

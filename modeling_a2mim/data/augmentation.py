@@ -7,7 +7,7 @@ from ..arguments.data import ClassificationArguments, PreTrainingDataArguments
 
 def pretraining_augmentation(args: PreTrainingDataArguments) -> dict[str, Any]:
     """Keyword arguments of `PreTrainTransform`."""
-    names = ("hflip", "vflip", "rotate90", "color_jitter", "grayscale")
+    names = ("hflip", "vflip", "rotate90", "color_jitter", "grayscale", "crop_pixels", "min_content")
     return {name: getattr(args, name) for name in names}
 
 

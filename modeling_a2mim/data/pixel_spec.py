@@ -104,6 +104,11 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
     return torch.from_numpy(known.scale(values, low, high))
 
 
+def _grey(values: np.ndarray) -> np.ndarray:
+    found = np.tensordot(LUMINANCE, values[:3].astype(np.float64), 1)[None]
+    return found.round().astype(np.uint8) if values.dtype == np.uint8 else found
+
+
 def channel_choice(image: ArrayImage, spec: PixelSpec) -> Callable[[np.ndarray], np.ndarray]:
     """What makes the channels of `spec` of those of an image, both (channels, height, width). Errors as
     `read_values`."""
@@ -124,7 +129,7 @@ def channel_choice(image: ArrayImage, spec: PixelSpec) -> Callable[[np.ndarray],
     if (stored, wanted) == (1, 3):
         return lambda values: np.repeat(values[:1], 3, axis=0)
     if (stored, wanted) == (3, 1):
-        return lambda values: np.tensordot(LUMINANCE, values[:3].astype(np.float64), 1)[None]
+        return _grey
     raise ValueError(
         f"num_channels: the image ({image.format}) has {image.channels} channel(s), the model takes {wanted}; give "
         f"--num_channels {image.channels}, or choose some by --channels (from 1)"

@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms import v2
 
 from ..configuration_a2mim import A2MIMConfig
 from ..masking import random_mask
-from .decoding import MAX_PIXELS, load_pixels, open_stored, resized_crop, upright_size
+from .arrays import ArrayImage, BrokenImage
+from .arrays.array_image import Box
+from .content import Content, border_of
+from .decoding import MAX_PIXELS, as_array, load_pixels, open_stored, resized_crop, upright_size
 from .pixel_spec import PixelSpec
 
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
+DRAWS = 10  # crops among which one with content is looked for
 
 
 def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -56,6 +61,10 @@ class PreTrainTransform:
         color_jitter: brightness, contrast and saturation are multiplied by up to 1 ± this; of images of other than 3
             channels, brightness and contrast of all channels alike.
         grayscale: share of images of 3 channels that lose their colour.
+        crop_pixels: side of a square that is cropped at the resolution of the image, in place of `crop_scale`; in
+            evaluation from its middle.
+        min_content: the least share of a crop that is no background (see `content.Content`); of `DRAWS` crops the
+            first that has it, else the one with the most.
 
     Raises:
         ValueError: naming `grayscale`, if it is for images of another number of channels.
@@ -73,6 +82,8 @@ class PreTrainTransform:
         rotate90: bool = False,
         color_jitter: float = 0.0,
         grayscale: float = 0.0,
+        crop_pixels: int | None = None,
+        min_content: float | None = None,
     ):
         self.config, self.crop_scale, self.train = config, crop_scale, train
         self.spec = PixelSpec.from_config(config, max_pixels)
@@ -80,6 +91,7 @@ class PreTrainTransform:
         if grayscale and self.num_channels != 3:
             raise ValueError(f"grayscale: is for images of 3 channels, this model takes {self.num_channels}")
         self.hflip, self.vflip, self.rotate90, self.grayscale = hflip, vflip, rotate90, grayscale
+        self.crop_pixels, self.min_content = crop_pixels, min_content
         self.jitter = None
         if color_jitter:
             self.jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter if self.num_channels == 3 else 0)
@@ -114,8 +126,11 @@ class PreTrainTransform:
         image = open_stored(image, self.spec)
         height, width = upright_size(image)
         box, flip = (0, 0, height, width), False
-        if self.train:
+        if self.crop_pixels is not None:
+            image, box = self._native_crop(image)
+        elif self.train:
             box = random_crop(height, width, self.crop_scale)
+        if self.train:
             flip = torch.rand(1).item() < self.hflip
         mask = random_mask(1, self.mask_grid, self.num_masked)[0]
         # Drawn last, and all three if one is needed, so that no augmentation changes another.
@@ -132,6 +147,31 @@ class PreTrainTransform:
         if grey < self.grayscale:
             pixels = v2.functional.rgb_to_grayscale(pixels, num_output_channels=3)
         return {"pixel_values": pixels, "bool_masked_pos": mask}
+
+    def _native_crop(self, image: Image.Image | ArrayImage) -> tuple[Image.Image | ArrayImage, Box]:
+        """The image, as an array if its values were looked at, and a crop of `crop_pixels`."""
+        side, (height, width) = self.crop_pixels, upright_size(image)
+        if min(height, width) < side:
+            raise BrokenImage(f"{width} x {height} pixels, which --crop_pixels {side} does not fit into")
+        if not self.train:
+            return image, ((height - side) // 2, (width - side) // 2, side, side)
+        draws = torch.rand(1 if self.min_content is None else DRAWS, 2).tolist()
+        boxes = [
+            (int(down * (height - side + 1)), int(right * (width - side + 1)), side, side) for down, right in draws
+        ]
+        if self.min_content is None:
+            return image, boxes[0]
+        image = as_array(image) if isinstance(image, Image.Image) else image
+        content, most, best = background_of(image, self.spec), 0.0, boxes[0]
+        for box in boxes:
+            share = content.share(image.read(box))
+            if share > most:
+                most, best = share, box
+            if share >= self.min_content:
+                break
+        if not most:
+            raise BrokenImage(f"of {DRAWS} crops of {side} x {side} pixels none shows anything but background")
+        return image, best
 
     def _jittered(self, pixels: torch.Tensor) -> torch.Tensor:
         if self.num_channels in (1, 3):
@@ -150,6 +190,19 @@ class PreTrainTransform:
         if out is None or out.shape != pixel_values.shape or out.device != device:
             out = torch.empty(pixel_values.shape, dtype=torch.float32, device=device)
         return out.copy_(pixel_values).sub_(mean * white).div_(std * white)
+
+
+def background_of(image: ArrayImage, spec: PixelSpec) -> Content:
+    """The background of an image, without decoding more than its border where the range of values is known."""
+    known = spec.value_range
+    if known is not None and known.of is None:
+        low, high = min(known.low), max(known.high)
+    elif image.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    else:
+        return Content.of(image.read())
+    border = border_of(image.height, image.width, image.read)
+    return Content(border, np.full(image.channels, low), np.full(image.channels, high))
 
 
 class FineTuneTransform:

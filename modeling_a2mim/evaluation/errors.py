@@ -147,6 +147,8 @@ def plot_worst_examples(
     path: str | os.PathLike,
     count: int = 16,
     name_of: Callable[[int], str] = row_name,
+    channels: Sequence[int] | None = None,
+    stretch: bool = False,
 ) -> list[int]:
     """Draw to a PNG file the images that `worst_examples` finds, each with its file, its true and predicted class and
     the probability of both in percent.
@@ -158,6 +160,7 @@ def plot_worst_examples(
         labels: class index of each sample.
         names: of all classes.
         name_of: what a sample is called, given its index.
+        channels, stretch: what is shown of an image: see `utils.plotting.to_pil_image`; stretched by itself.
 
     Returns:
         The samples that are drawn; where every prediction is right, none are, nor is the file written.
@@ -186,7 +189,8 @@ def plot_worst_examples(
     for axes, index, sample in zip(figure.axes, worst, several(worst), strict=False):
         shares = torch.as_tensor(logits[index]).double().softmax(0)
         right, guess = int(labels[index]), int(shares.argmax())
-        axes.imshow(to_pil_image(torch.as_tensor(sample["pixel_values"]).float(), mean, std))
+        pixels = torch.as_tensor(sample["pixel_values"]).float()
+        axes.imshow(to_pil_image(pixels, mean, std, channels, pixels if stretch else None))
         lines = [short_file(name_of(index)), f"{short[right]} ({100 * shares[right]:.0f}%)"]
         lines.append(f"taken for {short[guess]} ({100 * shares[guess]:.0f}%)")
         axes.set_title("\n".join(lines), fontsize=8)

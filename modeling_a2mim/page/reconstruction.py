@@ -35,7 +35,9 @@ def reconstruct_file(
         sample = transform(file)
     pixels, mask = sample["pixel_values"][None], sample["bool_masked_pos"][None]
     images = reconstruct(model, pixels, mask)
-    shown = [enlarged(to_pil_image(images[name][0])) for name in COLUMNS]
+    like = None if model.config.value_range is None else images["original"][0]
+    looks: dict[str, Any] = {"channels": model.config.display_channels, "like": like}
+    shown = [enlarged(to_pil_image(images[name][0], **looks)) for name in COLUMNS]
     return shown, reconstruction_quality(images, mask)[0]
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from ..analysis.comparison import ProcessorTransform
+from ..data.pixel_spec import PixelSpec
 from ..utils.plotting import to_pil_image
 
 
@@ -113,5 +114,9 @@ def as_seen(
     pixels = transform(file)["pixel_values"]
     known: Any = transform.processor if isinstance(transform, ProcessorTransform) else model.config
     normalised = getattr(known, "do_normalize", True)  # which is a field of processors
-    shown = to_pil_image(pixels, known.image_mean, known.image_std) if normalised else to_pil_image(pixels)
+    spec: PixelSpec | None = getattr(transform, "spec", None)
+    looks: dict[str, Any] = {"channels": getattr(model.config, "display_channels", None)}
+    looks["like"] = pixels if spec is not None and spec.value_range is not None else None
+    statistics = (known.image_mean, known.image_std) if normalised else ()
+    shown = to_pil_image(pixels, *statistics, **looks)
     return pixels[None].to(next(model.parameters()).device), enlarged(shown)

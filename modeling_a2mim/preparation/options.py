@@ -23,7 +23,8 @@ class Options:
         resize_mode: which side, `SHORTER` or `LONGER`.
         tile: pixels of the sides of tiles, which are cut at the resolution of the image instead; `None` for none.
         tile_overlap: pixels that neighboring tiles have in common.
-        min_content: tiles with a smaller share of pixels that are not background are left out (see `pixels.Content`).
+        min_content: tiles with a smaller share of pixels that are not background are left out (see
+            `data.content.Content`).
         channels: which of the stored channels, from 1; `None` for all.
         pages: what further pages of a file are, as `data.arrays.open_array`.
         encode: `AUTO`, `JPEG`, `PNG` or `NPY` (see `encoding.encode`).

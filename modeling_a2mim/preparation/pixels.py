@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..data.arrays import BrokenImage, count_pages
+from ..data.content import Content
 from ..data.decoding import (
     JPEGS,
     as_array,
@@ -24,9 +25,6 @@ from ..data.decoding import (
 )
 from ..data.pixel_spec import PixelSpec
 from .options import SHORTER, Options
-
-
-BACKGROUND = 0.05  # of the range of a channel: values that are closer to the background's are background
 
 
 @dataclass
@@ -87,7 +85,7 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
     if options.tile is None:
         yield Piece("", _smaller(values, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
         return
-    content = None if options.min_content is None else Content(values)
+    content = None if options.min_content is None else Content.of(values)
     for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
         top, left, height, width = box
         tile = values[:, top : top + height, left : left + width]
@@ -146,46 +144,3 @@ def tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[st
 def _starts(length: int, tile: int, step: int) -> list[int]:
     last = max(0, length - tile)
     return [*range(0, last, step), last]
-
-
-class Content:
-    """How much of a tile is content, and not background.
-
-    The background of an image has the values that half of its outermost pixels or more have, within 5% of the range
-    of each channel: the glass of a slide, the black beside a satellite's swath, the air of an X-ray. An image without
-    such a border has no background.
-
-    Args:
-        values: (channels, height, width) of the whole image.
-    """
-
-    def __init__(self, values: np.ndarray):
-        channels = len(values)
-        sides = values[:, [0, -1]].reshape(channels, -1), values[:, 1:-1, [0, -1]].reshape(channels, -1)
-        border = _finite(np.concatenate(sides, axis=1))
-        self.background = np.median(border, axis=1)
-        lows, highs = ([float(limit) for limit in limits] for limits in _limits(values))
-        self.tolerance = BACKGROUND * (np.array(highs) - np.array(lows))
-        self.known = self._share(border[:, None]) <= 0.5
-
-    def share(self, values: np.ndarray) -> float:
-        """The share of the pixels of (channels, height, width) that are not background; 1 if there is none."""
-        return self._share(_finite(values)) if self.known else 1.0
-
-    def _share(self, values: np.ndarray) -> float:
-        away = np.abs(values - self.background[:, None, None]) > self.tolerance[:, None, None]
-        return float(away.any(0).mean())
-
-
-def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest finite value of each channel, without a wider copy of a large image."""
-    if np.issubdtype(values.dtype, np.integer):
-        return values.min((1, 2)), values.max((1, 2))
-    finite = np.isfinite(values)
-    lows = np.min(values, (1, 2), initial=np.inf, where=finite)
-    highs = np.max(values, (1, 2), initial=-np.inf, where=finite)
-    return np.where(np.isfinite(lows), lows, 0), np.where(np.isfinite(highs), highs, 0)
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -69,7 +69,9 @@ def make_trainer(
         max_pixels=data_args.max_image_pixels,
         **augmentation,
     )
-    whole = PreTrainTransform(config, train=False, max_pixels=data_args.max_image_pixels)
+    whole = PreTrainTransform(
+        config, train=False, max_pixels=data_args.max_image_pixels, crop_pixels=data_args.crop_pixels
+    )
     seed = data_seed(args)
     train_samples = image_samples(data_args, train, crop, seed)
     eval_samples = image_samples(data_args, evaluation, whole, seed)

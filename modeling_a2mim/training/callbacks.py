@@ -156,7 +156,7 @@ class ExampleCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         if state.is_world_process_zero:
-            config = model.config
-            to_pil_image(self.pixel_values[0], config.image_mean, config.image_std).save(
-                Path(args.output_dir) / EXAMPLE
-            )
+            config, pixels = model.config, self.pixel_values[0]
+            like = None if config.value_range is None else pixels
+            shown = to_pil_image(pixels, config.image_mean, config.image_std, config.display_channels, like)
+            shown.save(Path(args.output_dir) / EXAMPLE)

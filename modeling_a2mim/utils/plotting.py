@@ -22,6 +22,8 @@ LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
 LONGEST_FILE = 34  # what fits above a small image
 
+QUANTILE = 2**24  # values that torch.quantile takes at most
+
 
 def short_names(names: Sequence[str], length: int = LONGEST_NAME) -> list[str]:
     """Names in one line of at most about `length` characters; with their index, where shortening made some alike."""
@@ -48,11 +50,28 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     return figure
 
 
-def to_pil_image(image: torch.Tensor, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> Image.Image:
-    """An image (channels, height, width), normalised with `mean` and `std`, in RGB; of images that are neither grey
-    nor RGB the first channel is shown."""
+def to_pil_image(
+    image: torch.Tensor,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    channels: Sequence[int] | None = None,
+    like: torch.Tensor | None = None,
+) -> Image.Image:
+    """An image in RGB.
+
+    Args:
+        image: (channels, height, width), normalised with `mean` and `std`.
+        channels: one or three to show, from 1; all of 1 or 3, else the first, if not given.
+        like: an image of the same kind, whose 0.5 and 99.5 percentiles become black and white; without it 0 and 1 do.
+    """
     shift, scale = (image.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    shown = (image * scale + shift).clamp(0, 1)[: 3 if len(image) == 3 else 1]
+    chosen = [channel - 1 for channel in channels or ((1, 2, 3) if len(image) == 3 else (1,))]
+    shown = (image * scale + shift)[chosen]
+    if like is not None:
+        ends = torch.tensor([0.005, 0.995], dtype=torch.float64)
+        low, high = torch.quantile((like * scale + shift)[chosen].flatten()[:QUANTILE].double().cpu(), ends).tolist()
+        shown = (shown - low) / (high - low if high > low else 1.0)
+    shown = shown.clamp(0, 1)
     return Image.fromarray((shown * 255).round().byte().permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 

@@ -12,7 +12,7 @@ AUTO, PERCENTILE, WINDOW = "auto", "percentile", "window"  # beside two numbers,
 UNCLIPPED = "unclipped"  # the last word, where nothing is to be cut off
 PAGES = ("channels", "samples", "first")  # what several pages of a file may be
 FIELD = "value_range"
-STORED_FIELDS = (FIELD, "channels", "pages")  # of `A2MIMConfig`, what is taken of stored images
+STORED_FIELDS = (FIELD, "channels", "pages", "display_channels")  # of `A2MIMConfig`, what is taken of stored images
 STORED = "stored_images"  # where other configurations hold them, those that are given
 
 

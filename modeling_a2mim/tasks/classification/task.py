@@ -361,6 +361,7 @@ def draw_errors(folder: str, prediction, samples: ImageSamples, config: A2MIMCon
     plot_confusion_matrix(labels, logits.argmax(-1), names, Path(folder, CONFUSION))
     errors_table(logits, labels, names, Path(folder, ERROR_TABLE), samples.name)
     looks: dict[str, Any] = {"mean": config.image_mean, "std": config.image_std}
+    looks |= {"channels": config.display_channels, "stretch": config.value_range is not None}
     plot_worst_examples(samples, logits, labels, names, **looks, path=Path(folder, ERRORS), name_of=samples.name)
 
 

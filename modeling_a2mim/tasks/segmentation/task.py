@@ -206,9 +206,10 @@ class Predictions:
     def __call__(self, model: nn.Module) -> PILImage:
         """The figure for this model, which is in evaluation mode."""
         core: Any = next(module for module in model.modules() if hasattr(module, "a2mim"))
-        mean, std = core.config.image_mean, core.config.image_std
+        config = core.config
         pixels = torch.stack([sample["pixel_values"] for sample in self.samples])
         device = next(model.parameters()).device
         predicted = model(pixel_values=pixels.to(device)).logits.float().argmax(1).cpu()
-        images = [to_pil_image(image, mean, std) for image in pixels]
+        looks = config.image_mean, config.image_std, config.display_channels
+        images = [to_pil_image(image, *looks, None if config.value_range is None else image) for image in pixels]
         return plot_predictions(images, [s["labels"] for s in self.samples], list(predicted), self.names)
