@@ -93,9 +93,14 @@ def open_tiff(data: bytes, pages: str | None, page: int | None, max_pixels: int)
     found = full_pages(directories(io.BytesIO(data)))
     if not found:
         return None  # Pillow says what is wrong
-    with reading("opening TIFF"):
+    try:
         opened = _tifffile().TiffFile(io.BytesIO(data), _multifile=False)
         first = _page(opened, found[0])
+    except Exception as error:
+        if len(found) == 1:
+            return None  # Pillow may read it all the same; if not, it says what is wrong
+        raise BrokenImage(f"opening TIFF: {type(error).__name__}: {error}") from error
+    with reading("opening TIFF"):
         groups = _planes(first, found)
         chosen = [int(i) for group in choose_pages(len(groups), pages, page) for i in groups[group]]
         if len(found) == 1 and len(chosen) == 1 and chosen[0] == 0 and _left_to_pillow(first):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import sys
 import zlib
 
 import imagecodecs
@@ -48,9 +49,12 @@ def with_orientation(png, number):
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_png_of_16_bits(channels):
+@pytest.mark.parametrize("library", ["imagecodecs", "torchvision"])
+def test_png_of_16_bits(channels, library, monkeypatch):
     array = scene(40, 50, channels)
     data = imagecodecs.png_encode(array)
+    if library == "torchvision":
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
     image = opened(data)
     check(image, array.transpose(2, 0, 1))
     assert image.alpha == (channels != 3)

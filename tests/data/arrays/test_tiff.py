@@ -11,6 +11,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from benchmarks.fuzz import attempt_array, damaged
+from benchmarks.fuzz_arrays import array_originals
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array, tiff
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
 from modeling_a2mim.data.decoding import as_array, load_tensor, open_image
@@ -353,3 +355,21 @@ def test_without_imagecodecs(monkeypatch):
         opened(write(np.stack([array] * 2), planarconfig="separate", compression="lzw"))
     assert opened(write(array, compression="lzw")) is None  # Pillow reads this without loss
     check(write(array, compression="zlib"), array[None])
+
+
+def test_a_directory_far_behind_the_file():
+    for data in (b"II+\0\x08\0\0\0" + b"\xff" * 8, b"II*\0" + b"\xff" * 4):
+        assert opened(data + bytes(50)) is None  # Pillow says what is wrong
+        assert count_pages(data + bytes(50)) == 1
+
+
+def test_damaged_files_are_read_or_refused():
+    """A part of `make fuzz`."""
+    files = array_originals()
+    outcomes = []
+    for number in range(300):
+        name = list(files)[number % len(files)]
+        outcome, why = attempt_array(damaged(files[name], np.random.default_rng(number)), number)
+        assert outcome != "failed", (number, name, why)
+        outcomes.append(outcome)
+    assert len(set(outcomes)) == 2
