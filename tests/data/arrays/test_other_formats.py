@@ -143,6 +143,10 @@ def test_scaled_nifti():
 
 
 def test_nifti_that_is_refused():
+    odd = bytearray(nifti(np.zeros((4, 4, 1), np.int16)))
+    struct.pack_into("<ff", odd, 112, 1, float("nan"))
+    with pytest.raises(BrokenImage, match="invalid intercept"):
+        opened(bytes(odd))
     with pytest.raises(BrokenImage, match="expected a slice or a volume"):
         opened(nifti(np.zeros((4, 4, 4, 2), np.int16)))
     with pytest.raises(BrokenImage, match="complex"):

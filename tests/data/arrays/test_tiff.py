@@ -233,6 +233,15 @@ def test_overviews_and_masks_are_no_pages(tmp_path):
     check(file.getvalue(), array[None])
 
 
+def test_a_thumbnail_in_front():
+    photo = values_of("u1", (64, 64, 3))
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(photo[::4, ::4], photometric="rgb", metadata=None, subfiletype=1)
+        writer.write(photo, photometric="rgb", metadata=None)
+    check(file.getvalue(), photo.transpose(2, 0, 1))
+
+
 def test_pages_of_other_sizes():
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
@@ -346,6 +355,15 @@ def test_a_file_that_ends_early():
 def test_complex_values():
     with pytest.raises(BrokenImage, match="complex values"):
         opened(write(np.zeros((10, 10), np.complex64)))
+
+
+@pytest.mark.parametrize("photometric", [8, 32803, 32845])
+def test_colours_that_are_not_numbers_of_channels(photometric):
+    data = write(values_of("u2", (10, 10, 3)), photometric="rgb")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        place = file.pages[0].tags[262].valueoffset
+    with pytest.raises(BrokenImage, match="^colours in"):
+        opened(data[:place] + struct.pack("<H", photometric) + data[place + 2 :])
 
 
 def test_without_imagecodecs(monkeypatch):
