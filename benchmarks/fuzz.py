@@ -1,8 +1,9 @@
-"""Broken images through the transform of pre-training: each must be decoded or skipped with a reason, within 2 s.
+"""Broken images through the pipeline of pre-training: each must be decoded or skipped with a reason, within 2 s.
 
 Photographs of scikit-learn in many kinds of JPEG, PNG, WebP, TIFF and GIF are damaged at random (see `damaged`), with
 an undamaged file after every ten, which must decode. A child process decodes, so that a crash or an endless loop in a
-codec is noticed, and known by its number, which is the seed of the damage as well.
+codec is noticed, and known by its number, which is the seed of the damage as well. A quarter more files that are
+no photographs (`fuzz_arrays.py`: TIFF of every type, NumPy, DICOM, and some others) follow, whole and by a crop.
 
     python benchmarks/fuzz.py [--count 10000]
 """
@@ -10,6 +11,7 @@ codec is noticed, and known by its number, which is the seed of the damage as we
 import argparse
 import collections
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,8 +26,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL
+import pydicom
+import tifffile
 import torch
 import torchvision
 from PIL import Image, features
@@ -36,14 +41,26 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.fuzz_arrays import array_originals  # noqa: E402
 from modeling_a2mim import A2MIMConfig  # noqa: E402
-from modeling_a2mim.data.decoding import BrokenImage  # noqa: E402
+from modeling_a2mim.data.decoding import (  # noqa: E402
+    BrokenImage,
+    as_array,
+    open_stored,
+    resized_crop,
+    upright_size,
+)
+from modeling_a2mim.data.pixel_spec import PixelSpec, read_values  # noqa: E402
 from modeling_a2mim.data.transforms import PreTrainTransform, seeded  # noqa: E402
+from modeling_a2mim.utils.value_range import ValueRange  # noqa: E402
 
 
 SLOWEST = 2.0  # seconds for one file
 HANGING = 60.0  # seconds until the child is given up
 PRISTINE_EVERY = 10
+MOST_MEGABYTES = 1024
+DEEP = ("png 16 bit", "tiff 16 bit", "tiff float")  # beside the photographs, but not of 8 bits
+FIRST_CHANNEL = PixelSpec(1, channels=(1,), value_range=ValueRange((0.0,), (4095.0,)), pages="first")
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
@@ -120,6 +137,7 @@ def damaged(data: bytes, generator: np.random.Generator) -> bytes:
             code = code or str(generator.choice(["<H", ">H", "<I", ">I"]))
             most = 256 ** struct.calcsize(code)
             value = generator.choice([*(e for e in EXTREMES if e < most), int(2 ** generator.uniform(0, 17)) % most])
+            value = generator.choice(np.frombuffer(b"0123456789,()<|", np.uint8)) if code == "B" else value
             if place + struct.calcsize(code) <= len(data):
                 struct.pack_into(code, data, place, int(value))
         if len(data) < 2:
@@ -147,11 +165,31 @@ def size_fields(data: bytearray) -> Iterator[tuple[int, str]]:
         yield 4, "<I"
         for match in re.finditer(b"VP8[ LX]|ANIM|ANMF|ALPH|EXIF", data):
             yield from ((match.start() + 4, "<I"), *((match.start() + k, "<H") for k in (9, 11, 12, 14, 15)))
-    elif data.startswith(b"II*\0") and len(data) > 8:
-        table = struct.unpack_from("<I", data, 4)[0]
+    elif data[:4] in (b"II*\0", b"MM\0*") and len(data) > 8:
+        order = "<" if data[:2] == b"II" else ">"
+        table = struct.unpack_from(order + "I", data, 4)[0]
         if table + 2 <= len(data):
-            count = struct.unpack_from("<H", data, table)[0]
-            yield from ((table + 2 + 12 * k + 8, "<I") for k in range(min(count, 40)))
+            count = struct.unpack_from(order + "H", data, table)[0]
+            yield from ((table + 2 + 12 * k + 8, order + "I") for k in range(min(count, 40)))
+            yield from ((table + 2 + 12 * k, order + "H") for k in range(min(count, 40)))
+    elif data.startswith(b"II+\0"):
+        table = struct.unpack_from("<Q", data, 8)[0]
+        if table + 8 <= len(data):
+            yield from ((table + 8 + 20 * k + 12, "<Q") for k in range(min(data[table], 40)))
+    elif data.startswith(b"\x93NUMPY"):
+        yield 8, "<H"
+        yield from ((match.start(), "B") for match in re.finditer(rb"\d|[<>|iuf(,)]", data[:128]))
+    elif data.startswith(b"PK"):
+        for match in re.finditer(b"PK\1\2", data):
+            yield from ((match.start() + k, "<I") for k in (20, 24, 42))
+        yield from ((match.start(), "B") for match in re.finditer(rb"\d", data[40:170]))
+    elif data[128:132] == b"DICM":
+        for match in re.finditer(rb"\x28\0[\x02-\x52]\0|\xe0\x7f\x10\0|\x02\0.\0", data[:2000]):
+            yield from ((match.start() + k, "<H") for k in (2, 6, 8))
+            yield match.start() + 8, "<I"
+    elif data[344:348] == b"n+1\0":
+        yield from ((k, "<H") for k in (40, 42, 44, 46, 48, 70, 72))
+        yield from ((k, "<I") for k in (108, 112, 116))
 
 
 def mend_checksums(data: bytearray) -> None:
@@ -173,17 +211,49 @@ def attempt(transform: PreTrainTransform, data: bytes, number: int) -> tuple[str
     except BrokenImage as error:
         return "skipped", str(error)
     except Exception as error:
-        return "failed", f"{type(error).__name__}: {error}"
+        other = str(error).startswith("num_channels: the image")  # as a photograph of other channels would
+        return "skipped" if other else "failed", f"{type(error).__name__}: {error}"
     pixels = sample["pixel_values"]
     wrong = pixels.shape != (3, 224, 224) or pixels.dtype != torch.float32 or not pixels.isfinite().all()
     return ("failed", f"{tuple(pixels.shape)}, {pixels.dtype}, or not finite") if wrong else ("decoded", "")
 
 
-def run_child(numbers: range, connection) -> None:
+def attempt_array(data: bytes, number: int) -> tuple[str, str]:
+    """As `attempt`, of a file that is no photograph: all of it, and a crop."""
+    generator = np.random.default_rng(number)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            image = open_stored({"bytes": data, "path": None}, FIRST_CHANNEL)
+            height, width = upright_size(image)
+            rows, columns = int(generator.integers(1, height + 1)), int(generator.integers(1, width + 1))
+            box = (
+                int(generator.integers(height - rows + 1)),
+                int(generator.integers(width - columns + 1)),
+                rows,
+                columns,
+            )
+            image = as_array(image) if isinstance(image, Image.Image) else image
+            whole = read_values(image, FIRST_CHANNEL)
+            crop = resized_crop(image, box, (224, 224), FIRST_CHANNEL)
+    except BrokenImage as error:
+        return "skipped", str(error)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+    good = whole.shape == (1, height, width) and crop.shape == (1, 224, 224)
+    good &= bool(whole.isfinite().all() and crop.isfinite().all())
+    return ("decoded", "") if good else ("failed", f"{tuple(whole.shape)}, {tuple(crop.shape)}, or not finite")
+
+
+def run_child(arrays: bool, numbers: range, connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff speaks
     torch.set_num_threads(1)
-    transform, files = PreTrainTransform(A2MIMConfig.resnet("resnet50")), originals()
-    names, before = list(files), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    transform = PreTrainTransform(A2MIMConfig.resnet("resnet50"))
+    files = array_originals() if arrays else originals()
+    names = list(files)
+    for name in names[:20]:  # imports
+        attempt_array(files[name], 0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in numbers:
         generator = np.random.default_rng(number)
         pristine = number % (PRISTINE_EVERY + 1) == PRISTINE_EVERY
@@ -191,21 +261,23 @@ def run_child(numbers: range, connection) -> None:
         data = files[name] if pristine else damaged(files[name], generator)
         connection.send((number, name))
         start = time.perf_counter()
-        outcome, reason = attempt(transform, data, number)
+        alone = arrays or name in DEEP
+        outcome, reason = attempt_array(data, number) if alone else attempt(transform, data, number)
         seconds = time.perf_counter() - start
         if pristine and outcome != "decoded":
             outcome, reason = "failed", f"undamaged, but {outcome}: {reason}"
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        connection.send(("pristine" if pristine else name.split()[0], outcome, reason, seconds, peak))
+        group = f"{name.split()[0]}{' (arrays)' if alone and not arrays else ''}"
+        connection.send(("pristine" if pristine else group, outcome, reason, seconds, peak))
 
 
-def run(total: int) -> Iterator[tuple[int, str, tuple]]:
+def run(total: int, arrays: bool) -> Iterator[tuple[int, str, tuple]]:
     """(number, kind of file, (group, outcome, reason, seconds, megabytes at most so far)) of each. A child that dies
     fails the file that it was at, and another goes on behind it."""
     context, number = multiprocessing.get_context("spawn"), 0
     while number < total:
         ours, theirs = context.Pipe()
-        child = context.Process(target=run_child, args=(range(number, total), theirs))
+        child = context.Process(target=run_child, args=(arrays, range(number, total), theirs))
         child.start()
         theirs.close()
         name = "(start)"
@@ -232,14 +304,16 @@ def run(total: int) -> Iterator[tuple[int, str, tuple]]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=10_000, help="damaged files")
+    parser.add_argument("--count", type=int, default=10_000, help="damaged photographs; and 5/4 as many arrays")
     parser.add_argument("--output", type=Path, help="write the results there as JSON")
     args = parser.parse_args()
 
     total = args.count + args.count // PRISTINE_EVERY
     counts = collections.defaultdict(collections.Counter)
     reasons, failures, slowest, peak = collections.Counter(), [], (0.0, None, None), 0
-    for number, name, (group, outcome, reason, seconds, megabytes) in tqdm(run(total), total=total, unit="file"):
+    arrays = total * 5 // 4
+    both = itertools.chain(run(total, False), run(arrays, True))
+    for number, name, (group, outcome, reason, seconds, megabytes) in tqdm(both, total=total + arrays, unit="file"):
         counts[group][outcome] += 1
         peak, slowest = max(peak, megabytes), max(slowest, (seconds, number, name))
         if outcome == "skipped":
@@ -248,6 +322,9 @@ def main():
             failures.append(f"number {number} ({name}): {reason}")
     if slowest[0] > SLOWEST:
         failures.append(f"number {slowest[1]} ({slowest[2]}): {slowest[0]:.1f} s")
+
+    if peak > MOST_MEGABYTES:
+        failures.append(f"{peak} MB over the start")
 
     print("\n| file | decoded | skipped | failed |\n|---|---|---|---|")
     for group, found in sorted(counts.items()):
@@ -261,7 +338,9 @@ def main():
         record = {
             "command": " ".join(["python", "benchmarks/fuzz.py", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread, {platform.system()}",
-            "versions": {m.__name__: m.__version__ for m in (torch, torchvision, PIL)}
+            "versions": {
+                m.__name__: m.__version__ for m in (torch, torchvision, PIL, tifffile, imagecodecs, pydicom, np)
+            }
             | {codec: features.version(codec) for codec in ("jpg", "zlib", "libtiff", "webp")}
             | {"python": platform.python_version()},
             "files": {group: dict(found) for group, found in sorted(counts.items())},

@@ -64,7 +64,8 @@ def open_nifti(data: bytes, pages: str | None, page: int | None, max_pixels: int
     check_size("NIfTI", (1, 1, whole), itemsize, VALUES_PER_PIXEL * max_pixels if zipped else whole, len(data), kind)
     chosen = choose_pages(slices, pages, page, "slices")
     check_size("NIfTI", (len(chosen), second, first), 0, max_pixels, 0)
-    return NiftiImage(data, header, (first, second, slices), chosen)
+    with reading("NIfTI header"):
+        return NiftiImage(data, header, (first, second, slices), chosen)
 
 
 class NiftiImage(ArrayImage):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .array_image import ArrayImage, Box, BrokenImage
 from .axes import channels_first, native
-from .limits import VALUES_PER_PIXEL, check_size, choose_pages, reading
+from .limits import CHEAP_BYTES, RATIOS, VALUES_PER_PIXEL, check_size, choose_pages, reading
 
 
 NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -145,8 +145,13 @@ def open_numpy(
     size = math.prod(header.shape) * header.dtype.itemsize
     if header.codec == "none" and size > header.stored:
         raise BrokenImage(f"an array {header.shape} of {header.dtype} cannot be in {header.stored} bytes")
-    if header.codec != "none":  # all of it is decoded, whatever is read
-        check_size("NumPy", (1, 1, size), 1, VALUES_PER_PIXEL * LONGEST * max_pixels, header.stored, header.codec)
+    if header.codec != "none" and size > max(CHEAP_BYTES, header.stored * RATIOS[header.codec]):
+        raise BrokenImage(f"an array {header.shape} of {header.dtype} cannot be in {header.stored} packed bytes")
+    if header.codec != "none" and math.prod(header.shape) > VALUES_PER_PIXEL * max_pixels:
+        raise BrokenImage(
+            f"an array {header.shape} in one piece; at most {VALUES_PER_PIXEL * max_pixels} values are read at once "
+            f"({VALUES_PER_PIXEL} x max_pixels)"
+        )
     chosen = choose_pages(count, pages, page, "images along the first axis") if leading else None
     with reading("NumPy header"):
         image = NumpyImage(data, header, chosen, num_channels)

@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from .array_image import ArrayImage, Box
+from .array_image import ArrayImage, Box, BrokenImage
 from .axes import ORIENTATIONS, UPRIGHT, native, stored_box, turned
-from .limits import check_size, reading
+from .limits import EXTRA, check_size, reading
 
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -44,8 +44,27 @@ def _orientation(data: bytes) -> tuple[bool, bool, bool]:
     return UPRIGHT
 
 
+def _decode(data: bytes) -> np.ndarray:
+    """(height, width, channels), by imagecodecs, or else by torchvision, which is going to give it up."""
+    try:
+        import imagecodecs
+    except ImportError:
+        pass
+    else:
+        return imagecodecs.png_decode(data)
+    try:
+        import torch
+        from torchvision.io import ImageReadMode, decode_png
+    except ImportError:
+        raise BrokenImage(f"PNG in colour of 16 bits needs imagecodecs: {EXTRA}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    return pixels.numpy().transpose(1, 2, 0)
+
+
 class PngImage(ArrayImage):
-    """Decoded by torchvision, to uint16."""
+    """The values as they are stored."""
 
     def __init__(self, data: bytes, shape: tuple[int, int, int], orientation: tuple[bool, bool, bool]):
         self.data, self.stored, self.orientation = data, shape, orientation
@@ -54,12 +73,18 @@ class PngImage(ArrayImage):
         super().__init__("PNG", (channels, *size), np.dtype(np.uint16), alpha=channels in (2, 4))
 
     def read(self, box: Box | None = None) -> np.ndarray:
-        import torch
-        from torchvision.io import ImageReadMode, decode_png
-
         with reading("decoding PNG"):
-            pixels = decode_png(torch.frombuffer(bytearray(self.data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-            box = stored_box(box or (0, 0, self.height, self.width), self.stored[1:], self.orientation)
-            top, left, height, width = box
-            values = pixels.numpy()[: self.stored[0], top : top + height, left : left + width]
+            values = _decode(self.data)
+            channels, *size = self.stored
+            if (
+                values.dtype != np.uint16
+                or values.ndim != 3
+                or values.shape[2] < channels
+                or size != [*values.shape[:2]]
+            ):
+                raise BrokenImage(f"{values.shape} of {values.dtype}, which its header does not say")
+            top, left, height, width = stored_box(
+                box or (0, 0, self.height, self.width), self.stored[1:], self.orientation
+            )
+            values = values[top : top + height, left : left + width, :channels].transpose(2, 0, 1)
             return native(turned(values, self.orientation), self.dtype)

@@ -19,7 +19,8 @@ from .tiff_pages import Directory, directories, full_pages, planes
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8
 CHANNELS = {MIN_IS_WHITE: 1, MIN_IS_BLACK: 1, RGB: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3, CIELAB: 3}
-RAW = (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED)  # whose values are taken as they are, or looked up
+LINEAR, DEPTH = 34892, 51177  # of DNG
+READ = (MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, SEPARATED, LINEAR, DEPTH)  # values as they are, or looked up
 CODECS = {  # those that are decoded here: nothing else is known to be safe with broken files
     1: "none",
     5: "lzw",
@@ -68,6 +69,8 @@ def count_tiff_pages(file: BinaryIO) -> int:
 
 
 def _page(opened: Any, directory: Directory) -> Any:
+    if directory.number == 0:
+        return opened.pages.first
     opened.filehandle.seek(directory.offset)
     return _tifffile().TiffPage(opened, directory.number)
 
@@ -93,17 +96,21 @@ def open_tiff(data: bytes, pages: str | None, page: int | None, max_pixels: int)
     found = full_pages(directories(io.BytesIO(data)))
     if not found:
         return None  # Pillow says what is wrong
-    with reading("opening TIFF"):
+    try:
         opened = _tifffile().TiffFile(io.BytesIO(data), _multifile=False)
         first = _page(opened, found[0])
+    except Exception as error:
+        if len(found) == 1:
+            return None  # Pillow may read it all the same; if not, it says what is wrong
+        raise BrokenImage(f"opening TIFF: {type(error).__name__}: {error}") from error
+    with reading("opening TIFF"):
         groups = _planes(first, found)
         chosen = [int(i) for group in choose_pages(len(groups), pages, page) for i in groups[group]]
-        if len(found) == 1 and len(chosen) == 1 and chosen[0] == 0 and _left_to_pillow(first):
-            return None
-        if len(chosen) == 1 and len(found) > 1:
-            only = first if chosen[0] == 0 else _page(opened, found[chosen[0]])
-            if _left_to_pillow(only):
-                return None if found[chosen[0]].number == 0 else _Photograph(data, only, max_pixels)
+        if len(chosen) == 1 and (len(found) > 1 or chosen[0] == 0):
+            where = found[chosen[0]]
+            only = first if chosen[0] == 0 else _page(opened, where)
+            if _left_to_pillow(only):  # which begins with the first directory
+                return None if where.number == 0 else _Photograph(data, only, where.number, max_pixels)
         check_size("TIFF", (len(chosen), 1, 1), 0, max_pixels, 0)
         if len(found) == 1:  # the planes of ImageJ
             return TiffImage(data, [first] * len(chosen), chosen, max_pixels)
@@ -147,7 +154,7 @@ def _check(page: Any, max_pixels: int, stored: int) -> None:
         raise BrokenImage(f"compression {page.compression!s} of TIFF; it is not read with this type of values")
     if page.predictor not in PREDICTORS:
         raise BrokenImage(f"predictor {page.predictor!s} of TIFF; it is not read")
-    if page.photometric in CHANNELS and page.photometric not in RAW:
+    if page.photometric not in READ:
         raise BrokenImage(
             f"colours in {page.photometric!s} of {bits} bits; expected grey, RGB or channels of any kind"
         )
@@ -282,10 +289,10 @@ class TiffImage(ArrayImage):
 
 
 class _Photograph(ArrayImage):
-    """A page of 8 bits or less behind the first one, by Pillow: the same as that page would be alone."""
+    """A page of 8 bits or less that is not the first one, by Pillow: the same as that page would be alone."""
 
-    def __init__(self, data: bytes, page: Any, max_pixels: int):
-        self.data, self.number = data, page.index
+    def __init__(self, data: bytes, page: Any, number: int, max_pixels: int):
+        self.data, self.number = data, number
         swapped, _, _ = _orientation(page)
         size = (page.imagewidth, page.imagelength) if swapped else (page.imagelength, page.imagewidth)
         self.mode = "L" if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK) else "RGB"

@@ -15,6 +15,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUBFILE, WIDTH, HEIGHT = 254, 256, 257
 REDUCED, MASK = 1, 4  # bits of NewSubfileType
 SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of whole numbers
+FARTHEST = 1 << 60  # no file is that long
 FIRST_TAGS = 8  # of a directory, whose tags ascend: those above are among them
 
 
@@ -41,7 +42,7 @@ def directories(file: BinaryIO) -> list[Directory]:
     offset = struct.unpack_from(order + offset_code, head.ljust(16, b"\0"), 8 if big else 4)[0]
     found: list[Directory] = []
     seen: set[int] = set()
-    while offset:
+    while 0 < offset < FARTHEST:
         if offset in seen:
             raise BrokenImage("the pages of the TIFF are a loop")
         if len(found) == MAX_PAGES:
@@ -55,15 +56,11 @@ def directories(file: BinaryIO) -> list[Directory]:
         tags = _first_tags(data[struct.calcsize(counter) :], min(count, FIRST_TAGS), order, big)
         found.append(Directory(offset, len(found), bool(tags.get(SUBFILE, 0) & (REDUCED | MASK))))
         behind = offset + struct.calcsize(counter) + count * entry
-        if behind >= 1 << 63:
-            break
-        file.seek(behind)
+        file.seek(min(behind, FARTHEST))
         data = file.read(struct.calcsize(offset_code))
         if len(data) < struct.calcsize(offset_code):
             break
         offset = struct.unpack(order + offset_code, data)[0]
-        if offset >= 1 << 63:
-            break
     return found
 
 

@@ -155,7 +155,7 @@ def test_bombs_in_archives(shape, packed):
     data = bomb(shape, packed)
     tracemalloc.start()
     try:
-        with pytest.raises(BrokenImage, match="cannot be in|expected 1 to"):
+        with pytest.raises(BrokenImage, match="cannot be in"):
             opened(data)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
@@ -165,6 +165,8 @@ def test_bombs_in_archives(shape, packed):
 
 
 def test_max_pixels():
+    with pytest.raises(BrokenImage, match=r"in one piece; at most 3000 values are read at once \(4 x max_pixels\)"):
+        opened(npz(True, image=np.zeros((20, 12, 13))), 1, "samples", 0, max_pixels=750)
     with pytest.raises(BrokenImage, match=r"13 x 12 pixels; expected 1 to 155 \(max_pixels\)"):
         opened(npy(np.zeros((12, 13))), max_pixels=155)
     assert opened(npy(np.zeros((20, 12, 13))), 1, "samples", 0, max_pixels=156).height == 12

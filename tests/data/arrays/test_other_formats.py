@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import sys
 import zlib
 
 import imagecodecs
@@ -48,9 +49,12 @@ def with_orientation(png, number):
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_png_of_16_bits(channels):
+@pytest.mark.parametrize("library", ["imagecodecs", "torchvision"])
+def test_png_of_16_bits(channels, library, monkeypatch):
     array = scene(40, 50, channels)
     data = imagecodecs.png_encode(array)
+    if library == "torchvision":
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
     image = opened(data)
     check(image, array.transpose(2, 0, 1))
     assert image.alpha == (channels != 3)
@@ -139,6 +143,10 @@ def test_scaled_nifti():
 
 
 def test_nifti_that_is_refused():
+    odd = bytearray(nifti(np.zeros((4, 4, 1), np.int16)))
+    struct.pack_into("<ff", odd, 112, 1, float("nan"))
+    with pytest.raises(BrokenImage, match="invalid intercept"):
+        opened(bytes(odd))
     with pytest.raises(BrokenImage, match="expected a slice or a volume"):
         opened(nifti(np.zeros((4, 4, 4, 2), np.int16)))
     with pytest.raises(BrokenImage, match="complex"):

@@ -11,6 +11,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from benchmarks.fuzz import attempt_array, damaged
+from benchmarks.fuzz_arrays import array_originals
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array, tiff
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
 from modeling_a2mim.data.decoding import as_array, load_tensor, open_image
@@ -231,6 +233,15 @@ def test_overviews_and_masks_are_no_pages(tmp_path):
     check(file.getvalue(), array[None])
 
 
+def test_a_thumbnail_in_front():
+    photo = values_of("u1", (64, 64, 3))
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(photo[::4, ::4], photometric="rgb", metadata=None, subfiletype=1)
+        writer.write(photo, photometric="rgb", metadata=None)
+    check(file.getvalue(), photo.transpose(2, 0, 1))
+
+
 def test_pages_of_other_sizes():
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
@@ -346,6 +357,15 @@ def test_complex_values():
         opened(write(np.zeros((10, 10), np.complex64)))
 
 
+@pytest.mark.parametrize("photometric", [8, 32803, 32845])
+def test_colours_that_are_not_numbers_of_channels(photometric):
+    data = write(values_of("u2", (10, 10, 3)), photometric="rgb")
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        place = file.pages[0].tags[262].valueoffset
+    with pytest.raises(BrokenImage, match="^colours in"):
+        opened(data[:place] + struct.pack("<H", photometric) + data[place + 2 :])
+
+
 def test_without_imagecodecs(monkeypatch):
     monkeypatch.setattr(tiff, "_has_imagecodecs", lambda: False)
     array = values_of("u2", (40, 50))
@@ -353,3 +373,21 @@ def test_without_imagecodecs(monkeypatch):
         opened(write(np.stack([array] * 2), planarconfig="separate", compression="lzw"))
     assert opened(write(array, compression="lzw")) is None  # Pillow reads this without loss
     check(write(array, compression="zlib"), array[None])
+
+
+def test_a_directory_far_behind_the_file():
+    for data in (b"II+\0\x08\0\0\0" + b"\xff" * 8, b"II*\0" + b"\xff" * 4):
+        assert opened(data + bytes(50)) is None  # Pillow says what is wrong
+        assert count_pages(data + bytes(50)) == 1
+
+
+def test_damaged_files_are_read_or_refused():
+    """A part of `make fuzz`."""
+    files = array_originals()
+    outcomes = []
+    for number in range(300):
+        name = list(files)[number % len(files)]
+        outcome, why = attempt_array(damaged(files[name], np.random.default_rng(number)), number)
+        assert outcome != "failed", (number, name, why)
+        outcomes.append(outcome)
+    assert len(set(outcomes)) == 2
