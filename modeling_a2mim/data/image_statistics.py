@@ -15,7 +15,7 @@ from ..utils.value_range import ValueRange
 from .arrays import ArrayImage, BrokenImage
 from .decoding import load_tensor, open_stored
 from .held_out import spread_rows
-from .pixel_spec import PixelSpec, channel_choice
+from .pixel_spec import PixelSpec, channel_choice, known_values
 from .sources import RowSource
 
 
@@ -89,7 +89,7 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
         if isinstance(image, Image.Image):
             continue
         try:
-            values = channel_choice(image, spec)(image.read())
+            values = known_values(channel_choice(image, spec)(image.read()), image)
         except BrokenImage:
             continue
         except ValueError as error:

@@ -91,7 +91,7 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
     try:
         if known.of == PERCENTILE:
             whole = choose(image.read())
-            low, high = known.limits(whole)
+            low, high = known.limits(known_values(whole, image))
             top, left, height, width = box or (0, 0, image.height, image.width)
             values = whole[:, top : top + height, left : left + width]
         else:
@@ -101,7 +101,17 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
         raise
     except ValueError as error:
         raise BrokenImage(str(error)) from error
-    return torch.from_numpy(known.scale(values, low, high))
+    scaled = known.scale(values, low, high)
+    if image.nodata is not None:
+        scaled[values == image.nodata] = 0
+    return torch.from_numpy(scaled)
+
+
+def known_values(values: np.ndarray, image: ArrayImage) -> np.ndarray:
+    """The values (channels, height, width) of an image, NaN where nothing is known."""
+    if image.nodata is None or not (missing := values == image.nodata).any():
+        return values
+    return np.where(missing, np.nan, values.astype(np.float64))
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ def _has_imagecodecs() -> bool:
     except ImportError:
         return False
     return True
+GDAL_NODATA = 42113  # number of a tag
 
 
 def count_tiff_pages(file: BinaryIO) -> int:
@@ -211,6 +212,8 @@ class TiffImage(ArrayImage):
         alpha = len(pages) == 1 and bool(extra) and extra[-1] in (1, 2)
         dtype = np.dtype(np.uint16) if first.photometric == PALETTE else first.dtype.newbyteorder("=")
         super().__init__("TIFF", (channels, *size), dtype, alpha=alpha)
+        if GDAL_NODATA in first.tags:
+            self.nodata = float(first.nodata)
 
     def read(self, box: Box | None = None) -> np.ndarray:
         _, _, height, width, _ = self.pages[0].shaped
