@@ -36,6 +36,7 @@ from ..export.torch_program import write_program
 from ..modeling_a2mim import A2MIMPreTrainedModel, find_core
 from ..pretrained import folder_or_id
 from ..utils.files import atomic_files, write_json
+from ..utils.value_range import STORED
 from .comparison import NamedModel, ProcessorTransform, holds_classifier, load_model, read_config
 
 
@@ -102,7 +103,8 @@ def open_for_runtime(source: str, dynamic_size: bool = False, **hub_kwargs: Any)
         stride, architecture = patch if isinstance(patch, int) else 32, own.model_type
     problem_type = (own.problem_type or SINGLE) if classifier else SINGLE
     classes, decision = (named.classes, data.get(DECISION)) if classifier else (None, None)
-    metadata = runtime_metadata(preprocessing, architecture, __version__, classes, problem_type, decision)
+    stored = data.get(STORED) or getattr(own, STORED, None)
+    metadata = runtime_metadata(preprocessing, architecture, __version__, classes, problem_type, decision, stored)
     channels, *size = preprocessing["input_size"]
     _check_metadata(named, metadata, channels)
     model = RuntimeModel(named.model, classifier)
@@ -121,6 +123,9 @@ def _classifies(source: str, data: dict[str, Any], **hub_kwargs: Any) -> bool:
 
 def _check_metadata(named: NamedModel, metadata: dict[str, str], channels: int):
     """Warn, if an image prepared by what the metadata say is not what the model was evaluated with."""
+    if STORED in metadata:
+        logger.info("the model takes stored values, which become numbers in [0, 1] as %s in the metadata says", STORED)
+        return
     if channels not in (1, 3, 4):
         logger.info("the model takes %d channels: images must be brought to it as arrays, not by Pillow", channels)
         return

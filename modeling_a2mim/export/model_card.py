@@ -20,6 +20,7 @@ from ..models.classifier import A2MIMForImageClassification
 from ..pretrained import MASKED
 from ..utils.labels import label_names
 from ..utils.tables import markdown_table
+from ..utils.value_range import PERCENTILE, ValueRange
 from .card_tables import evaluation_section, monitor_section, run_facts
 from .eval_results import IMAGENET
 from .filenames import EXAMPLE, PLACEHOLDER
@@ -154,7 +155,9 @@ def _render(
     facts = [*facts, *run_facts(record), ("licence of the weights", record.get("license") or "not stated")]
     content = environment.get_template(template).render(
         channels=config.num_channels,
-        mode=MODES.get(config.num_channels),
+        mode=None if stored_text(config) else MODES.get(config.num_channels),
+        stored=stored_text(config),
+        stored_code=stored_code(config),
         facts=markdown_table(("", ""), facts),
         citations=[BIBTEX[name] for name in names_in(method)],
         **parts,
@@ -178,10 +181,10 @@ def _metadata(record: dict, method: str | None, library: str, pipeline_tag: str,
 
 def _widget(config: A2MIMConfig, record: dict, repo: str, files: Collection[str]) -> list[dict] | None:
     """Images that the page of a classifier offers to try: its own example, or two of ImageNet."""
-    if config.num_channels == 3 and EXAMPLE in files:
+    if config.num_channels == 3 and not config.stored_images and EXAMPLE in files:
         source = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE}"
         return [{"src": source, "example_title": record.get("example") or "Example"}]
-    if IMAGENET in record.get("datasets", ()):
+    if IMAGENET in record.get("datasets", ()) and not config.stored_images:
         samples = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
         return [{"src": f"{samples}/{name.lower()}.jpg", "example_title": name} for name in ("Tiger", "Teapot")]
     return None
@@ -229,7 +232,41 @@ def _encoder_facts(config: A2MIMConfig, parameters: str) -> list[tuple[str, obje
         ("encoder", f"timm's `{config.architecture}`" + (f" with `{config.model_args}`" if config.model_args else "")),
         ("parameters", parameters),
         ("images", f"{_by_sides(config.input_size)} px, mean {config.image_mean}, std {config.image_std}"),
+        *([("stored images", stored_text(config))] if stored_text(config) else []),
     ]
+
+
+def stored_text(config: A2MIMConfig) -> str:
+    """What is taken of stored images, in words; nothing for photographs of 8 bits."""
+    known = ValueRange.from_config(config.value_range)
+    parts = [] if known is None else [f"values: {known} (become 0 to 1)"]
+    if config.channels is not None:
+        parts.append(f"channels {', '.join(map(str, config.channels))}, from 1, in this order")
+    if config.pages is not None:
+        parts.append(
+            {"channels": "pages are channels", "samples": "each page is an image"}.get(config.pages, "page 1")
+        )
+    return "; ".join(parts)
+
+
+def stored_code(config: A2MIMConfig) -> str:
+    """The lines that make numbers in [0, 1] of stored `values` (channels, height, width)."""
+    known, lines = ValueRange.from_config(config.value_range), []
+    if config.channels is not None:
+        lines.append(f"values = values[{[channel - 1 for channel in config.channels]}]")
+    if known is None:
+        return "\n".join([*lines, "values = values / 255"])
+    if known.of == PERCENTILE:
+        ends = ", ".join(f"{end:g}" for end in (known.low[0], known.high[0]))
+        lines.append(f"low, high = np.percentile(values, [{ends}], axis=(1, 2))[..., None, None]")
+    elif known.of is not None:
+        lines.append("low, high = ...  # the edges of the window in the header of the file")
+    elif len(known.low) == 1:
+        lines.append(f"low, high = {known.low[0]:g}, {known.high[0]:g}")
+    else:
+        lines.append(f"low, high = np.array([{list(known.low)}, {list(known.high)}])[..., None, None]")
+    lines.append("values = (values.astype(np.float64) - low) / (high - low)")
+    return "\n".join([*lines, *(["values = values.clip(0, 1)"] if known.clip else [])])
 
 
 def _pretraining_facts(model) -> list[tuple[str, object]]:

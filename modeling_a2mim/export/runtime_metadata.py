@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..utils.value_range import STORED
+
 
 METADATA_FILE = "metadata.json"  # in a `.pt2`
 DECISION = "decision"  # of config.json: the thresholds of a classifier
@@ -26,6 +28,7 @@ def runtime_metadata(
     classes: Sequence[str] | None = None,
     problem_type: str | None = None,
     decision: Any = None,
+    stored_images: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """The entries of a file.
 
@@ -37,6 +40,7 @@ def runtime_metadata(
         classes: names, of a classifier.
         problem_type: of a classifier, as transformers has it; one class of each image, if not given.
         decision: what the model's config.json has of that name, if anything.
+        stored_images: the same; what becomes of stored values before mean and standard deviation.
     """
     entries: dict[str, Any] = {
         "a2mim_version": version,
@@ -54,6 +58,8 @@ def runtime_metadata(
         entries["problem_type"] = problem_type or "single_label_classification"
     if decision is not None:
         entries[DECISION] = decision
+    if stored_images:
+        entries[STORED] = dict(stored_images)
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in entries.items()}
 
 

@@ -56,6 +56,8 @@ def _has_imagecodecs() -> bool:
     except ImportError:
         return False
     return True
+
+
 GDAL_NODATA = 42113  # number of a tag
 
 
