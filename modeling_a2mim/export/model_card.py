@@ -239,13 +239,12 @@ def _encoder_facts(config: A2MIMConfig, parameters: str) -> list[tuple[str, obje
 def stored_text(config: A2MIMConfig) -> str:
     """What is taken of stored images, in words; nothing for photographs of 8 bits."""
     known = ValueRange.from_config(config.value_range)
-    parts = [] if known is None else [f"values: {known} (become 0 to 1)"]
+    parts = [] if known is None else [f"values {known}, become 0 to 1"]
     if config.channels is not None:
         parts.append(f"channels {', '.join(map(str, config.channels))}, from 1, in this order")
     if config.pages is not None:
-        parts.append(
-            {"channels": "pages are channels", "samples": "each page is an image"}.get(config.pages, "page 1")
-        )
+        kinds = {"channels": "pages are channels", "samples": "each page is an image", "first": "the first page alone"}
+        parts.append(kinds[config.pages])
     return "; ".join(parts)
 
 
@@ -262,7 +261,7 @@ def stored_code(config: A2MIMConfig) -> str:
     elif known.of is not None:
         lines.append("low, high = ...  # the edges of the window in the header of the file")
     elif len(known.low) == 1:
-        lines.append(f"low, high = {known.low[0]:g}, {known.high[0]:g}")
+        lines.append(f"low, high = {known.low[0]!r}, {known.high[0]!r}")
     else:
         lines.append(f"low, high = np.array([{list(known.low)}, {list(known.high)}])[..., None, None]")
     lines.append("values = (values.astype(np.float64) - low) / (high - low)")
