@@ -3,9 +3,9 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import numpy as np
@@ -34,9 +34,10 @@ from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..encoders.timm_config import is_timm
 from ..export.folder import timm_pretrained_cfg
 from ..export.loading import load_classifier, load_encoder, load_pretraining_model
-from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
 from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained
 from ..utils.labels import label_names
+from ..utils.value_range import ValueRange
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
@@ -92,7 +93,12 @@ class ProcessorTransform:
 
 
 def load_model(
-    source: str, name: str | None = None, kind: str = "encoder", partial: bool = False, **hub_kwargs
+    source: str,
+    name: str | None = None,
+    kind: str = "encoder",
+    partial: bool = False,
+    value_range: ValueRange | None = None,
+    **hub_kwargs: Any,
 ) -> NamedModel:
     """A model by its folder or its id on the Hub: exports and checkpoints of this package, models of timm, models of
     transformers. No code of a repository is run, no pickle is read.
@@ -103,6 +109,7 @@ def load_model(
         kind: what of it is needed: "encoder", "classifier" or "pretraining" (A2MIMForPreTraining).
         partial: take a timm encoder without the weights at its end as well, as exported segmenters have them. They are
             named in `NamedModel.missing` and are NaN, so that nothing that depends on them looks like a feature.
+        value_range: what stored values become, in place of what the model keeps.
         hub_kwargs: `revision`, `token`.
 
     Raises:
@@ -138,12 +145,16 @@ def load_model(
         else:
             found = AutoModel.from_pretrained(source, config=config, output_loading_info=True, **SAFE, **hub_kwargs)
             model, missing_weights = found[0], sorted(found[1]["missing_keys"])
-        if isinstance(model, A2MIMPreTrainedModel):
-            core = cast(A2MIMModel, getattr(model, "a2mim", model))
-            transform = FineTuneTransform(timm_pretrained_cfg(core), False, PixelSpec.from_config(core.config))
+        ours_too = isinstance(model, A2MIMPreTrainedModel)
+        spec = PixelSpec.from_config(find_core(model).config if ours_too else model.config)
+        if value_range is not None:
+            value_range.check(spec.num_channels)
+            spec = replace(spec, value_range=value_range)
+        if ours_too:
+            transform = FineTuneTransform(timm_pretrained_cfg(find_core(model)), False, spec)
         else:
             processor = AutoImageProcessor.from_pretrained(source, **hub_kwargs)
-            transform = ProcessorTransform(processor, PixelSpec.from_config(model.config))
+            transform = ProcessorTransform(processor, spec)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: cannot be loaded: {error}") from error
     classes = label_names(model.config) if classifier else None
