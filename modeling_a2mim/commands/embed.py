@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from ..utils.command import run_command
-from .images import add_image_arguments, add_run_arguments, check_images, open_images
+from .images import add_image_arguments, add_run_arguments, check_images, open_images, value_range
 
 
 logger = logging.getLogger("a2mim")
@@ -87,7 +87,8 @@ def embed(args: argparse.Namespace):
 
     source = open_images(args)
     model = embedder(
-        args.model, args.layer, args.normalize, args.dtype, args.device or state.device, revision=args.revision
+        *(args.model, args.layer, args.normalize, args.dtype, args.device or state.device, value_range(args)),
+        revision=args.revision,
     )
     images = InferenceImages(source, model.transform)
     metadata = {

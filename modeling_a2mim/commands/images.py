@@ -15,6 +15,11 @@ def add_image_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a dataset on the Hub")
     parser.add_argument("--image_column_name", help="column of the images; found if not given")
+    parser.add_argument(
+        "--value_range",
+        nargs="+",
+        help="what stored values become 0 and 1: LOW HIGH, percentile LOW HIGH, or window (default: the model's own)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
 
 
@@ -23,6 +28,18 @@ def add_run_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of autocast (default: %(default)s)")
+
+
+def value_range(args: argparse.Namespace) -> Any:
+    """The `ValueRange` that is given, or `None`. Raises ValueError naming it."""
+    from ..utils.value_range import ValueRange
+
+    if args.value_range is None:
+        return None
+    found = ValueRange.from_words([str(word) for word in args.value_range])
+    if found is None:
+        raise ValueError("value_range: auto is found while training; give LOW HIGH, or leave it out")
+    return found
 
 
 def check_images(args: argparse.Namespace):

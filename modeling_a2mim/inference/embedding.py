@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, load_model
-from ..data.pixel_spec import PixelSpec
 from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
 from ..models.linear_probe import layer_features, layer_index
+from ..utils.value_range import ValueRange
 from .running import fingerprint_of_model
 from .similarity import nearest
 from .vectors import read_embeddings
@@ -46,9 +46,8 @@ class Embedder:
         if isinstance(named.model, A2MIMPreTrainedModel):
             core = find_core(named.model)
             cfg = timm_pretrained_cfg(core)
-            self.transform = FineTuneTransform(
-                cfg, False, PixelSpec.from_config(core.config)
-            )  # also for a model whose images were to be masked
+            # Also for a model whose images were to be masked
+            self.transform = FineTuneTransform(cfg, False, cast(FineTuneTransform, named.transform).spec)
             self._read = TimmReader(core, layer_names(layer))
             if named.missing:
                 check_has_weights(named, core, self._read.layers)
@@ -61,6 +60,8 @@ class Embedder:
             blank = self.transform(Image.new("RGB", (64, 64)))["pixel_values"]
             architecture, transform = type(named.model).__name__, self.transform.processor.to_json_string()
             weights = fingerprint_of_model(named.model)
+        if not self.transform.spec.plain or self.transform.spec.pages:
+            transform += f" {self.transform.spec}"
         self.description = {
             "model": named.name,
             "architecture": architecture,
@@ -236,6 +237,7 @@ def embedder(
     normalize: bool = False,
     dtype: str = "float32",
     device: str | torch.device | None = None,
+    value_range: ValueRange | None = None,
     **hub_kwargs: Any,
 ) -> Embedder:
     """A model that makes a vector of each image.
@@ -250,6 +252,7 @@ def embedder(
         normalize: divide each vector by its length.
         dtype: of autocast, one of `analysis.comparison.DTYPES`; the vectors are float32 in any case.
         device: where the model is to run; where it is, if not given.
+        value_range: what stored values become, in place of what the model keeps.
         hub_kwargs: `revision`, `token`.
 
     Raises:
@@ -258,7 +261,11 @@ def embedder(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {dtype}")
     layer_names(layer)
-    named = source if isinstance(source, NamedModel) else load_model(source, partial=True, **hub_kwargs)
+    named = (
+        source
+        if isinstance(source, NamedModel)
+        else load_model(source, partial=True, value_range=value_range, **hub_kwargs)
+    )
     if device is not None:
         named.model.to(device)
     named.model.eval()

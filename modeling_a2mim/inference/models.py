@@ -1,5 +1,6 @@
 """What kind of predictions a trained model gives: classes or values of images, maps of classes, or objects."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ..data.pixel_spec import PixelSpec
 from ..models.detection import A2MIMDetectorConfig
 from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained, plain_source
 from ..utils.labels import label_names
+from ..utils.value_range import ValueRange
 
 
 CLASSIFIER, SEGMENTER, DETECTOR = "classifier", "segmenter", "detector"
@@ -39,12 +41,14 @@ class TrainedModel(NamedTuple):
         kind: "classifier" (regressions among them), "segmenter" or "detector".
         config: of transformers.
         hub_kwargs: `revision`, `token`.
+        value_range: what stored values become, in place of what the model keeps.
     """
 
     source: str
     kind: str
     config: PreTrainedConfig
     hub_kwargs: dict[str, Any]
+    value_range: ValueRange | None = None
 
     @property
     def name(self) -> str:
@@ -54,7 +58,8 @@ class TrainedModel(NamedTuple):
     @property
     def spec(self) -> PixelSpec:
         """What it takes of an image, as far as its configuration says."""
-        return PixelSpec.from_config(self.config)
+        spec = PixelSpec.from_config(self.config)
+        return spec if self.value_range is None else replace(spec, value_range=self.value_range)
 
     def load_dense(self) -> tuple[PreTrainedModel, Any]:
         """A segmenter or detector, and its image processor. No code of a repository is run, no pickle is read.
@@ -69,8 +74,9 @@ class TrainedModel(NamedTuple):
             raise ValueError(f"model: {self.source} cannot be loaded: {error}") from error
 
 
-def find_model(source: str, **hub_kwargs: Any) -> TrainedModel:
+def find_model(source: str, value_range: ValueRange | None = None, **hub_kwargs: Any) -> TrainedModel:
     """What is in a folder or a repository of the Hub, by its configuration. `hub_kwargs`: `revision`, `token`.
+    `value_range`: as `TrainedModel`.
 
     Raises:
         ValueError: naming `model`, if there is none, or none that predicts what is known here.
@@ -102,7 +108,7 @@ def find_model(source: str, **hub_kwargs: Any) -> TrainedModel:
             )
         if kind is None:
             raise no_head(source, f"{architecture or config.model_type} of transformers")
-    return TrainedModel(source, kind, config, hub_kwargs)
+    return TrainedModel(source, kind, config, hub_kwargs, value_range)
 
 
 def no_head(source: str, what: str) -> ValueError:
