@@ -105,11 +105,12 @@ def one_thread():
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Classifiers are not drawn the errors and curves of, which takes two seconds."""
-    for name in ("draw_errors", "draw_curves"):
-        monkeypatch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
-    return monkeypatch
+def no_pictures():
+    """Classifiers are not drawn the errors and curves of, which takes two seconds. What is returned undoes that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_errors", "draw_curves"):
+            patch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
+        yield patch
 
 
 @pytest.fixture
