@@ -184,7 +184,7 @@ class DatasetSource(RowSource):
         return list(zip(map(self._image, found[image]), labels, strict=True))
 
     def column(self, name: str) -> list | None:
-        return list(self.dataset[name])
+        return self.dataset[name][:]
 
     def _path(self, row: int) -> str | None:
         value = self._rows[int(row)][self.columns[0]]
