@@ -1,6 +1,8 @@
 """Tests run offline: the Hub is switched off, and a connection to anything but this machine is an error."""
 
 import dataclasses
+import gc
+import logging
 import os
 import socket
 
@@ -28,6 +30,36 @@ def guarded_connect(self, address):
 socket.socket.connect = guarded_connect
 
 
+def pytest_collection_finish():
+    """Runs of Trainer end with `gc.collect`, which need not look at all that was imported: it takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_it_was():
+    """Commands set some things for the whole process, which is theirs. The order of files must not matter: the next
+    one finds them as this one did."""
+    import datasets
+    import torch
+    import transformers
+
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in (None, "a2mim", "transformers")}
+    environment, folder, threads = dict(os.environ), os.getcwd(), torch.get_num_threads()
+    ours = transformers.utils.logging
+    bars = ours.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    yield
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(threads)
+    (ours.enable_progress_bar if bars[0] else ours.disable_progress_bar)()  # and those of huggingface_hub
+    (datasets.enable_progress_bars if bars[1] else datasets.disable_progress_bars)()
+
+
 @pytest.fixture(autouse=True)
 def seed():
     import torch
@@ -35,14 +67,30 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def no_gauge(request, monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def no_gauge(request):
     """Commands measure the encoder while it learns only where that is tested or asked for: it takes a second."""
-    if "monitor" not in request.path.name:
-        from modeling_a2mim.arguments.data import PreTrainingDataArguments
+    from modeling_a2mim.arguments.data import PreTrainingDataArguments
 
-        fields = {f.name: f for f in dataclasses.fields(PreTrainingDataArguments)}
-        monkeypatch.setattr(fields["monitor_steps"], "default", "0")
+    fields = {f.name: f for f in dataclasses.fields(PreTrainingDataArguments)}
+    with pytest.MonkeyPatch.context() as patch:
+        if "monitor" not in request.path.name:
+            patch.setattr(fields["monitor_steps"], "default", "0")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_curves(request):
+    """Exports hold an empty figure in the place of the losses by step, but where these are looked at: it is drawn at
+    each end of a run, which takes half a second."""
+    from PIL import Image
+
+    from modeling_a2mim.export import folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "monitor" not in request.path.name:
+            patch.setattr(folder, "loss_curve", lambda log, path, monitor=(): Image.new("1", (7, 4)).save(path))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +105,12 @@ def one_thread():
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Classifiers are not drawn the errors and curves of, which takes two seconds."""
-    for name in ("draw_errors", "draw_curves"):
-        monkeypatch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
-    return monkeypatch
+def no_pictures():
+    """Classifiers are not drawn the errors and curves of, which takes two seconds. What is returned undoes that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("draw_errors", "draw_curves"):
+            patch.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: None)
+        yield patch
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ class Hub:
         return (206 if part else 416), headers | {"Content-Range": span if part else f"bytes */{len(data)}"}, part
 
 
-def connected(tmp_path_factory):
+def connected(tmp_path_factory, patch):
     """A Hub that huggingface_hub, transformers and datasets of this process talk to, with empty caches."""
     # Not at the top: conftest.py sets what they read when they are imported.
     import datasets
@@ -393,26 +393,33 @@ def connected(tmp_path_factory):
         return httpx.Client(transport=ToThisHub(), event_hooks=hooks, follow_redirects=True, timeout=None)
 
     threading.Thread(target=hub.server.serve_forever, args=(0.02,), daemon=True).start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_TOKEN", hub.token)
-        patch.setattr(_http, "_GLOBAL_CLIENT_FACTORY", client)
-        patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
-        patch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", f"{home}/datasets")
-        patch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", f"{home}/datasets/downloads")
-        close_session()
-        HfFileSystem.clear_instance_cache()
-        yield hub
+    patch.setenv("HF_TOKEN", hub.token)
+    patch.setattr(_http, "_GLOBAL_CLIENT_FACTORY", client)
+    patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
+    patch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", f"{home}/datasets")
+    patch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", f"{home}/datasets/downloads")
+    close_session()
+    HfFileSystem.clear_instance_cache()
+    yield hub
     close_session()
     HfFileSystem.clear_instance_cache()
     hub.server.shutdown()
     hub.server.server_close()
 
 
-hub = pytest.fixture(connected)
-module_hub = pytest.fixture(connected, scope="module")
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    # With the patches of the test itself, or what is undone first would be put back by what is undone last.
+    yield from connected(tmp_path_factory, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_hub(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield from connected(tmp_path_factory, patch)

@@ -197,7 +197,7 @@ class DatasetSource(RowSource):
         return list(zip(map(self._image, found[image]), labels, strict=True))
 
     def column(self, name: str) -> list | None:
-        return list(self.dataset[name])
+        return self.dataset[name][:]
 
     def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         found = self.dataset.select_columns(list(columns))[[int(row) for row in rows]] if columns else {}

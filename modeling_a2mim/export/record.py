@@ -4,11 +4,12 @@ A record is a plain dict. A run of `A2MIMTrainer` fills in all that `describe_ru
 `published` numbers instead. Nothing in it names a path, a user or a machine of the network.
 """
 
+import functools
 import json
 import os
 import platform
 import re
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -41,6 +42,12 @@ def hardware(device: torch.device, processes: int) -> str:
     if device.type == "cpu":
         return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
     return f"{processes} x {device.type}"
+
+
+@functools.cache
+def version(package: str) -> str:
+    """The release of a package that is installed, whose metadata are read once and not for each checkpoint."""
+    return metadata.version(package)
 
 
 def versions() -> dict[str, str]:

@@ -13,14 +13,13 @@ import re
 import shutil
 import time
 import zlib
-from importlib.metadata import version
 from pathlib import Path
 
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_a2mim import A2MIMConfig
-from ..export.record import PACKAGES
+from ..export.record import PACKAGES, version
 from ..utils.files import sync
 
 

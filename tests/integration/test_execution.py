@@ -131,7 +131,8 @@ def test_an_ended_backward_leaves_no_mask(fails):
 # Several processes
 
 
-DISTRIBUTED = [*FAMILIES, "resnet multiscale"]
+DISTRIBUTED = ["vit", "resnet multiscale"]
+REST = [kind for kind in (*FAMILIES, "resnet multiscale") if kind not in DISTRIBUTED]
 
 
 def half_a_batch(model, rank):
@@ -139,11 +140,11 @@ def half_a_batch(model, rank):
     return loss_and_gradients(model, make_images()[half], MASKS[half], seed=rank)
 
 
-def run_ddp(rank: int, folder: str):
+def run_ddp(rank: int, folder: str, kinds: list[str]):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     result, sharded = {}, {}
-    for kind in DISTRIBUTED:
+    for kind in kinds:
         wrapped = DistributedDataParallel(make(kind))
         half_a_batch(wrapped, rank)  # a parameter left out of one backward would stop the next forward
         wrapped.module.load_state_dict(make(kind).state_dict())
@@ -159,12 +160,13 @@ def run_ddp(rank: int, folder: str):
     distributed.destroy_process_group()
 
 
-def test_distributed_and_sharded_data_parallel(tmp_path):
+@pytest.mark.parametrize("kinds", [DISTRIBUTED, pytest.param(REST, marks=pytest.mark.slow)], ids=" and ".join)
+def test_distributed_and_sharded_data_parallel(tmp_path, kinds):
     """Two processes end up with the mean of the gradients of their halves, with DDP and with FSDP (of torch, as
     accelerate has it for GPUs only)."""
-    in_two_processes(run_ddp, str(tmp_path))
+    in_two_processes(run_ddp, str(tmp_path), kinds)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for kind in DISTRIBUTED:
+    for kind in kinds:
         halves = [half_a_batch(make(kind), rank) for rank in range(2)]
         gradients = {name: (x + halves[1][1][name]) / 2 for name, x in halves[0][1].items()}
         for (loss, _), both in zip(halves, results, strict=True):

@@ -23,6 +23,7 @@ from modeling_a2mim.export.filenames import PREDICTIONS
 from modeling_a2mim.export.hub import check_files, uploaded_files
 from modeling_a2mim.tasks.classification import task as classification
 from modeling_a2mim.training.outputs import WRITTEN
+from modeling_a2mim.utils.plotting import loss_curve
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -291,7 +292,8 @@ def test_pretraining_continues_from_an_export(pretrained, tmp_path):
     assert "| earlier run | not recorded |" in (folders[2] / "README.md").read_text()
 
 
-def test_a_run_of_one_step_has_a_curve(tmp_path):
+def test_a_run_of_one_step_has_a_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_a2mim.export.folder.loss_curve", loss_curve)
     pretrain(tmp_path / "out", "--max_train_samples", 8, "--max_steps", 1, "--preset", "simmim")
     picture = np.asarray(Image.open(tmp_path / "out" / "loss_curve.png").convert("RGB")).astype(int)
     blue = (np.abs(picture - (31, 119, 180)) < 10).all(-1)  # matplotlib's first colour

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,29 @@ assert Path(modeling_a2mim.__file__).resolve().is_relative_to(site), modeling_a2
 for found in pkgutil.walk_packages(modeling_a2mim.__path__, "modeling_a2mim."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
+"""
+
+# Runs installed programs as a shell does, one after the other, each in a process of its own, which has what does not
+# come from the wheel and takes seconds to import.
+SHELL = """
+import json, os, runpy, sys
+
+import datasets, timm, torch, torchvision
+from transformers import Trainer
+
+for number, (program, *argv) in enumerate(json.load(sys.stdin)):
+    sys.stdout.flush()
+    if child := os.fork():
+        print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+        continue
+    output = os.open(f"{number}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    assert not any(name.startswith(("a2mim", "modeling_a2mim")) for name in sys.modules)
+    sys.argv = [f"{sys.prefix}/bin/{program}", *argv]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    break
 """
 
 
@@ -56,15 +80,31 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+
+
 def run(place: Path, program: str, *argv: str, code: int = 0) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(place / "env" / "bin" / program), *argv]
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, check=False)
+    return checked(argv, done.returncode, code, done.stdout + done.stderr)
+
+
+def run_all(place: Path, *commands: tuple[str, ...]) -> tuple[list[str], list[int]]:
+    """What each of the commands said, and how it ended; see `SHELL`."""
+    python, given = str(place / "env" / "bin" / "python"), json.dumps(commands)
     done = subprocess.run(
-        command, cwd=place, env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+        [python, "-c", SHELL], cwd=place, env=environment(), input=given, capture_output=True, text=True
     )
-    assert done.returncode == code, f"{' '.join(argv)}\n{done.stdout}\n{done.stderr}"
-    assert "RuntimeWarning" not in done.stderr  # of a module that its own package has imported already
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    codes = [json.loads(line) for line in done.stdout.splitlines()]
+    return [(place / f"{number}.log").read_text() for number in range(len(commands))], codes
+
+
+def checked(argv: Sequence[str], found: int, code: int, said: str) -> str:
+    assert found == code, f"{' '.join(argv)}\n{said}"
+    assert "RuntimeWarning" not in said  # of a module that its own package has imported already
+    return said
 
 
 def test_the_whole_way(place):
@@ -78,21 +118,27 @@ def test_the_whole_way(place):
     small = ["--use_cpu", "--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "True"]
     encoder = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8"]
     quick = ["--monitor_steps", "0", "--mask_site", "-3"]
-    run(place, "a2mim", "pretrain", *encoder, *quick, *small, "--train_dir", "images", "--output_dir", "encoder")
     labelled = ["--train_dir", "images", "--validation_dir", "images", "--model_name_or_path", "encoder"]
     decision = ["--threshold", "f1", "--positive_class", "defective"]
-    run(place, "a2mim", "finetune", *labelled, *small, *decision, "--output_dir", "classifier")
+    commands = {
+        ("pretrain", *encoder, *quick, *small, "--train_dir", "images", "--output_dir", "encoder"): 0,
+        ("finetune", *labelled, *small, *decision, "--output_dir", "classifier"): 0,
+        ("predict", "classifier", "images", "--out", "predictions.csv"): 0,
+        ("embed", "encoder", "images", "--out", "vectors.parquet"): 0,
+        ("export", "classifier", "--format", "onnx", "--out", "model.onnx"): 0,
+        ("push", "classifier", "org/x", "--dry_run"): 0,
+        ("pretrain", "--config", "encoder/run.yaml"): 2,
+    }
+    said, codes = run_all(place, *(("a2mim", *command) for command in commands))
+    for (command, code), found, text in zip(commands.items(), codes, said, strict=True):
+        checked(command, found, code, text)
     assert "decision" in json.loads((place / "classifier" / "config.json").read_text())
-    run(place, "a2mim", "predict", "classifier", "images", "--out", "predictions.csv")
     assert len((place / "predictions.csv").read_text().splitlines()) == 17
-    run(place, "a2mim", "embed", "encoder", "images", "--out", "vectors.parquet")
     assert (place / "vectors.parquet").is_file()
-    run(place, "a2mim", "export", "classifier", "--format", "onnx", "--out", "model.onnx")
     assert (place / "model.onnx").is_file()
-    told = run(place, "a2mim", "push", "classifier", "org/x", "--dry_run")
+    *_, told, again = said
     assert "model.safetensors" in told
     assert "run.yaml" not in told  # which names folders of this machine
-    again = run(place, "a2mim", "pretrain", "--config", "encoder/run.yaml", code=2)
     assert "error: output_dir: " in again
 
 

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+from collections.abc import Sequence
 
+import pytest
 import timm
 import torch
 import transformers
@@ -130,6 +133,16 @@ def assert_same_features(cls: str, config: dict, folder, patches: bool = False, 
         # The order of sums differs: 5e-6 at most were measured.
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     return model, encoder, left_over
+
+
+LARGE = re.compile(r"large|huge|giant|_7b_|resnet1|regnet._(320|640|1280)")
+
+
+def published(cases: Sequence[tuple]) -> list:
+    """Parameters of a test for each size, of which the architecture is the text. Large ones take a second each, differ
+    from the others in numbers alone, and so take `make test-all`."""
+    large = [any(isinstance(value, str) and LARGE.search(value) for value in case) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] * slow) for case, slow in zip(cases, large, strict=True)]
 
 
 def assert_published(data: dict, architecture: str, model_args: dict | None = None):

@@ -5,7 +5,7 @@ import torch
 
 from modeling_a2mim.key_layouts import encoder_fields
 
-from .models import BEIT, VIT, assert_published, assert_same_features, images
+from .models import BEIT, VIT, assert_published, assert_same_features, images, published
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,19 +66,21 @@ def test_the_norm_after_pooling(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "name", "args"),
-    [
-        (RELATIVE, "beit_base_patch16_224", {}),
-        (RELATIVE | {"image_size": 384}, "beit_base_patch16_384", {}),
-        (RELATIVE | {"hidden_size": 1024}, "beit_large_patch16_224", {}),
-        (RELATIVE | {"hidden_size": 1024, "image_size": 512}, "beit_large_patch16_512", {}),
-        # Before fine-tuning, all blocks share one table.
-        (
-            {"use_shared_relative_position_bias": True, "use_mean_pooling": False, "use_mask_token": True},
-            "beit_base_patch16_224",
-            {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "global_pool": "token"},
-        ),
-        ({}, "beit_base_patch16_224", {"use_rel_pos_bias": False}),
-    ],
+    published(
+        [
+            (RELATIVE, "beit_base_patch16_224", {}),
+            (RELATIVE | {"image_size": 384}, "beit_base_patch16_384", {}),
+            (RELATIVE | {"hidden_size": 1024}, "beit_large_patch16_224", {}),
+            (RELATIVE | {"hidden_size": 1024, "image_size": 512}, "beit_large_patch16_512", {}),
+            # Before fine-tuning, all blocks share one table.
+            (
+                {"use_shared_relative_position_bias": True, "use_mean_pooling": False, "use_mask_token": True},
+                "beit_base_patch16_224",
+                {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "global_pool": "token"},
+            ),
+            ({}, "beit_base_patch16_224", {"use_rel_pos_bias": False}),
+        ]
+    ),
 )
 @pytest.mark.parametrize("model_type", ["beit", "data2vec-vision"])
 def test_published_sizes(model_type, data, name, args):

@@ -5,7 +5,17 @@ import torch
 
 from modeling_a2mim.key_layouts import encoder_fields, timm_weights
 
-from .models import CONVNEXT, assert_published, assert_same_features, images, load, make, stored, timm_features
+from .models import (
+    CONVNEXT,
+    assert_published,
+    assert_same_features,
+    images,
+    load,
+    make,
+    published,
+    stored,
+    timm_features,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,14 +94,16 @@ def test_features_of_backbones(cls, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [
-        *((sized("convnext", size), f"convnext_{size}") for size in ("tiny", "small", "base", "large", "xlarge")),
-        *((sized("convnextv2", size), f"convnextv2_{size}") for size in SIZES if size not in ("small", "xlarge")),
-        *((sized("dinov3_convnext", size), f"convnext_{size}") for size in ("tiny", "small", "base", "large")),
-        ({"model_type": "convnext"}, "convnext_tiny"),
-        ({"model_type": "convnextv2"}, "convnextv2_tiny"),
-        ({"model_type": "dinov3_convnext"}, "convnext_tiny"),
-    ],
+    published(
+        [
+            *((sized("convnext", size), f"convnext_{size}") for size in ("tiny", "small", "base", "large", "xlarge")),
+            *((sized("convnextv2", size), f"convnextv2_{size}") for size in SIZES if size not in ("small", "xlarge")),
+            *((sized("dinov3_convnext", size), f"convnext_{size}") for size in ("tiny", "small", "base", "large")),
+            ({"model_type": "convnext"}, "convnext_tiny"),
+            ({"model_type": "convnextv2"}, "convnextv2_tiny"),
+            ({"model_type": "dinov3_convnext"}, "convnext_tiny"),
+        ]
+    ),
 )
 def test_published_sizes(data, name):
     assert_published(data, name)

@@ -6,7 +6,17 @@ import torch
 
 from modeling_a2mim.key_layouts import encoder_fields, timm_weights
 
-from .models import DINOV2, assert_published, assert_same_features, features, images, make, stored, timm_features
+from .models import (
+    DINOV2,
+    assert_published,
+    assert_same_features,
+    features,
+    images,
+    make,
+    published,
+    stored,
+    timm_features,
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,16 +60,18 @@ def test_features_of_backbones(cls, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [
-        (sized("dinov2", "small"), "vit_small_patch14_dinov2"),
-        (sized("dinov2", "base"), "vit_base_patch14_dinov2"),
-        (sized("dinov2", "large"), "vit_large_patch14_dinov2"),
-        (sized("dinov2", "giant"), "vit_giant_patch14_dinov2"),
-        (sized("dinov2_with_registers", "small"), "vit_small_patch14_reg4_dinov2"),
-        (sized("dinov2_with_registers", "base"), "vit_base_patch14_reg4_dinov2"),
-        (sized("dinov2_with_registers", "large"), "vit_large_patch14_reg4_dinov2"),
-        (sized("dinov2_with_registers", "giant"), "vit_giant_patch14_reg4_dinov2"),
-    ],
+    published(
+        [
+            (sized("dinov2", "small"), "vit_small_patch14_dinov2"),
+            (sized("dinov2", "base"), "vit_base_patch14_dinov2"),
+            (sized("dinov2", "large"), "vit_large_patch14_dinov2"),
+            (sized("dinov2", "giant"), "vit_giant_patch14_dinov2"),
+            (sized("dinov2_with_registers", "small"), "vit_small_patch14_reg4_dinov2"),
+            (sized("dinov2_with_registers", "base"), "vit_base_patch14_reg4_dinov2"),
+            (sized("dinov2_with_registers", "large"), "vit_large_patch14_reg4_dinov2"),
+            (sized("dinov2_with_registers", "giant"), "vit_giant_patch14_reg4_dinov2"),
+        ]
+    ),
 )
 def test_published_sizes(data, name):
     assert_published(data, name)

@@ -7,7 +7,7 @@ import torch
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining
 from modeling_a2mim.key_layouts import encoder_fields
 
-from .models import VIT, assert_published, assert_same_features, features, images, timm_features
+from .models import VIT, assert_published, assert_same_features, features, images, published, timm_features
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,16 +46,18 @@ def test_features_of_a_backbone(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [
-        (sized(384, 12, 6, 1536), "vit_small_patch16_dinov3_qkvb"),
-        (sized(384, 12, 6, 1536, **GATED), "vit_small_plus_patch16_dinov3_qkvb"),
-        (sized(768, 12, 12, 3072), "vit_base_patch16_dinov3_qkvb"),
-        (sized(1024, 24, 16, 4096), "vit_large_patch16_dinov3_qkvb"),
-        (sized(1280, 32, 20, 5120, **GATED), "vit_huge_plus_patch16_dinov3_qkvb"),
-        (sized(4096, 40, 32, 8192, query_bias=False, value_bias=False, **GATED), "vit_7b_patch16_dinov3"),
-        (sized(768, 12, 12, 3072, query_bias=False, value_bias=False), "vit_base_patch16_dinov3"),
-        (sized(192, 12, 3, 768), "vit_tiny_patch16_dinov3_qkvb"),
-    ],
+    published(
+        [
+            (sized(384, 12, 6, 1536), "vit_small_patch16_dinov3_qkvb"),
+            (sized(384, 12, 6, 1536, **GATED), "vit_small_plus_patch16_dinov3_qkvb"),
+            (sized(768, 12, 12, 3072), "vit_base_patch16_dinov3_qkvb"),
+            (sized(1024, 24, 16, 4096), "vit_large_patch16_dinov3_qkvb"),
+            (sized(1280, 32, 20, 5120, **GATED), "vit_huge_plus_patch16_dinov3_qkvb"),
+            (sized(4096, 40, 32, 8192, query_bias=False, value_bias=False, **GATED), "vit_7b_patch16_dinov3"),
+            (sized(768, 12, 12, 3072, query_bias=False, value_bias=False), "vit_base_patch16_dinov3"),
+            (sized(192, 12, 3, 768), "vit_tiny_patch16_dinov3_qkvb"),
+        ]
+    ),
 )
 def test_published_sizes(data, name):
     assert_published(data, name, RESCALED)

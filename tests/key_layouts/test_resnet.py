@@ -4,7 +4,7 @@ import pytest
 
 from modeling_a2mim.key_layouts import encoder_fields
 
-from .models import RESNET, assert_published, assert_same_features
+from .models import RESNET, assert_published, assert_same_features, published
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,20 +43,22 @@ def test_features(cls, config, tmp_path):
 
 @pytest.mark.parametrize(
     ("depths", "more", "name"),
-    [
-        ([2, 2, 2, 2], BASIC, "resnet18"),
-        ([3, 4, 6, 3], BASIC, "resnet34"),
-        ([2, 2, 2, 2], {}, "resnet26"),
-        ([3, 4, 6, 3], {}, "resnet50"),
-        ([3, 4, 23, 3], {}, "resnet101"),
-        ([3, 8, 36, 3], {}, "resnet152"),
-    ],
+    published(
+        [
+            ([2, 2, 2, 2], BASIC, "resnet18"),
+            ([3, 4, 6, 3], BASIC, "resnet34"),
+            ([2, 2, 2, 2], {}, "resnet26"),
+            ([3, 4, 6, 3], {}, "resnet50"),
+            ([3, 4, 23, 3], {}, "resnet101"),
+            ([3, 8, 36, 3], {}, "resnet152"),
+        ]
+    ),
 )
 def test_published_resnets(depths, more, name):
     assert_published({"model_type": "resnet", "depths": depths, **more}, name)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", published([(name,) for name in STAGES]))
 def test_published_regnets(name):
     depths, widths, groups = STAGES[name]
     data = {"model_type": "regnet", "depths": depths, "hidden_sizes": widths, "groups_width": groups}

@@ -4,7 +4,7 @@ import pytest
 
 from modeling_a2mim.key_layouts import encoder_fields, timm_weights
 
-from .models import SWIN, assert_published, assert_same_features, make, stored
+from .models import SWIN, assert_published, assert_same_features, make, published, stored
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,32 +69,34 @@ RATE = {"drop_path_rate": 0.1}
 
 @pytest.mark.parametrize(
     ("data", "name", "args"),
-    [
-        ({"model_type": "swin"}, "swin_tiny_patch4_window7_224", {}),
-        (sized("swin", "small"), "swin_small_patch4_window7_224", {}),
-        (sized("swin", "base"), "swin_base_patch4_window7_224", {}),
-        (sized("swin", "base", 12, 384), "swin_base_patch4_window12_384", {}),
-        (sized("swin", "large"), "swin_large_patch4_window7_224", {}),
-        (sized("swin", "large", 12, 384), "swin_large_patch4_window12_384", {}),
-        (sized("swin", "base", 6, 192), "swin_base_patch4_window7_224", {"window_size": 6}),
-        (sized("swin", "tiny", drop_path_rate=0.0), "swin_tiny_patch4_window7_224", {"drop_path_rate": 0.0}),
-        ({"model_type": "swinv2"}, "swinv2_tiny_window8_256", {"window_size": 7}),
-        (sized("swinv2", "tiny", 8, 256), "swinv2_tiny_window8_256", {}),
-        (sized("swinv2", "tiny", 16, 256), "swinv2_tiny_window16_256", {}),
-        (sized("swinv2", "small", 16, 256), "swinv2_small_window16_256", {}),
-        (sized("swinv2", "base", 12, 192), "swinv2_base_window12_192", {}),
-        (sized("swinv2", "large", 12, 192), "swinv2_large_window12_192", {}),
-        (
-            sized("swinv2", "base", 16, 256, pretrained_window_sizes=[12, 12, 12, 6]),
-            "swinv2_base_window12to16_192to256",
-            {},
-        ),
-        (
-            sized("swinv2", "large", 24, 384, pretrained_window_sizes=[12, 12, 12, 6]),
-            "swinv2_large_window12to24_192to384",
-            {},
-        ),
-    ],
+    published(
+        [
+            ({"model_type": "swin"}, "swin_tiny_patch4_window7_224", {}),
+            (sized("swin", "small"), "swin_small_patch4_window7_224", {}),
+            (sized("swin", "base"), "swin_base_patch4_window7_224", {}),
+            (sized("swin", "base", 12, 384), "swin_base_patch4_window12_384", {}),
+            (sized("swin", "large"), "swin_large_patch4_window7_224", {}),
+            (sized("swin", "large", 12, 384), "swin_large_patch4_window12_384", {}),
+            (sized("swin", "base", 6, 192), "swin_base_patch4_window7_224", {"window_size": 6}),
+            (sized("swin", "tiny", drop_path_rate=0.0), "swin_tiny_patch4_window7_224", {"drop_path_rate": 0.0}),
+            ({"model_type": "swinv2"}, "swinv2_tiny_window8_256", {"window_size": 7}),
+            (sized("swinv2", "tiny", 8, 256), "swinv2_tiny_window8_256", {}),
+            (sized("swinv2", "tiny", 16, 256), "swinv2_tiny_window16_256", {}),
+            (sized("swinv2", "small", 16, 256), "swinv2_small_window16_256", {}),
+            (sized("swinv2", "base", 12, 192), "swinv2_base_window12_192", {}),
+            (sized("swinv2", "large", 12, 192), "swinv2_large_window12_192", {}),
+            (
+                sized("swinv2", "base", 16, 256, pretrained_window_sizes=[12, 12, 12, 6]),
+                "swinv2_base_window12to16_192to256",
+                {},
+            ),
+            (
+                sized("swinv2", "large", 24, 384, pretrained_window_sizes=[12, 12, 12, 6]),
+                "swinv2_large_window12to24_192to384",
+                {},
+            ),
+        ]
+    ),
 )
 def test_published_sizes(data, name, args):
     assert_published(data, name, args)

@@ -5,7 +5,7 @@ import torch
 
 from modeling_a2mim.key_layouts import encoder_fields
 
-from .models import VIT, assert_published, assert_same_features
+from .models import VIT, assert_published, assert_same_features, published
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,28 +64,30 @@ def test_features_of_mae(cls, tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [
-        ({"model_type": "vit"}, "vit_base_patch16_224"),
-        (sized("vit", "tiny"), "vit_tiny_patch16_224"),
-        (sized("vit", "small"), "vit_small_patch16_224"),
-        (sized("vit", "base", image=384), "vit_base_patch16_384"),
-        (sized("vit", "base", patch=32), "vit_base_patch32_224"),
-        (sized("vit", "base", patch=8), "vit_base_patch8_224"),
-        (sized("vit", "base", image=512), "vit_base_patch16_224"),
-        (sized("vit", "large"), "vit_large_patch16_224"),
-        (sized("vit", "large", patch=32, image=384), "vit_large_patch32_384"),
-        (sized("vit", "huge", patch=14), "vit_huge_patch14_224"),
-        ({"model_type": "deit"}, "deit_base_distilled_patch16_224"),
-        (sized("deit", "tiny"), "deit_tiny_distilled_patch16_224"),
-        (sized("deit", "small"), "deit_small_distilled_patch16_224"),
-        (sized("deit", "base", image=384), "deit_base_distilled_patch16_384"),
-        ({"model_type": "vit_mae"}, "vit_base_patch16_224"),
-        (sized("vit_mae", "large"), "vit_large_patch16_224"),
-        (sized("vit_mae", "huge", patch=14), "vit_huge_patch14_224"),
-        (sized("ijepa", "huge", patch=14), "vit_huge_patch14_gap_224"),
-        (sized("ijepa", "huge", image=448), "vit_huge_patch16_gap_448"),
-        (sized("ijepa", "giant"), "vit_giant_patch16_gap_224"),
-    ],
+    published(
+        [
+            ({"model_type": "vit"}, "vit_base_patch16_224"),
+            (sized("vit", "tiny"), "vit_tiny_patch16_224"),
+            (sized("vit", "small"), "vit_small_patch16_224"),
+            (sized("vit", "base", image=384), "vit_base_patch16_384"),
+            (sized("vit", "base", patch=32), "vit_base_patch32_224"),
+            (sized("vit", "base", patch=8), "vit_base_patch8_224"),
+            (sized("vit", "base", image=512), "vit_base_patch16_224"),
+            (sized("vit", "large"), "vit_large_patch16_224"),
+            (sized("vit", "large", patch=32, image=384), "vit_large_patch32_384"),
+            (sized("vit", "huge", patch=14), "vit_huge_patch14_224"),
+            ({"model_type": "deit"}, "deit_base_distilled_patch16_224"),
+            (sized("deit", "tiny"), "deit_tiny_distilled_patch16_224"),
+            (sized("deit", "small"), "deit_small_distilled_patch16_224"),
+            (sized("deit", "base", image=384), "deit_base_distilled_patch16_384"),
+            ({"model_type": "vit_mae"}, "vit_base_patch16_224"),
+            (sized("vit_mae", "large"), "vit_large_patch16_224"),
+            (sized("vit_mae", "huge", patch=14), "vit_huge_patch14_224"),
+            (sized("ijepa", "huge", patch=14), "vit_huge_patch14_gap_224"),
+            (sized("ijepa", "huge", image=448), "vit_huge_patch16_gap_448"),
+            (sized("ijepa", "giant"), "vit_giant_patch16_gap_224"),
+        ]
+    ),
 )
 def test_published_sizes(data, name):
     assert_published(data, name)

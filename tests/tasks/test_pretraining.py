@@ -24,6 +24,11 @@ FAST = ["--max_steps", "1", "--learning_rate", "0", "--use_cpu", "--disable_tqdm
 FAST += ["--per_device_train_batch_size", "2", "--logging_steps", "1", "--mask_patch_size", "16", "--holdout", "2"]
 
 
+def families(*quick):
+    """All of them; others than the quick ones take `make test-all`, as their names are tested in `key_layouts`."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in ENCODERS]
+
+
 LEFT_OVER = ("mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.weight", "decoder_pred.weight")
 
 
@@ -48,7 +53,7 @@ def assert_loaded(model, weights):
     assert [name for name, value in weights.items() if not torch.equal(found[name], value)] == []
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", families("convnext", "vit"))
 def test_files_give_the_weights_bit_for_bit(family, tmp_path):
     weights = random_encoder(family).state_dict()
     for i, (who, content) in enumerate(forms(weights, family).items()):
@@ -63,7 +68,7 @@ def test_files_give_the_weights_bit_for_bit(family, tmp_path):
     assert_loaded(model, weights)
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", families("convnext", "vit", "swin"))
 def test_folders_of_timm_and_of_this_package(family, tmp_path):
     encoder = random_encoder(family, classes=3)
     _, args, size = ENCODERS[family]

@@ -26,7 +26,7 @@ def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed
     """The rows to train on, `None` for all."""
     if few_labels(data_args) is None:
         return None
-    labels = cast(Dataset, images.train)[images.column]  # nothing is drawn from a stream
+    labels = cast(Dataset, images.train)[images.column][:]  # nothing is drawn from a stream
     if data_args.label_subset is not None:
         return load_subset(data_args.label_subset, labels)
     return draw_subset(labels, per_class=data_args.labels_per_class, fraction=data_args.label_fraction, seed=seed)
@@ -37,7 +37,7 @@ def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments
     Path(folder).mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Any] = {} if data_args.label_subset else {"seed": seed}
     drawn |= {"per_class": data_args.labels_per_class, "fraction": data_args.label_fraction}
-    save_subset(Path(folder, SUBSET), rows, cast(Dataset, images.train)[images.column], **drawn)
+    save_subset(Path(folder, SUBSET), rows, cast(Dataset, images.train)[images.column][:], **drawn)
 
 
 def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:

@@ -129,7 +129,7 @@ class LabelledImages:
     def metrics(self) -> dict[str, bool]:
         """The metrics of an evaluation, and whether more of them is better."""
         if self.problem_type == REGRESSION:
-            targets = cast(Dataset, self.validation)[self.column]  # `check_problem_type` refuses streams
+            targets = cast(Dataset, self.validation)[self.column][:]  # `check_problem_type` refuses streams
             varies = {"r2": True} if min(targets) < max(targets) else {}
             return {"loss": False, "mae": False, "rmse": False, **varies}
         counts, images = self.counts(self.validation), len(self.validation)

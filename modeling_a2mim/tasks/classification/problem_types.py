@@ -93,7 +93,7 @@ def encode_numbers(dataset: Dataset, column: str) -> Dataset:
         ValueError: naming `label_column_name`, if one is beyond float32.
     """
     kind = dataset.features[column]
-    values = [float(v) if v is not None and np.isfinite(float(v)) else None for v in dataset[column]]
+    values = [float(v) if v is not None and np.isfinite(float(v)) else None for v in dataset[column][:]]
     most = max((abs(value) for value in values if value is not None), default=0.0)
     if most > np.finfo(np.float32).max:
         raise ValueError(f"label_column_name: column {column!r} ({kind.dtype}) holds {most:g}; scale the targets")
@@ -114,7 +114,7 @@ def encode_lists(
     Raises:
         ValueError: naming `label_column_name` or `field`, if the lists are neither, or there are other classes.
     """
-    kind, rows = dataset.features[column].feature, list(dataset[column])
+    kind, rows = dataset.features[column].feature, dataset[column][:]
     there = [row for row in rows if row is not None]
     looks = not isinstance(kind, ClassLabel) and is_one_hot(there)
     one_hot = looks if one_hot is None else one_hot

@@ -136,7 +136,7 @@ def build(
     elif model_args.linear_probe:
         model.freeze_encoder()
     if images.problem_type == REGRESSION:
-        start_at_mean(model, cast(Dataset, images.chosen)[images.column])  # numbers are not streamed
+        start_at_mean(model, cast(Dataset, images.chosen)[images.column][:])  # numbers are not streamed
     return model
 
 
