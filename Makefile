@@ -40,7 +40,7 @@ step: $(VENV)/installed  ## what a step costs over the bare encoder (half an hou
 torture: $(VENV)/installed  ## kill a streamed run 40 times, and see that nothing is lost (half an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/torture.py --output benchmarks/results/torture.json
 
-fuzz: $(VENV)/installed  ## 10,000 broken images
+fuzz: $(VENV)/installed  ## 22,500 broken images
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/fuzz.py --output benchmarks/results/fuzz.json
 
 stream: $(VENV)/installed  ## how fast, how random, and how flat in memory images are read

@@ -1,0 +1,98 @@
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PillowImage
+
+from modeling_a2mim.data.arrays import BrokenImage
+from modeling_a2mim.data.image_statistics import find_range, find_statistics, stored_types
+from modeling_a2mim.data.pixel_spec import PixelSpec
+from modeling_a2mim.data.sources import DatasetSource
+from modeling_a2mim.utils.value_range import ValueRange
+
+
+class Arrays(DatasetSource):
+    """A source whose images are arrays in memory, or broken."""
+
+    def __init__(self, images):
+        self.images = images
+        super().__init__(Dataset.from_dict({"image": list(range(len(images)))}), "arrays")
+        self.columns = ("image", None)
+
+    def read(self, rows):
+        return [(self.images[int(row)], None) for row in rows]
+
+    def describe(self, row):
+        return f"row {row}"
+
+
+def images(count=40, channels=2, dtype=np.uint16):
+    generator = np.random.default_rng(0)
+    return [generator.integers(16 + i, 4000 + i, (channels, 8, 9)).astype(dtype) for i in range(count)]
+
+
+def test_types():
+    kinds = stored_types(Arrays(images(5)), PixelSpec(2))
+    assert kinds == {"uint16": 5}
+    assert stored_types(Arrays([*images(2), *images(3, dtype=np.uint8), BrokenImage("gone")]), PixelSpec(2)) == {
+        "uint16": 2,
+        "8 bits": 3,
+    }
+    with pytest.raises(ValueError, match=r"^num_channels: row 0: the image \(array\) has 2 channel"):
+        stored_types(Arrays(images(2)), PixelSpec(3))
+    with pytest.raises(ValueError, match="none of 2 images that were looked at can be used; row 0: gone"):
+        stored_types(Arrays([BrokenImage("gone")] * 2), PixelSpec(3))
+
+
+def test_the_range_is_that_of_all():
+    data = images()
+    known = find_range(Arrays(data), PixelSpec(2))
+    assert known == ValueRange((float(np.min(data)),), (float(np.max(data)),), clip=False)
+    floats = [np.where(np.arange(9) == 4, np.nan, one.astype(np.float32) / -7) for one in data]
+    known = find_range(Arrays(floats), PixelSpec(2))
+    assert (known.low[0], known.high[0]) == (np.nanmin(floats), np.nanmax(floats))
+    assert find_range(Arrays([np.full((1, 4, 4), 7, np.int16)] * 3), PixelSpec(1)).high == (8.0,)
+    with pytest.raises(ValueError, match="^value_range: of 3 images none has values that can be read"):
+        find_range(Arrays([np.full((1, 4, 4), np.nan, np.float32)] * 3), PixelSpec(1))
+
+
+def test_outliers_are_told(caplog):
+    data = images()
+    data[3][0, 0, 0] = 65535
+    assert find_range(Arrays(data), PixelSpec(2)).high == (65535.0,)
+    assert "the highest 65535; --value_range" in caplog.text
+
+
+def test_statistics_are_those_of_numpy():
+    data, spec = images(), PixelSpec(2, value_range=ValueRange((0.0,), (4095.0,)))
+    found = find_statistics(Arrays(data), spec)
+    pixels = (np.stack(data) / 4095).transpose(1, 0, 2, 3).reshape(2, -1)
+    np.testing.assert_allclose(found.mean, pixels.mean(1), rtol=1e-6)  # the pixels are float32
+    np.testing.assert_allclose(found.std, pixels.std(1), rtol=1e-6)
+    assert found.error == [0, 0]
+    assert found.images == 40
+
+
+def test_a_sample_says_how_far_it_may_be_off():
+    data = images(1500, channels=1)
+    found = find_statistics(Arrays(data), PixelSpec(1, value_range=ValueRange((0.0,), (6000.0,))))
+    pixels = np.stack(data) / 6000
+    assert found.images == 512
+    assert 0 < found.error[0] < 0.01
+    assert abs(found.mean[0] - pixels.mean()) < 4 * found.error[0]
+
+
+def test_photographs_and_constant_channels():
+    files = []
+    for number in range(3):
+        file = io.BytesIO()
+        PillowImage.new("RGB", (6, 4), (51 * number, 102, 255)).save(file, "PNG")
+        files.append(file.getvalue())
+    rows = Dataset.from_dict(
+        {"image": [{"bytes": file, "path": None} for file in files], "label": [0] * 3},
+        features=Features({"image": Image(), "label": Value("int64")}),
+    )
+    found = find_statistics(DatasetSource(rows).select("image"), PixelSpec(3))
+    np.testing.assert_allclose(found.mean, [0.2, 0.4, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(found.std, [np.std([0, 0.2, 0.4]), 1, 1], rtol=1e-9)

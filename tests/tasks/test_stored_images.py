@@ -1,0 +1,109 @@
+"""What the command line does with images that are not of 8 bits, before a model is built."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+import run_finetune
+import run_pretraining
+from modeling_a2mim import A2MIMForPreTraining
+
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
+FAST = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "--disable_tqdm", "True"]
+SCENE = np.random.default_rng(0).integers(16, 4060, (12, 40, 48), dtype=np.uint16)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deep")
+    for number, values in enumerate(SCENE):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(path)
+    return folder
+
+
+def pretrain(folder, out, *flags):
+    run_pretraining.main([*SMALL, *FAST, "--train_dir", str(folder), "--output_dir", str(out), *flags])
+    return json.loads((out / "config.json").read_text())
+
+
+def test_the_range_is_found_and_kept(deep, tmp_path, caplog):
+    caplog.set_level("INFO")
+    auto = ["--image_mean", "auto", "--image_std", "auto"]
+    found = pretrain(deep, tmp_path / "a", "--num_channels", "1", *auto)
+    low, high = float(SCENE.min()), float(SCENE.max())
+    assert found["stored_images"] == {"value_range": {"low": [low], "high": [high], "clip": False}}
+    assert f"value_range auto: {low:g} to {high:g} become 0 to 1" in caplog.text
+    shares = (SCENE - low) / (high - low)
+    np.testing.assert_allclose(found["pretrained_cfg"]["mean"], [shares.mean()], atol=1e-6)
+    np.testing.assert_allclose(found["pretrained_cfg"]["std"], [shares.std()], atol=1e-6)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"values {low:g} to {high:g}, not cut off, become 0 to 1" in card
+    assert f"low, high = {low}, {high}" in card
+
+    # The same scene, stored in other types, trains the same weights.
+    weights = load_file(tmp_path / "a" / "model.safetensors")
+    for kind in (np.int32, np.float64):
+        for number, values in enumerate(SCENE):
+            path = tmp_path / kind.__name__ / "ab"[number % 2] / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, values.astype(kind))
+        pretrain(tmp_path / kind.__name__, tmp_path / f"out_{kind.__name__}", "--num_channels", "1", *auto)
+        again = load_file(tmp_path / f"out_{kind.__name__}" / "model.safetensors")
+        assert all((weights[name] == again[name]).all() for name in weights)
+
+    # A model that goes on keeps its range, and one that is fine-tuned.
+    caplog.clear()
+    again = ["--model_name_or_path", str(tmp_path / "a")]
+    run_pretraining.main([*again, *FAST, "--train_dir", str(deep), "--output_dir", str(tmp_path / "b")])
+    assert f"value_range: {low:g} to {high:g}, not cut off, as the model has it" in caplog.text
+    assert A2MIMForPreTraining.from_pretrained(tmp_path / "b" / "pretraining").config.value_range["high"] == [high]
+    run_finetune.main([*again, *FAST, "--train_dir", str(deep), "--output_dir", str(tmp_path / "c")])
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["stored_images"] == found["stored_images"]
+
+
+def test_photographs_stay_as_they_were(folder, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert "stored_images" not in pretrain(folder, tmp_path / "a")
+    assert "value_range" not in caplog.text
+    assert "stored_images" not in pretrain(folder, tmp_path / "b", "--value_range", "auto")
+    assert "value_range auto: images are of 8 bits; 0 to 255 become 0 to 1" in caplog.text
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_channels", "2"], r"^num_channels: row 0 of .*0.png: the image \(PNG\) has 1 channel"),
+        (["--channels", "2"], r"^channels: row 0 of .*: 2 is asked for, but the image \(PNG\) has 1 channel"),
+        (["--channels", "0"], "^channels: are counted from 1, got 0"),
+        (["--channels", "1", "1", "--num_channels", "1"], "^channels: 2 are chosen, but num_channels is 1"),
+        (["--value_range", "9", "1"], "^value_range: the lowest value must be below the highest, got 9 1"),
+        (["--value_range", "0", "1", "0", "1"], "^value_range: has 2 ranges; expected one, or one for each of the 3"),
+        (["--image_mean", "some"], r"^image_mean: expected a number for each channel, or auto, got \['some'\]"),
+        (["--display_channels", "4"], "^display_channels: must be one or three numbers from 1 to 3"),
+        (["--min_content", "0.5"], "^min_content: is of crops of --crop_pixels"),
+        (["--crop_pixels", "0"], "^crop_pixels: must be at least 1, got 0"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(deep, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(deep, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mix_is_not_guessed(deep, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for number in range(4):
+        (mixed / f"{number}.png").write_bytes((deep / "ab"[number % 2] / f"{number}.png").read_bytes())
+        Image.fromarray((SCENE[number] >> 8).astype(np.uint8)).save(mixed / f"{number}_8.png")
+    with pytest.raises(ValueError, match=r"^value_range: images are stored in several ways \(.*4 of uint16.*\); give"):
+        pretrain(mixed, tmp_path / "out", "--num_channels", "1")

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from modeling_a2mim.utils.value_range import ValueRange, stored_fields
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["0", "4095"], ValueRange((0.0,), (4095.0,))),
+        (["-1000", "400", "unclipped"], ValueRange((-1000.0,), (400.0,), clip=False)),
+        (["0", "1", "2", "3"], ValueRange((0.0, 2.0), (1.0, 3.0))),
+        (["percentile", "0.5", "99.5"], ValueRange((0.5,), (99.5,), of="percentile")),
+        (["window"], ValueRange(of="window")),
+    ],
+)
+def test_words_and_configurations(words, known):
+    assert ValueRange.from_words(words) == known
+    assert ValueRange.from_words(known.to_words()) == known
+    assert ValueRange.from_config(known.to_config()) == known
+
+
+def test_auto_is_found_elsewhere():
+    assert ValueRange.from_words(["auto"]) is None
+    assert ValueRange.from_config(None) is None
+
+
+WRONG = ("0", "5 5", "9 1", "auto 1", "low 1", "percentile 1", "percentile 5 101", "window 0 1", "nan 1", "0 inf")
+
+
+@pytest.mark.parametrize("words", [*WRONG, "unclipped", "auto unclipped"])
+def test_wrong_words(words):
+    with pytest.raises(ValueError, match="^value_range: "):
+        ValueRange.from_words(words.split())
+
+
+@pytest.mark.parametrize("value", [3, {"low": [0], "high": []}, {"low": [2], "high": [1]}, {"low": "a", "high": "b"}])
+def test_wrong_configurations(value):
+    with pytest.raises(ValueError, match=r"^value_range: |could not convert"):
+        ValueRange.from_config(value)
+
+
+def test_the_same_for_every_type():
+    values = np.random.default_rng(0).integers(0, 4096, (2, 9, 7))
+    known = ValueRange((16.0, 0.0), (4059.0, 1000.0))
+    low, high = known.limits(values)
+    expected = ((values - low) / (high - low)).clip(0, 1).astype(np.float32)
+    for kind in (np.uint16, np.int16, np.uint32, np.int32, np.int64, np.float32, np.float64):
+        assert np.array_equal(known.scale(values.astype(kind), low, high), expected), kind
+    assert len(np.unique(ValueRange((0.0,), (4095.0,), clip=False).scale(np.arange(4096)[None], 0.0, 4095.0))) == 4096
+
+
+def test_what_is_cut_off_and_what_is_missing():
+    values = np.array([[[-5.0, 0.0, 5.0, 20.0, np.nan, np.inf, -np.inf]]])
+    limits = np.zeros((1, 1, 1)), np.full((1, 1, 1), 10.0)
+    assert ValueRange((0.0,), (10.0,)).scale(values, *limits).ravel().tolist() == [0, 0, 0.5, 1, 0, 1, 0]
+    found = ValueRange((0.0,), (10.0,), clip=False).scale(values, *limits)
+    assert found.ravel().tolist() == [-0.5, 0, 0.5, 2, 0, 0, 0]
+
+
+def test_percentiles_of_each_channel():
+    values = np.stack([np.arange(101.0), np.arange(101.0) * 10, np.full(101, np.nan), np.full(101, 7.0)])[:, None]
+    known = ValueRange((5.0,), (95.0,), of="percentile")
+    low, high = known.limits(values)
+    assert low.ravel().tolist() == [5, 50, 0, 7]
+    assert high.ravel().tolist() == [95, 950, 0, 7]
+    assert not known.scale(values, low, high)[2:].any()  # a channel that is missing, and one that is constant
+
+
+def test_windows():
+    low, high = ValueRange(of="window").limits(np.zeros((1, 2, 2)), (-160.0, 240.0))
+    assert (low.item(), high.item()) == (-160, 240)
+    with pytest.raises(ValueError, match="its header has no window"):
+        ValueRange(of="window").limits(np.zeros((1, 2, 2)))
+
+
+def test_other_channels():
+    ValueRange((0.0,), (1.0,)).check(13)
+    with pytest.raises(
+        ValueError, match="^value_range: has 2 ranges; expected one, or one for each of the 3 channels"
+    ):
+        ValueRange((0.0, 0.0), (1.0, 1.0)).check(3)
+
+
+def test_fields_of_a_file():
+    assert stored_fields({}) == {}
+    assert stored_fields({"stored_images": {"pages": "first"}}) == {"pages": "first"}
+    with pytest.raises(ValueError, match="^stored_images: expected an object"):
+        stored_fields({"stored_images": {"architecture": "resnet50"}})
