@@ -121,7 +121,8 @@ class RowSource(abc.ABC):
         if isinstance(value, (bytes, bytearray)):
             return {"bytes": value, "path": None}
         if isinstance(value, list | np.ndarray):
-            return np.asarray(value, dtype=array_type(self.features[self.columns[0]]))
+            kind = array_type(self.features.get(self.columns[0]))
+            return value if kind is None else np.asarray(value, dtype=kind)  # lists of other things are no images
         if isinstance(value, str):
             value = {"bytes": None, "path": value}
         if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):

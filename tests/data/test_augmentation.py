@@ -20,6 +20,7 @@ CFG = {
 
 def test_pretraining_takes_every_augmentation_of_its_transform():
     said = {"hflip": 0.1, "vflip": 0.2, "rotate90": True, "color_jitter": 0.3, "grayscale": 0.4}
+    said |= {"crop_pixels": 64, "min_content": 0.5}
     assert pretraining_augmentation(PreTrainingDataArguments(**said)) == said
     parameters = inspect.signature(PreTrainTransform).parameters.values()
     assert said.keys() == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}

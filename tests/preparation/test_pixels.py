@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_a2mim.data.content import Content
 from modeling_a2mim.preparation.options import LONGER, Options
-from modeling_a2mim.preparation.pixels import Content, pieces_of, target_size, tiles
+from modeling_a2mim.preparation.pixels import pieces_of, target_size, tiles
 
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 20), (19, 100), (5, 7), (21, 41)])
@@ -52,15 +53,15 @@ def test_content_is_what_differs_from_the_border():
     values = np.full((3, 40, 40), 200, dtype=np.uint8)
     values[:, 10:20, 10:30] = 0
     values[0] += np.random.default_rng(0).integers(0, 5, (40, 40), dtype=np.uint8)  # noise of the glass
-    content = Content(values)
+    content = Content.of(values)
     assert content.share(values) == pytest.approx(200 / 1600)
     assert content.share(values[:, 10:20, 10:30]) == 1
     assert content.share(values[:, 30:]) == 0
     holes = np.where(values > 100, np.nan, values)[1:].astype(np.float32)  # no data around what is there
-    assert Content(holes).share(holes) == 0  # 0, as training reads what is not finite
-    assert Content(holes + 5).share(holes + 5) == pytest.approx(200 / 1600)
+    assert Content.of(holes).share(holes) == 0  # 0, as training reads what is not finite
+    assert Content.of(holes + 5).share(holes + 5) == pytest.approx(200 / 1600)
     noise = np.random.default_rng(0).integers(0, 255, (3, 40, 40), dtype=np.uint8)  # has no background
-    assert Content(noise).share(noise[:, :5, :5]) == 1
+    assert Content.of(noise).share(noise[:, :5, :5]) == 1
 
 
 def test_transparency_and_palettes():
