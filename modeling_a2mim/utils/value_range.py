@@ -95,7 +95,7 @@ class ValueRange:
         """Whether values of 8 bits, 0 to 255, may be meant: they fill this range, or it is that of each image."""
         if self.of is not None:
             return True
-        return all(0 <= low and 1 < high <= 255 for low, high in zip(self.low, self.high, strict=True))
+        return all(low >= 0 and 1 < high <= 255 for low, high in zip(self.low, self.high, strict=True))
 
     def check(self, channels: int) -> None:
         """Refuse a range of other channels. Raises ValueError naming `value_range`."""
