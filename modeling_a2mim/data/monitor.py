@@ -19,6 +19,7 @@ from .decoding import BrokenImage
 from .held_out import spread_rows
 from .labels import has_label, stored_labels
 from .loading import find_validation_split, load_images, local_path
+from .pages import SAMPLES, PagesSource, with_pages
 from .sources import RowSource
 from .transforms import PreTrainTransform
 
@@ -146,6 +147,11 @@ def monitor_images(
     column = None if selected else _image_column(rows, field, image_column)
     labels = None if selected else _labels(rows, field)
     read = ImageSamples(rows, transform.draw, column)
+    if transform.spec.pages == SAMPLES and not selected:  # of selected rows each is a page already
+        source = with_pages(read.source, transform.spec.stored_channels)
+        if isinstance(source, PagesSource):
+            labels = None if labels is None else np.repeat(labels, source.counts)
+            read = ImageSamples(source, transform.draw)
     total, chunks = len(read), read.source.chunks
     chosen = spread_rows(samples, chunks) if labels is None else balanced_rows(labels, samples)
     pixels, kept = [], []

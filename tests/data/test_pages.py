@@ -59,3 +59,9 @@ def test_nothing_to_tell_apart():
     data = rows().select([0, 3])
     source = DatasetSource(data, "images").select("image", "label")
     assert with_pages(source, 1) is source
+
+
+def test_rows_of_files():
+    source = with_pages(DatasetSource(rows(), "volumes").select("image", "label"), 1)
+    assert source.rows_of([4, 0, 2]) == [7, 8, 9, 10, 0, 4, 5]
+    assert [label for _, label in source.read(source.rows_of([1, 3]))] == [1, 1, 1, 3]

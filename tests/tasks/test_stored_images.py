@@ -4,12 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from safetensors.torch import load_file
 
 import run_finetune
 import run_pretraining
 from modeling_a2mim import A2MIMForPreTraining
+from modeling_a2mim.evaluation.frozen import evaluate_frozen
+from modeling_a2mim.tasks.classification import frozen
 
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -158,3 +161,39 @@ def test_augmentation_of_photographs_is_refused(deep, tmp_path, flags, message):
     with pytest.raises(ValueError, match=message):
         run_finetune.main([*new, "--output_dir", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """8 files of 3 pages each, in two classes."""
+    folder = tmp_path_factory.mktemp("scans")
+    for number, values in enumerate(SCENE[:8]):
+        path = folder / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        pages = np.stack([values // (1 + number % 2) + 10 * page for page in range(3)])
+        tifffile.imwrite(path, pages, photometric="minisblack", metadata=None)
+    return folder
+
+
+def test_pages_as_samples_are_all_used(scans, tmp_path, caplog):
+    """Those of the monitor, and the training samples of k-NN: what is drawn there are files, not pages."""
+    caplog.set_level("INFO")
+    pages = ["--num_channels", "1", "--pages", "samples", "--holdout", "2"]
+    pretrain(scans, tmp_path / "a", *pages, "--monitor_dir", str(scans), "--monitor_steps", "1")
+    assert "monitor: 24 of 24 images, 2 classes: monitor_dir" in caplog.text
+    known = ["--model_name_or_path", str(tmp_path / "a"), "--train_dir", str(scans), "--validation_dir", str(scans)]
+    for flags, count in (([], 24), (["--labels_per_class", "2"], 12)):
+        drawn = []
+
+        def evaluate(*args, drawn=drawn, **options):
+            drawn.append(args)
+            return evaluate_frozen(*args, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frozen, "evaluate_frozen", evaluate)
+            out = ["--output_dir", str(tmp_path / f"knn{count}"), "--use_cpu"]
+            run_finetune.main([*known, *out, "--knn", "--knn_neighbours", "3", "--probe_strength", "1", *flags])
+        _, train, validation, subsets, _ = drawn[0]
+        (rows,) = subsets.values()
+        assert (len(train), len(validation), len({*rows})) == (24, 24, count)
+        assert {int(train[row]["labels"]) for row in rows} == {0, 1}
