@@ -18,8 +18,8 @@ from transformers import AutoModel
 import run_finetune
 import run_pretraining
 from modeling_a2mim import A2MIMConfig
-from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.analysis.comparison import load_model
+from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.commands import embed, export, predict, reconstruct
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.inference.embedding import embedder
