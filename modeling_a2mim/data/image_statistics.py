@@ -13,7 +13,7 @@ from transformers.utils.logging import tqdm
 
 from ..utils.value_range import ValueRange
 from .arrays import ArrayImage, BrokenImage
-from .decoding import load_tensor, open_stored
+from .decoding import as_array, load_tensor, open_stored
 from .held_out import spread_rows
 from .pixel_spec import PixelSpec, channel_choice, known_values
 from .sources import RowSource
@@ -22,6 +22,7 @@ from .sources import RowSource
 logger = logging.getLogger("a2mim")
 
 LOOKED_AT = 16  # images whose headers tell how all are stored
+BYTES = "8 bits"  # of `stored_types`
 SAMPLE = 512  # images that are measured, all if there are no more
 NARROW = 0.25  # of a range: most values lie in less
 
@@ -59,15 +60,18 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     first = np.arange(min(LOOKED_AT, int(source.chunks[0]))) if source.row_bytes else None
     rows = spread_rows(LOOKED_AT, source.chunks) if first is None else first
     for row, value in _images(source, rows.tolist(), spec, reasons):
-        if isinstance(value, Image.Image):
-            found["8 bits"] += 1
+        if isinstance(value, Image.Image) and spec.plain:
+            found[BYTES] += 1
             continue
         try:
-            channel_choice(value, spec)
+            image = as_array(value) if isinstance(value, Image.Image) else value
+            channel_choice(image, spec)
+        except BrokenImage as error:
+            reasons.append(f"{source.describe(row)}: {error}")
+            continue
         except ValueError as error:
-            field, _, message = str(error).partition(": ")
-            raise ValueError(f"{field}: {source.describe(row)}: {message}") from error
-        found["8 bits" if value.dtype in (np.uint8, np.bool_) else str(value.dtype)] += 1
+            raise _of_row(source, row, error) from error
+        found[BYTES if image.dtype in (np.uint8, np.bool_) else str(image.dtype)] += 1
     if reasons and not found:
         raise ValueError(f"none of {len(reasons)} images that were looked at can be used; {reasons[0]}")
     return found
@@ -81,25 +85,35 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
         spec: what is taken of them.
 
     Raises:
-        ValueError: naming `value_range`, if there are no such values.
+        ValueError: naming `value_range`, if there are no such values, or if some of the images are of 8 bits.
     """
     lowest, highest, parts = np.inf, -np.inf, []
+    reasons: list[str] = []
+    of_bytes: list[int] = []
     rows = spread_rows(SAMPLE, source.chunks).tolist()
-    for row, image in _images(source, tqdm(rows, desc="range of values", unit=" images", delay=3), spec):
-        if isinstance(image, Image.Image):
+    for row, image in _images(source, tqdm(rows, desc="range of values", unit=" images", delay=3), spec, reasons):
+        if isinstance(image, Image.Image) or image.dtype in (np.uint8, np.bool_):
+            of_bytes.append(row)
             continue
         try:
             values = known_values(channel_choice(image, spec)(image.read()), image)
-        except BrokenImage:
+        except BrokenImage as error:
+            reasons.append(f"{source.describe(row)}: {error}")
             continue
         except ValueError as error:
-            raise ValueError(f"{source.describe(row)}: {error}") from error
+            raise _of_row(source, row, error) from error
         values = values[np.isfinite(values)]
         if values.size:
             lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
             parts.append(values[:: max(1, values.size // 4096)].astype(np.float64))
     if not parts:
-        raise ValueError(f"value_range: of {len(rows)} images none has values that can be read; give LOW HIGH")
+        why = f"; {reasons[0]}" if reasons else ""
+        raise ValueError(f"value_range: of {len(rows)} images none has values that can be read; give LOW HIGH{why}")
+    if of_bytes:
+        raise ValueError(
+            f"value_range: {len(of_bytes)} of {len(rows)} images are of 8 bits, and others are not: "
+            f"{source.describe(of_bytes[0])}; give LOW HIGH of them all"
+        )
     low, high = np.percentile(np.concatenate(parts), [0.1, 99.9]).tolist()
     if high - low < NARROW * (highest - lowest):
         logger.warning(
@@ -121,22 +135,23 @@ def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
         ValueError: naming `image_mean`, if no image can be read, or the image that has other channels.
     """
     rows = spread_rows(SAMPLE, source.chunks).tolist()
-    means, squares = [], []
+    means, squares, reasons = [], [], []
     for row in tqdm(rows, desc="mean of the images", unit=" images", delay=3):
         value = source.read([row])[0][0]
         try:
             if isinstance(value, BrokenImage):
                 raise value
             pixels = load_tensor(value, spec)
-        except BrokenImage:
+        except BrokenImage as error:
+            reasons.append(f"{source.describe(row)}: {error}")
             continue
         except ValueError as error:
-            raise ValueError(f"{source.describe(row)}: {error}") from error
+            raise _of_row(source, row, error) from error
         numbers = pixels.flatten(1).double() / (255 if pixels.dtype == torch.uint8 else 1)
         means.append(numbers.mean(1))
         squares.append(numbers.square().mean(1))
     if not means:
-        raise ValueError(f"image_mean: of {len(rows)} images none can be read")
+        raise ValueError(f"image_mean: of {len(rows)} images none can be read; {reasons[0]}")
     of_images, count = torch.stack(means), len(means)
     mean = of_images.mean(0)
     std = (torch.stack(squares).mean(0) - mean.square()).clamp(min=0).sqrt()
@@ -144,6 +159,12 @@ def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
     spread = of_images.std(0) if count > 1 else torch.zeros_like(mean)
     errors = spread * (left_out / count) ** 0.5
     return Statistics(mean.tolist(), torch.where(std > 1e-6, std, 1.0).tolist(), errors.tolist(), count)
+
+
+def _of_row(source: RowSource, row: int, error: ValueError) -> ValueError:
+    """An error that names its field first, and then the image."""
+    field, _, message = str(error).partition(": ")
+    return ValueError(f"{field}: {source.describe(row)}: {message}")
 
 
 def _images(

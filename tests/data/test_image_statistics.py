@@ -57,6 +57,30 @@ def test_the_range_is_that_of_all():
         find_range(Arrays([np.full((1, 4, 4), np.nan, np.float32)] * 3), PixelSpec(1))
 
 
+def test_a_few_of_8_bits_are_not_taken_for_dark_ones():
+    """They may be others than those whose headers were looked at before the range is."""
+    data = images()
+    data[5] = data[9] = data[5].astype(np.uint8)
+    with pytest.raises(
+        ValueError, match="^value_range: 2 of 40 images are of 8 bits, and others are not: row 5"
+    ):
+        find_range(Arrays(data), PixelSpec(2))
+
+
+def test_what_is_wrong_with_images_is_said():
+    """The field first, then the image, then why."""
+    one = PillowImage.new("RGB", (6, 4))
+    for find in (stored_types, find_statistics):
+        with pytest.raises(ValueError, match=r"^channels: row 0: 4 is asked for, but the image \(PIL\) has 3"):
+            find(Arrays([one]), PixelSpec(1, channels=(4,)))
+    with pytest.raises(ValueError, match="^num_channels: row 1: the image .array. has 3 channel"):
+        find_range(Arrays([*images(1), *images(1, channels=3)]), PixelSpec(2))
+    with pytest.raises(ValueError, match="^image_mean: of 2 images none can be read; row 0: its header has no window"):
+        find_statistics(Arrays([one, one]), PixelSpec(3, value_range=ValueRange(of="window")))
+    with pytest.raises(ValueError, match="^value_range: of 1 images none has values .*; row 0: gone"):
+        find_range(Arrays([BrokenImage("gone")]), PixelSpec(3))
+
+
 def test_outliers_are_told(caplog):
     data = images()
     data[3][0, 0, 0] = 65535
