@@ -8,7 +8,7 @@ import os
 import runpy
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_pil_image
+from ..utils.value_range import ValueRange
 from .comparison import DTYPES, Images, load_models
 
 
@@ -37,7 +38,8 @@ SSIM_WINDOW = 11  # pixels
 def reconstruct(
     model: A2MIMForPreTraining, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The four images of each sample, (batch, channels, height, width) with values in [0, 1].
+    """The four images of each sample, (batch, channels, height, width) with values in [0, 1]; beyond it, where the
+    range of the model cuts nothing off.
 
     Args:
         model: in whatever mode; it is run in evaluation mode and put back.
@@ -64,7 +66,9 @@ def reconstruct(
     }
     mean = pixel_values.new_tensor(config.image_mean).view(-1, 1, 1)
     std = pixel_values.new_tensor(config.image_std).view(-1, 1, 1)
-    return {name: (image * std + mean).clamp(0, 1).cpu() for name, image in images.items()}
+    known = ValueRange.from_config(config.value_range)
+    values = {name: (image * std + mean).cpu() for name, image in images.items()}
+    return values if known and not known.clip else {name: value.clamp(0, 1) for name, value in values.items()}
 
 
 def reconstruction_quality(images: dict[str, torch.Tensor], bool_masked_pos: torch.Tensor) -> list[dict[str, float]]:
@@ -203,6 +207,8 @@ def compare(args: argparse.Namespace):
         if args.mask_ratio is not None:
             config = cast(A2MIMForPreTraining, named.model).config
             named.transform = PreTrainTransform(with_mask_ratio(config, args.mask_ratio), train=False)
+        if args.display_channels is not None:
+            with_settings_of(cast(A2MIMForPreTraining, named.model).config, display_channels=args.display_channels)
     args.out.mkdir(parents=True, exist_ok=True)
     record, spectra, dtype = {}, {}, DTYPES[args.dtype]
     for named in models:
@@ -247,7 +253,12 @@ def compare(args: argparse.Namespace):
 
 def with_mask_ratio(config: A2MIMConfig, mask_ratio: float) -> A2MIMConfig:
     """A configuration with another share of masked cells. Raises ValueError naming `mask_ratio`, if it cannot be."""
-    return type(config).from_dict({**config.to_dict(), "mask_ratio": mask_ratio})
+    return with_settings_of(config, mask_ratio=mask_ratio)
+
+
+def with_settings_of(config: A2MIMConfig, **settings: Any) -> A2MIMConfig:
+    """A configuration with other settings. Raises ValueError naming the one that cannot be."""
+    return type(config).from_dict({**config.to_dict(), **settings})
 
 
 def _mean(values: Sequence[float]) -> float | None:

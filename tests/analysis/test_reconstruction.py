@@ -51,6 +51,17 @@ def test_the_four_images():
     assert max(image.max() for image in images.values()) <= 1
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_values_beyond_a_range_that_cuts_nothing_off(clip):
+    known = {"low": [0.0], "high": [10.0], "clip": clip}
+    model = A2MIMForPreTraining(family_config("vit", value_range=known))
+    pixels = torch.full((1, 3, 64, 64), 20.0)
+    images = reconstruct(model, pixels, torch.zeros(1, 4, 4, dtype=torch.bool))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.config.image_mean, model.config.image_std))
+    expected = (pixels * std + mean).clamp(max=1) if clip else pixels * std + mean
+    torch.testing.assert_close(images["original"], expected)
+
+
 def test_quality_by_hand():
     """An error of 0.1 in a quarter of the pixels: 10 log10(1 / 0.01) dB there, 6.02 dB more over all."""
     original = torch.full((1, 3, 32, 32), 0.5)
@@ -169,6 +180,10 @@ def test_command(exported, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([models[0], "--mask_ratio", "1.5", "--out", str(tmp_path / "none")])
     assert "mask_ratio" in capsys.readouterr().err
+    for shown in (["4"], ["1", "2"]):
+        with pytest.raises(SystemExit):
+            main([models[0], "--display_channels", *shown, "--out", str(tmp_path / "none")])
+        assert "display_channels: must be one or three numbers from 1 to 3" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
