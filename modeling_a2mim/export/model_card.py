@@ -256,8 +256,7 @@ def stored_code(config: A2MIMConfig) -> str:
     if known is None:
         return "\n".join([*lines, "values = values / 255"])
     if known.of == PERCENTILE:
-        ends = ", ".join(f"{end:g}" for end in (known.low[0], known.high[0]))
-        lines.append(f"low, high = np.percentile(values, [{ends}], axis=(1, 2))[..., None, None]")
+        lines += _percentile_lines(known)
     elif known.of is not None:
         lines.append("low, high = ...  # the edges of the window in the header of the file")
     elif len(known.low) == 1:
@@ -265,7 +264,21 @@ def stored_code(config: A2MIMConfig) -> str:
     else:
         lines.append(f"low, high = np.array([{list(known.low)}, {list(known.high)}])[..., None, None]")
     lines.append("values = (values.astype(np.float64) - low) / (high - low)")
-    return "\n".join([*lines, *(["values = values.clip(0, 1)"] if known.clip else [])])
+    lines += ["values = values.clip(0, 1)"] if known.clip else []
+    return "\n".join([*lines, "values[~np.isfinite(values)] = 0"])
+
+
+def _percentile_lines(known: ValueRange) -> list[str]:
+    """Of each channel; where ranges differ, each by its own."""
+    if len(known.low) == 1:
+        ends = f"{known.low[0]:g}, {known.high[0]:g}"
+        return [f"low, high = np.nanpercentile(values, [{ends}], axis=(1, 2))[..., None, None]"]
+    ends = ", ".join(f"[{low:g}, {high:g}]" for low, high in zip(known.low, known.high, strict=True))
+    return [
+        f"ends = [{ends}]",
+        "found = [np.nanpercentile(channel, end) for channel, end in zip(values, ends)]",
+        "low, high = np.array(found).T[..., None, None]",
+    ]
 
 
 def _pretraining_facts(model) -> list[tuple[str, object]]:

@@ -3,13 +3,17 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.data.decoding import load_tensor
+from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.export.filenames import PLACEHOLDER
-from modeling_a2mim.export.model_card import model_card
+from modeling_a2mim.export.model_card import model_card, stored_code
 from modeling_a2mim.export.record import earlier_runs
+from modeling_a2mim.utils.value_range import ValueRange
 
 from ..families import family_config
 
@@ -47,6 +51,13 @@ RECORD = {
     "evaluation": {"step": 5678, "images": 500, "loss": 0.5, "accuracy": 0.8125},
     "log": [{"step": 1, "loss": 2.0}, {"step": 5678, "loss": 0.25}],
 }
+RANGES = [
+    ["0", "4095"],
+    ["100", "2000", "unclipped"],
+    ["0", "1000", "0", "2000", "-5", "5"],
+    ["percentile", "1", "99"],
+    ["percentile", "0", "50", "1", "99", "10", "90"],
+]
 ALL = ("reconstruction.png", "loss_curve.png", "example.png", "pretraining/config.json")
 LABELS = {"id2label": {0: "a | b", 1: "{{ 7 * 7 }}", 2: "line\nbreak"}}
 # A card as a whole: metadata, title, pictures, code, tables, sections in this order.
@@ -306,3 +317,18 @@ def test_what_was_measured_while_the_encoder_learned(encoder):
     assert "on 200 of 4,000 images (not recorded which; without labels), 3 times:" in found["monitored"]
     for record in (RECORD, {**RECORD, "monitor": {**MONITOR, "summary": {}}}):  # of a run that diverged at once
         assert parts(model_card(encoder, record))["monitored"] is None
+
+
+@pytest.mark.parametrize("words", RANGES, ids=" ".join)
+def test_the_lines_for_stored_values_are_what_was_trained_with(words):
+    values = np.random.default_rng(0).normal(900, 700, (4, 20, 20)).astype(np.float32)
+    values[1, :3], values[2, 5, 5], values[0] = np.nan, np.inf, 7
+    known = ValueRange.from_words(words)
+    if known.of is not None:  # whose percentiles infinities are in
+        values[2, 5, 5] = 0
+    config = family_config("vit", channels=[4, 2, 1], value_range=known.to_config())
+    found = {"values": values.copy(), "np": np}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exec(stored_code(config), found)
+    expected = load_tensor(values, PixelSpec.from_config(config)).numpy()
+    np.testing.assert_allclose(found["values"].astype(np.float32), expected, rtol=1e-6, atol=1e-7)
