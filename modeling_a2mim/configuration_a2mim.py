@@ -372,13 +372,14 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             _require(key not in self.model_args, "model_args", f"must not hold {key!r}; use `{field}` instead")
         channels = self.num_channels
         _require(_is_int(channels) and channels > 0, "num_channels", f"must be a positive integer, got {channels!r}")
+        known = ValueRange.from_config(self.value_range)
         for field in ("image_mean", "image_std"):
             values = getattr(self, field)
             if values is None:
                 continue
             ok = isinstance(values, (list, tuple)) and len(values) == channels and all(map(_is_real, values))
             _require(ok, field, f"must hold one number for each of the {channels} channels, got {values!r}")
-            check_statistics(field, values)
+            check_statistics(field, values, bounded=known is None or known.clip)
         self._validate_stored()
 
     def _validate_stored(self) -> None:

@@ -131,6 +131,13 @@ def test_means_of_pixels_that_are_not_in_0_to_1(field, values, hint):
 
 def test_means_at_the_ends_of_their_range():
     """Such as of models that were trained on pixels in [0, 1] as they are."""
+    unclipped = {"low": [0.0], "high": [100.0], "clip": False}
+    config = A2MIMConfig(image_mean=[-2, 0, 3], image_std=[1, 2, 3], value_range=unclipped)
+    assert config.image_mean == [-2, 0, 3]
+    with pytest.raises(ValueError, match="^image_mean: is of pixels in"):
+        A2MIMConfig(image_mean=[-2, 0, 3], value_range=unclipped | {"clip": True})
+    with pytest.raises(ValueError, match="^image_std: must be positive"):
+        A2MIMConfig(image_std=[1, 0, 3], value_range=unclipped)
     config = A2MIMConfig(num_channels=2, image_mean=[0, 1], image_std=[1, 1 / 255])
     assert (config.image_mean, config.image_std) == ([0, 1], [1, 1 / 255])
 

@@ -83,12 +83,11 @@ class EncoderArguments:
         self.model_name_or_path = plain_source(self.model_name_or_path, self.architecture)
         if self.pretrained and self.architecture is None:
             raise ValueError("pretrained: needs --architecture, the timm model whose weights are loaded")
+        known = None if self.value_range is None else ValueRange.from_words(self.value_range)
         for field in ("image_mean", "image_std"):
             values = getattr(self, field)
             if values is not None and not is_auto(values):
-                check_statistics(field, numbers(field, values))
-        if self.value_range is not None:
-            ValueRange.from_words(self.value_range)
+                check_statistics(field, numbers(field, values), bounded=known is None or known.clip)
         if self.channels is not None and min(self.channels) < 1:
             raise ValueError(f"channels: are counted from 1, got {' '.join(map(str, self.channels))}")
 

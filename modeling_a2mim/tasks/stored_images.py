@@ -12,7 +12,7 @@ from ..arguments.model import EncoderArguments, is_auto
 from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
-from ..data.image_statistics import find_range, find_statistics, stored_types
+from ..data.image_statistics import BYTES, find_range, find_statistics, stored_types
 from ..data.pages import SAMPLES, with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
@@ -23,7 +23,7 @@ from ..utils.value_range import ValueRange
 logger = logging.getLogger("a2mim")
 
 Args = TypeVar("Args", bound=EncoderArguments)
-BYTES = "8 bits"  # of `stored_types`
+STATISTICS = ("image_mean", "image_std")
 
 
 def with_found_values(
@@ -47,7 +47,7 @@ def with_found_values(
         ValueError: naming the argument, if it does not fit the images.
     """
     given = given_settings(args)
-    known = {} if config is None else {"num_channels": config.num_channels, **config.stored_images}
+    known = {} if config is None else known_of(config)
     if is_auto(args.value_range):
         known.pop("value_range", None)
     kept = ValueRange.from_config(known.get("value_range")) if args.value_range is None else None
@@ -92,8 +92,20 @@ def with_found_values(
             if is_auto(getattr(args, name)):
                 found[name] = [round(value, 6) for value in values]
                 shown = " ".join(f"{value:.4g}" for value in values)
+                if spec.value_range is not None and not spec.value_range.clip:  # within which they may be any
+                    found.setdefault("value_range", spec.value_range.to_words())
                 logger.info("%s auto: %s, of %d of %d images%s", name, shown, statistics.images, len(source), error)
+    if config is not None and (kept_statistics := [n for n in STATISTICS if getattr(args, n) is None]):
+        before = _spec(known_of(config), data_args.max_image_pixels)
+        if (spec.value_range, spec.channels) != (before.value_range, before.channels):
+            names, autos = " and ".join(kept_statistics), " ".join(f"--{name} auto" for name in kept_statistics)
+            logger.info("%s: as the model has it, of other values or channels; %s measures these", names, autos)
     return dataclasses.replace(args, **found) if found else args
+
+
+def known_of(config: A2MIMConfig) -> dict[str, Any]:
+    """What a configuration says of stored images."""
+    return {"num_channels": config.num_channels, **config.stored_images}
 
 
 def _spec(known: dict[str, Any], max_pixels: int) -> PixelSpec:

@@ -18,7 +18,8 @@ STORED = "stored_images"  # where other configurations hold them, those that are
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Stored values become (value - low) / (high - low), in float32; what is not finite becomes 0.
+    """Stored values become (value - low) / (high - low), in float32. NaN becomes 0; infinities are cut off as other
+    values, or become 0 as well where nothing is.
 
     Args:
         low, high: the values that become 0 and 1: one number for all channels, or one for each; of `PERCENTILE`, which

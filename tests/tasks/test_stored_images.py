@@ -197,3 +197,21 @@ def test_pages_as_samples_are_all_used(scans, tmp_path, caplog):
         (rows,) = subsets.values()
         assert (len(train), len(validation), len({*rows})) == (24, 24, count)
         assert {int(train[row]["labels"]) for row in rows} == {0, 1}
+
+
+def test_statistics_of_a_range_that_cuts_nothing_off(deep, tmp_path, caplog):
+    """They may be beyond [0, 1]; and a model that goes on with another range says what it keeps."""
+    caplog.set_level("INFO")
+    words = ["--value_range", "0", "100", "unclipped", "--image_mean", "auto", "--image_std", "auto"]
+    found = pretrain(deep, tmp_path / "a", "--num_channels", "1", *words)["pretrained_cfg"]
+    np.testing.assert_allclose(found["mean"], [(SCENE / 100).mean()], rtol=1e-6)
+    assert found["mean"][0] > 1
+    again = ["--model_name_or_path", str(tmp_path / "a"), *FAST, "--train_dir", str(deep)]
+    run_pretraining.main([*again, "--image_mean", "auto", "--output_dir", str(tmp_path / "b")])
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["pretrained_cfg"]["mean"] == found["mean"]
+    assert "of other values or channels" not in caplog.text
+    other = ["--value_range", "0", "200", "unclipped"]
+    for number, main in enumerate((run_pretraining.main, run_finetune.main)):
+        caplog.clear()
+        main([*again, *other, "--output_dir", str(tmp_path / str(number))])
+        assert "image_mean and image_std: as the model has it, of other values or channels" in caplog.text
