@@ -61,9 +61,7 @@ def test_a_few_of_8_bits_are_not_taken_for_dark_ones():
     """They may be others than those whose headers were looked at before the range is."""
     data = images()
     data[5] = data[9] = data[5].astype(np.uint8)
-    with pytest.raises(
-        ValueError, match="^value_range: 2 of 40 images are of 8 bits, and others are not: row 5"
-    ):
+    with pytest.raises(ValueError, match="^value_range: 2 of 40 images are of 8 bits, and others are not: row 5"):
         find_range(Arrays(data), PixelSpec(2))
 
 
