@@ -76,6 +76,13 @@ def with_found_values(
             )
         elif is_auto(args.value_range):
             logger.info("value_range auto: images are of 8 bits; 0 to 255 become 0 to 1")
+    elif spec.value_range.of is None and min(spec.value_range.high) > 2 * 255:
+        if stored_types(source, spec).keys() == {BYTES}:
+            logger.warning(
+                "value_range: images are of 8 bits, at most 255, and %s become 0 to 1: nearly nothing will be seen in "
+                "them; give --value_range 0 255",
+                spec.value_range,
+            )
     if is_auto(args.image_mean) or is_auto(args.image_std):
         statistics = find_statistics(source, spec)
         error = f"; standard error of the means at most {max(statistics.error):.2g}" if any(statistics.error) else ""

@@ -68,6 +68,13 @@ def test_the_range_is_found_and_kept(deep, tmp_path, caplog):
     assert json.loads((tmp_path / "c" / "config.json").read_text())["stored_images"] == found["stored_images"]
 
 
+def test_photographs_in_a_range_of_more_bits_are_told(folder, tmp_path, caplog):
+    pretrain(folder, tmp_path / "a", "--value_range", "0", "255")
+    assert "are of 8 bits" not in caplog.text
+    pretrain(folder, tmp_path / "b", "--value_range", "0", "4095")
+    assert "value_range: images are of 8 bits, at most 255, and 0 to 4095 become 0 to 1" in caplog.text
+
+
 def test_photographs_stay_as_they_were(folder, tmp_path, caplog):
     caplog.set_level("INFO")
     assert "stored_images" not in pretrain(folder, tmp_path / "a")
@@ -107,3 +114,21 @@ def test_a_mix_is_not_guessed(deep, tmp_path):
         Image.fromarray((SCENE[number] >> 8).astype(np.uint8)).save(mixed / f"{number}_8.png")
     with pytest.raises(ValueError, match=r"^value_range: images are stored in several ways \(.*4 of uint16.*\); give"):
         pretrain(mixed, tmp_path / "out", "--num_channels", "1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--auto_augment", "rand-m6-mstd0.5-inc1"], "^auto_augment: timm's policies are for photographs of 8 bits"),
+        (
+            ["--color_jitter", "0.4", "--num_channels", "2", "--channels", "1", "1"],
+            "^color_jitter: is for images of 1",
+        ),
+    ],
+)
+def test_augmentation_that_is_for_photographs(deep, tmp_path, flags, message):
+    given = [] if "--num_channels" in flags else ["--num_channels", "1"]
+    given += ["--train_dir", str(deep), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        run_finetune.main([*SMALL[:4], *FAST, *given, *flags])
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from datasets import Dataset
 from ...arguments.data import ClassificationArguments
 from ...data.augmentation import finetuning_augmentation
 from ...data.dataset import ImageSamples
+from ...data.decoding import MODES
 from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...data.subsets import draw_subset, load_subset, save_subset
@@ -52,7 +53,8 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
     """timm's augmentation, at another size if `train_image_size` says so.
 
     Raises:
-        ValueError: naming `train_image_size`, if the encoder was built for one size of images.
+        ValueError: naming `train_image_size`, if the encoder was built for one size of images, or the augmentation
+            that is not for images of this kind.
     """
     cfg, size = timm_pretrained_cfg(model.a2mim), data_args.train_image_size
     if size is not None:
@@ -63,5 +65,13 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
             own = " x ".join(map(str, model.config.input_size))
             raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
         cfg["input_size"] = [config.num_channels, *size]
+    spec = PixelSpec.from_config(model.config, data_args.max_image_pixels)
+    if data_args.auto_augment and not (spec.plain and spec.num_channels in MODES):
+        raise ValueError(
+            "auto_augment: timm's policies are for photographs of 8 bits with 1, 3 or 4 channels; leave it out, or "
+            "give --hflip, --vflip and --reprob"
+        )
+    if data_args.color_jitter and spec.num_channels not in (1, 3):
+        raise ValueError(f"color_jitter: is for images of 1 or 3 channels, this model takes {spec.num_channels}")
     options = {"scale": tuple(data_args.crop_scale), **finetuning_augmentation(data_args)}
-    return FineTuneTransform(cfg, True, PixelSpec.from_config(model.config, data_args.max_image_pixels), **options)
+    return FineTuneTransform(cfg, True, spec, **options)
