@@ -60,8 +60,8 @@ def with_found_values(
     if spec.pages == SAMPLES:
         source = with_pages(source, spec.stored_channels)
     found: dict[str, Any] = {}
+    types = stored_types(source, spec)
     if spec.value_range is None:
-        types = stored_types(source, spec)
         others = {kind: count for kind, count in types.items() if kind != BYTES}
         if others and BYTES in types:
             counted = ", ".join(f"{count} of {kind}" for kind, count in types.items())
@@ -76,13 +76,12 @@ def with_found_values(
             )
         elif is_auto(args.value_range):
             logger.info("value_range auto: images are of 8 bits; 0 to 255 become 0 to 1")
-    elif spec.value_range.of is None and min(spec.value_range.high) > 2 * 255:
-        if stored_types(source, spec).keys() == {BYTES}:
-            logger.warning(
-                "value_range: images are of 8 bits, at most 255, and %s become 0 to 1: nearly nothing will be seen in "
-                "them; give --value_range 0 255",
-                spec.value_range,
-            )
+    elif spec.value_range.of is None and min(spec.value_range.high) > 2 * 255 and types.keys() == {BYTES}:
+        logger.warning(
+            "value_range: images are of 8 bits, at most 255, and %s become 0 to 1: nearly nothing will be seen in "
+            "them; give --value_range 0 255",
+            spec.value_range,
+        )
     if is_auto(args.image_mean) or is_auto(args.image_std):
         statistics = find_statistics(source, spec)
         error = f"; standard error of the means at most {max(statistics.error):.2g}" if any(statistics.error) else ""
