@@ -48,6 +48,10 @@ class PagesSource(RowSource):
         found = dict(zip(files, self.source.read(files), strict=True))
         return [(_page(found[file][0], page), found[file][1]) for file, page in places]
 
+    def rows_of(self, files: Sequence[int]) -> list[int]:
+        """The rows of all pages of files, which are rows of the source."""
+        return [self.firsts[file] + page for file in files for page in range(self.counts[file])]
+
     def describe(self, row: int) -> str:
         file, page = self._find(row)
         return f"page {page + 1} of {self.source.describe(file)}"

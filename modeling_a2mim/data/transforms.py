@@ -18,7 +18,7 @@ from ..masking import random_mask
 from .arrays import ArrayImage, BrokenImage
 from .arrays.array_image import Box
 from .content import Content, border_of
-from .decoding import MAX_PIXELS, as_array, load_pixels, open_stored, resized_crop, upright_size
+from .decoding import MAX_PIXELS, MODES, as_array, load_pixels, open_stored, resized_crop, upright_size
 from .pixel_spec import PixelSpec
 
 
@@ -214,10 +214,16 @@ class FineTuneTransform:
         train: whether to augment.
         spec: what is taken of a stored image; of its own, the channels of `input_size` of images of 8 bits.
         options: keyword arguments of `timm.data.create_transform` for training.
+
+    Raises:
+        ValueError: naming `auto_augment` or `color_jitter`, if it knows nothing of such images.
     """
 
     def __init__(self, pretrained_cfg: dict, train: bool = True, spec: PixelSpec | None = None, **options: Any):
         self.spec = spec or PixelSpec(pretrained_cfg["input_size"][0])
+        self.of_bytes = bool(train and options.get("auto_augment"))
+        if train:
+            _check_augmentation(self.spec, options)
         self.crop_scale = options.get("scale")
         settings = {k: pretrained_cfg[k] for k in ("interpolation", "mean", "std", "crop_pct")}
         settings |= {"crop_mode": pretrained_cfg.get("crop_mode")}
@@ -228,9 +234,23 @@ class FineTuneTransform:
         """Argument and errors as `PreTrainTransform.draw`; returns `pixel_values`, float32 (channels, height, width),
         normalised."""
         image = load_pixels(image, self.spec)
-        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:  # an array, which timm would not scale
+        if isinstance(image, torch.Tensor) and self.of_bytes:
+            if image.dtype != torch.uint8:
+                raise ValueError(f"auto_augment: is of images of 8 bits, and this one is of {image.dtype}")
+            image = v2.functional.to_pil_image(image)
+        elif isinstance(image, torch.Tensor) and image.dtype == torch.uint8:  # an array, which timm would not scale
             image = image / 255
         return {"pixel_values": self.transform(image)}
+
+
+def _check_augmentation(spec: PixelSpec, options: dict[str, Any]):
+    """Refuse what timm has for photographs alone, before any image is read. Errors as `FineTuneTransform`."""
+    channels, photographs = spec.num_channels, spec.plain and spec.num_channels in MODES
+    if options.get("auto_augment") and not photographs:
+        takes = f"values {spec.value_range}" if spec.value_range else f"{channels} channel(s) of its choice"
+        raise ValueError(f"auto_augment: is of photographs of 8 bits, and this model takes {takes}; leave it out")
+    if options.get("color_jitter") and channels not in (1, 3) and not photographs:
+        raise ValueError(f"color_jitter: is for images of 1 or 3 channels, this model takes {channels}; leave it out")
 
 
 @contextlib.contextmanager

@@ -50,8 +50,9 @@ def with_found_values(
     known = {} if config is None else {"num_channels": config.num_channels, **config.stored_images}
     if is_auto(args.value_range):
         known.pop("value_range", None)
-    elif "value_range" in known and args.value_range is None:
-        logger.info("value_range: %s, as the model has it", ValueRange.from_config(known["value_range"]))
+    kept = ValueRange.from_config(known.get("value_range")) if args.value_range is None else None
+    if kept is not None:
+        logger.info("value_range: %s, as the model has it", kept)
     spec = _spec({**known, **given}, data_args.max_image_pixels)
     source = as_source(data_args, train)
     if source.columns is None:
@@ -61,6 +62,12 @@ def with_found_values(
         source = with_pages(source, spec.stored_channels)
     found: dict[str, Any] = {}
     types = stored_types(source, spec)
+    if kept is not None and not kept.holds_bytes() and BYTES in types:
+        counted = f"{types[BYTES]} of {types.total()} images that were looked at"
+        raise ValueError(
+            f"value_range: the model takes values {kept}, and {counted} are of 8 bits (0 to 255); --value_range auto "
+            f"takes the range of the images, --value_range {' '.join(kept.to_words())} is what the model has"
+        )
     if spec.value_range is None:
         others = {kind: count for kind, count in types.items() if kind != BYTES}
         if others and BYTES in types:
@@ -75,6 +82,8 @@ def with_found_values(
                 *(limits.low[0], limits.high[0], " and ".join(others)),
             )
         elif is_auto(args.value_range):
+            if config is not None and config.value_range is not None:  # which the model would keep
+                found["value_range"] = ["0", "255"]
             logger.info("value_range auto: images are of 8 bits; 0 to 255 become 0 to 1")
     elif spec.value_range.of is None and min(spec.value_range.high) > 2 * 255 and types.keys() == {BYTES}:
         logger.warning(

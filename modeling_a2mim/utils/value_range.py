@@ -52,10 +52,12 @@ class ValueRange:
         """What the command line says: LOW HIGH, once or for each channel; `percentile LOW HIGH`; `window`; with
         `unclipped` at its end if wanted. `None` for `auto`, which is found in the data. Raises ValueError naming
         `value_range`."""
-        given, clip = " ".join(map(str, words)), words[-1] != UNCLIPPED
+        given = " ".join(map(str, words))  # in Python, "0 4095" may be one string
+        words = given.split()
+        clip = words[-1:] != [UNCLIPPED]
         words = words if clip else words[:-1]
         if not words:
-            return _refuse(f"expected LOW HIGH before {UNCLIPPED}")
+            return _refuse(f"expected LOW HIGH{'' if clip else f' before {UNCLIPPED}'}, got {given!r}")
         kind, numbers = (None, words) if _is_number(words[0]) else (words[0], words[1:])
         if kind == AUTO and not numbers and clip:
             return None
@@ -88,6 +90,12 @@ class ValueRange:
         """JSON."""
         found: dict[str, Any] = {"low": list(self.low), "high": list(self.high), "clip": self.clip}
         return {**found, "of": self.of} if self.of else found
+
+    def holds_bytes(self) -> bool:
+        """Whether values of 8 bits, 0 to 255, may be meant: they fill this range, or it is that of each image."""
+        if self.of is not None:
+            return True
+        return all(low >= 0 and 1 < high <= 255 for low, high in zip(self.low, self.high, strict=True))
 
     def check(self, channels: int) -> None:
         """Refuse a range of other channels. Raises ValueError naming `value_range`."""

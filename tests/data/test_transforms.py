@@ -23,6 +23,7 @@ from modeling_a2mim.data.transforms import (
     seeded,
 )
 from modeling_a2mim.masking import random_mask
+from modeling_a2mim.utils.value_range import ValueRange
 
 
 PHOTO = Image.fromarray(load_sample_images().images[0])
@@ -346,6 +347,35 @@ def test_fine_tuning_transform_augments_and_evaluates():
     assert torch.equal(evaluate(image)["pixel_values"], evaluate(image)["pixel_values"])
     assert not torch.equal(train(image)["pixel_values"], train(image)["pixel_values"])
     assert train(image)["pixel_values"].shape == (3, 32, 32)
+
+
+def test_auto_augment_is_of_bytes_however_they_are_stored():
+    """As an array, the same as a photograph; numbers that timm cannot augment are refused by name."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    augment = FineTuneTransform(FINE_TUNING, auto_augment="rand-m9-mstd0.5")
+    for seed in range(4):
+        with seeded(seed):
+            expected = augment(image)["pixel_values"]
+        with seeded(seed):
+            assert torch.equal(augment(np.asarray(image))["pixel_values"], expected)
+    with pytest.raises(ValueError, match=r"^auto_augment: is of images of 8 bits, and this one is of torch.float32"):
+        augment(np.asarray(image, dtype=np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    "spec", [PixelSpec(13), PixelSpec(channels=(3, 2, 1)), PixelSpec(value_range=ValueRange((0,), (9,)))]
+)
+def test_augmentation_of_photographs_alone(spec):
+    cfg = FINE_TUNING | {"input_size": [spec.num_channels, 32, 32], "mean": [0.5] * spec.num_channels}
+    cfg["std"] = cfg["mean"]
+    with pytest.raises(ValueError, match=r"^auto_augment: is of photographs of 8 bits, and this model takes"):
+        FineTuneTransform(cfg, spec=spec, auto_augment="rand-m9-mstd0.5")
+    FineTuneTransform(cfg, train=False, spec=spec, auto_augment="rand-m9-mstd0.5")  # which is not used
+    if spec.num_channels == 13:
+        with pytest.raises(ValueError, match="^color_jitter: is for images of 1 or 3 channels, this model takes 13"):
+            FineTuneTransform(cfg, spec=spec, color_jitter=0.4)
+    else:
+        FineTuneTransform(cfg, spec=spec, color_jitter=0.4)
 
 
 def test_fine_tuning_sees_images_the_right_way_up():

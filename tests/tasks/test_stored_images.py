@@ -116,19 +116,52 @@ def test_a_mix_is_not_guessed(deep, tmp_path):
         pretrain(mixed, tmp_path / "out", "--num_channels", "1")
 
 
+@pytest.fixture(scope="module")
+def of_deep(deep, tmp_path_factory):
+    """Pre-trained on images of 12 bits."""
+    out = tmp_path_factory.mktemp("of_deep") / "model"
+    pretrain(deep, out, "--num_channels", "1")
+    return out
+
+
+def test_photographs_are_not_read_as_nearly_black(of_deep, folder, tmp_path, caplog):
+    """A model whose values go to 4,059 would see 0 to 255 as one grey: that is refused, unless it is asked for."""
+    caplog.set_level("INFO")
+    again = ["--model_name_or_path", str(of_deep), *FAST, "--train_dir", str(folder)]
+    for main in (run_pretraining.main, run_finetune.main):
+        with pytest.raises(ValueError, match=r"^value_range: the model takes values \d+ to 40\d\d.* are of 8 bits"):
+            main([*again, "--output_dir", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+    for number, main in enumerate((run_pretraining.main, run_finetune.main)):
+        out = tmp_path / str(number)
+        caplog.clear()
+        main([*again, "--output_dir", str(out), "--value_range", "auto"])
+        assert "value_range auto: images are of 8 bits; 0 to 255 become 0 to 1" in caplog.text
+        found = json.loads((out / "config.json").read_text())["stored_images"]
+        assert found == {"value_range": {"low": [0.0], "high": [255.0], "clip": True}}
+    kept = json.loads((of_deep / "config.json").read_text())["stored_images"]["value_range"]
+    words = ["--value_range", str(kept["low"][0]), str(kept["high"][0]), "unclipped"]
+    run_pretraining.main([*again, "--output_dir", str(tmp_path / "asked"), *words])
+    assert json.loads((tmp_path / "asked" / "config.json").read_text())["stored_images"]["value_range"] == kept
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--auto_augment", "rand-m6-mstd0.5-inc1"], "^auto_augment: timm's policies are for photographs of 8 bits"),
-        (
-            ["--color_jitter", "0.4", "--num_channels", "2", "--channels", "1", "1"],
-            "^color_jitter: is for images of 1",
-        ),
+        (["--auto_augment", "rand-m9-mstd0.5"], r"^auto_augment: is of photographs of 8 bits.* values \d+ to \d+"),
+        (["--num_channels", "4", "--color_jitter", "0.4"], "^color_jitter: is for images of 1 or 3 channels.* 4;"),
     ],
 )
-def test_augmentation_that_is_for_photographs(deep, tmp_path, flags, message):
-    given = [] if "--num_channels" in flags else ["--num_channels", "1"]
-    given += ["--train_dir", str(deep), "--output_dir", str(tmp_path / "out")]
+def test_augmentation_of_photographs_is_refused(deep, tmp_path, flags, message):
+    if "--num_channels" in flags:
+        for number, values in enumerate(SCENE):
+            path = tmp_path / "data" / "ab"[number % 2] / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.stack([values] * 4))
+    else:
+        flags = [*flags, "--num_channels", "1"]
+    data = tmp_path / "data" if "4" in flags else deep
+    new = ["--architecture", "test_convnext", "--image_size", "32", *FAST, "--train_dir", str(data)]
     with pytest.raises(ValueError, match=message):
-        run_finetune.main([*SMALL[:4], *FAST, *given, *flags])
+        run_finetune.main([*new, "--output_dir", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()

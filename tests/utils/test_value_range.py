@@ -37,7 +37,7 @@ LIMITS = [
     ],
 )
 def test_words_and_configurations(words, known):
-    assert ValueRange.from_words(words) == known
+    assert ValueRange.from_words(words) == ValueRange.from_words([" ".join(words)]) == known
     assert ValueRange.from_words(known.to_words()) == known
     assert ValueRange.from_config(known.to_config()) == known
 
@@ -50,7 +50,23 @@ def test_auto_is_found_elsewhere():
 WRONG = ("0", "5 5", "9 1", "auto 1", "low 1", "percentile 1", "percentile 5 101", "window 0 1", "nan 1", "0 inf")
 
 
-@pytest.mark.parametrize("words", [*WRONG, "unclipped", "auto unclipped"])
+@pytest.mark.parametrize(
+    ("known", "fits"),
+    [
+        (ValueRange((0.0,), (255.0,)), True),
+        (ValueRange((20.0, 0.0), (200.0, 255.0)), True),
+        (ValueRange((0.0, 0.0), (200.0, 4095.0)), False),
+        (ValueRange((-1000.0,), (200.0,)), False),
+        (ValueRange((0.0,), (1.0,)), False),
+        (ValueRange(of="window"), True),
+        (ValueRange((0.5,), (99.5,), of="percentile"), True),
+    ],
+)
+def test_ranges_that_bytes_fill(known, fits):
+    assert known.holds_bytes() is fits
+
+
+@pytest.mark.parametrize("words", [*WRONG, "", "unclipped", "auto unclipped"])
 def test_wrong_words(words):
     with pytest.raises(ValueError, match="^value_range: "):
         ValueRange.from_words(words.split())

@@ -9,7 +9,6 @@ from datasets import Dataset
 from ...arguments.data import ClassificationArguments
 from ...data.augmentation import finetuning_augmentation
 from ...data.dataset import ImageSamples
-from ...data.decoding import MODES
 from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...data.subsets import draw_subset, load_subset, save_subset
@@ -66,12 +65,5 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
             raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
         cfg["input_size"] = [config.num_channels, *size]
     spec = PixelSpec.from_config(model.config, data_args.max_image_pixels)
-    if data_args.auto_augment and not (spec.plain and spec.num_channels in MODES):
-        raise ValueError(
-            "auto_augment: timm's policies are for photographs of 8 bits with 1, 3 or 4 channels; leave it out, or "
-            "give --hflip, --vflip and --reprob"
-        )
-    if data_args.color_jitter and spec.num_channels not in (1, 3):
-        raise ValueError(f"color_jitter: is for images of 1 or 3 channels, this model takes {spec.num_channels}")
     options = {"scale": tuple(data_args.crop_scale), **finetuning_augmentation(data_args)}
     return FineTuneTransform(cfg, True, spec, **options)

@@ -9,6 +9,7 @@ from transformers import set_seed
 from ...arguments.data import ClassificationArguments
 from ...arguments.model import ClassifierArguments
 from ...arguments.training import FineTuningArguments, data_seed
+from ...data.pages import PagesSource
 from ...data.pixel_spec import PixelSpec
 from ...data.splits import image_samples
 from ...data.transforms import FineTuneTransform
@@ -66,9 +67,12 @@ def _evaluate(model_args, data_args, args, images: LabelledImages, subsets: dict
     transform = FineTuneTransform(
         timm_pretrained_cfg(model.a2mim), False, PixelSpec.from_config(model.config, data_args.max_image_pixels)
     )
+    train = image_samples(data_args, images.train, transform, args.seed, images.column)
+    if isinstance(train.source, PagesSource):  # what was drawn are files
+        subsets = {key: train.source.rows_of(rows) for key, rows in subsets.items()}
     return evaluate_frozen(
         model,
-        image_samples(data_args, images.train, transform, args.seed, images.column),
+        train,
         evaluation_samples(model, data_args, images, args.seed),
         subsets,
         [-1] if model_args.probe_layers is None else model_args.probe_layers,
