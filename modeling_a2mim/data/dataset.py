@@ -22,6 +22,7 @@ from .transforms import PreTrainTransform, generators_kept, seed_generators
 
 logger = logging.getLogger("a2mim")
 
+PIXELS = "pixel_values"
 REPORT = "skipped_images"  # key of a batch: what became of its rows
 NEAR = 10  # rows behind a broken one that are tried first: they cost little
 ENOUGH = 10  # broken images to speak of a share
@@ -198,16 +199,22 @@ def rows_after(row: int, count: int) -> Iterator[int]:
 
 def collate(samples: list[dict], collator: Callable = torch_data.default_collate) -> dict:
     """A batch of samples, with what `ImageSamples` reports of it beside the tensors. torch's own collator puts the
-    batch of a worker where the training process can read it, without a copy. Images that lie in memory pixel by pixel,
-    as they are resized, stay so: to turn them here would take a tenth of a worker's time, where `normalize` turns them
-    on the device."""
+    batch of a worker where the training process can read it, without a copy.
+
+    Bytes that lie channels last, as the resize leaves them, stay so in a batch by torch's own collator, (batch,
+    channels, height, width) all the same: `normalize` sorts them while it makes numbers of them anyway."""
     report = samples[0].pop(REPORT, None)
-    pixels = samples[0].get("pixel_values")
-    own = collator is torch_data.default_collate and isinstance(pixels, torch.Tensor) and pixels.dim() == 3
-    by_pixel = own and len(pixels) > 1 and pixels.stride(0) == 1
-    if by_pixel:
-        samples = [{**sample, "pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples]
-    batch = collator(samples)
-    if by_pixel:
-        batch["pixel_values"] = batch["pixel_values"].permute(0, 3, 1, 2)
+    usual = collator is torch_data.default_collate  # another one may look at the samples
+    if usual and all(_channels_last(sample.get(PIXELS)) for sample in samples):
+        batch = collator([{**sample, PIXELS: sample[PIXELS].permute(1, 2, 0)} for sample in samples])
+        batch[PIXELS] = batch[PIXELS].permute(0, 3, 1, 2)
+    else:
+        batch = collator(samples)
     return batch if report is None else {**batch, REPORT: report}
+
+
+def _channels_last(pixels: Any) -> bool:
+    if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.ndim != 3:
+        return False
+    channels, _, width = pixels.shape
+    return pixels.stride() == (1, width * channels, channels)

@@ -73,6 +73,8 @@ def build_backbone(args: DenseModelArguments, start: Pretrained | None = None, w
     if args.drop_path is not None:
         given["model_args"] = {**given.get("model_args", {}), "drop_path_rate": args.drop_path}
     settings = given if start is None else encoder_settings(start, given)
+    if settings.get("pages") == "samples":
+        raise ValueError("pages: the annotations are of files, not of each page; give --pages first, or channels")
     with torch.device("meta"), NoValues():
         probe = A2MIMModel(A2MIMConfig.for_encoder(**settings))
     settings["feature_pyramid"] = probe.plan.isotropic

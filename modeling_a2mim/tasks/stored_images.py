@@ -61,14 +61,14 @@ def with_found_values(
     if spec.pages == SAMPLES:
         source = with_pages(source, spec.stored_channels)
     found: dict[str, Any] = {}
-    if kept is not None and not kept.holds_bytes() and BYTES in (types := stored_types(source, spec)):
+    types = stored_types(source, spec)
+    if kept is not None and not kept.holds_bytes() and BYTES in types:
         counted = f"{types[BYTES]} of {types.total()} images that were looked at"
         raise ValueError(
             f"value_range: the model takes values {kept}, and {counted} are of 8 bits (0 to 255); --value_range auto "
             f"takes the range of the images, --value_range {' '.join(kept.to_words())} is what the model has"
         )
     if spec.value_range is None:
-        types = stored_types(source, spec)
         others = {kind: count for kind, count in types.items() if kind != BYTES}
         if others and BYTES in types:
             counted = ", ".join(f"{count} of {kind}" for kind, count in types.items())
@@ -85,6 +85,12 @@ def with_found_values(
             if config is not None and config.value_range is not None:  # which the model would keep
                 found["value_range"] = ["0", "255"]
             logger.info("value_range auto: images are of 8 bits; 0 to 255 become 0 to 1")
+    elif spec.value_range.of is None and min(spec.value_range.high) > 2 * 255 and types.keys() == {BYTES}:
+        logger.warning(
+            "value_range: images are of 8 bits, at most 255, and %s become 0 to 1: nearly nothing will be seen in "
+            "them; give --value_range 0 255",
+            spec.value_range,
+        )
     if is_auto(args.image_mean) or is_auto(args.image_std):
         statistics = find_statistics(source, spec)
         error = f"; standard error of the means at most {max(statistics.error):.2g}" if any(statistics.error) else ""

@@ -123,16 +123,18 @@ class ValueRange:
         return low[:, None, None], high[:, None, None]
 
     def scale(self, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """Stored values (channels, height, width) by `limits`: float32. Computed in float64, so that a value becomes
-        the same whatever type it is stored in; where low and high are the same, 0."""
+        """Stored values (channels, height, width) by `limits`: float32, where low and high are the same, 0. A value
+        becomes the same whatever type it is stored in: what float64 gives, rounded once."""
         width = np.where(high > low, high - low, np.inf)
-        found = np.subtract(values, low, dtype=np.float64)
-        found /= width
+        kind: np.dtype[Any] = np.dtype(np.float32 if _is_exact_in_float32(values.dtype, low, width) else np.float64)
+        found = values.astype(kind, order="C")
+        found -= low.astype(kind)
+        found /= width.astype(kind)
         if self.clip:
             np.clip(found, 0, 1, out=found)
         if not np.issubdtype(values.dtype, np.integer):
             found[~np.isfinite(found)] = 0
-        return found.astype(np.float32)
+        return found.astype(np.float32, copy=False)
 
     def __str__(self) -> str:
         pairs = list(zip(self.low, self.high, strict=True))
@@ -163,6 +165,18 @@ def _percentiles(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple
         if finite.size:  # else a channel that is missing
             found[:, i] = np.percentile(finite.astype(np.float64), [first[i], last[i]])
     return found[0], found[1]
+
+
+def _is_exact_in_float32(dtype: np.dtype, low: np.ndarray, width: np.ndarray) -> bool:
+    """Whether (value - low) / width, of integers of up to 16 bits, is the same computed in float32 (in a fifth of the
+    time) as in float64 and then rounded. The difference has at most 24 bits here, so that it is exact in both; and a
+    quotient of two numbers of 24 bits that is rounded to 53 bits first is rounded to 24 as it would be at once (double
+    rounding is innocuous from 2 x 24 + 2 bits on: Figueroa, 1995)."""
+    if not (np.issubdtype(dtype, np.integer) and dtype.itemsize <= 2):
+        return False
+    short = (np.abs(low) <= 2**16) & (low * 64 == np.rint(low * 64))
+    with np.errstate(over="ignore"):
+        return bool(np.all(short) and np.all(width.astype(np.float32) == width))
 
 
 def _is_number(word: Any) -> bool:

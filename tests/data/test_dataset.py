@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data.dataset import NEAR, REPORT, ImageSamples, collate, rows_after
@@ -59,6 +59,26 @@ def test_batches_do_not_depend_on_workers(folder, augment):
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"])
         assert torch.equal(one["bool_masked_pos"], other["bool_masked_pos"])
+
+
+def test_bytes_are_collated_as_they_lie(folder):
+    data = samples(load_images(folder, every_file=True))
+    given = data.__getitems__([(0, row) for row in range(4)])
+    expected = default_collate([{k: v for k, v in sample.items() if k != REPORT} for sample in given])
+    batch = collate(given)
+    assert batch["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    assert {name for name in batch if name != REPORT} == set(expected)
+    for name, values in expected.items():
+        assert torch.equal(batch[name], values)
+    normalized = data.transform.normalize(batch["pixel_values"])
+    assert normalized.is_contiguous()  # so that the encoder computes what it always did
+    assert torch.equal(normalized, data.transform.normalize(expected["pixel_values"]))
+
+
+def test_other_collators_see_channels_first(folder):
+    given = samples(load_images(folder, every_file=True)).__getitems__([(0, 0), (0, 1)])
+    batch = collate(given, lambda found: {"shapes": [sample["pixel_values"].shape for sample in found]})
+    assert batch["shapes"] == [(3, 32, 32)] * 2
 
 
 def test_labels(folder):

@@ -416,3 +416,13 @@ def test_seeding_torch_alone_draws_the_same():
         assert torch.equal(transform(PHOTO)["pixel_values"], expected)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+
+@pytest.mark.parametrize("identity", [(0, 0, 0), (1, 2, 3), (2**32 - 1, 0, 2**31), (2**32, 5), (2**70, 1, 2)])
+def test_seeds_are_those_of_a_seed_sequence(identity):
+    first, second = np.random.SeedSequence(identity).generate_state(2).tolist()
+    with generators_kept():
+        seed_generators(*identity)
+        assert torch.initial_seed() == first << 32 | second
+        drawn = random.random(), np.random.rand()
+    assert drawn == (random.Random(first).random(), np.random.RandomState(second).rand())

@@ -37,7 +37,7 @@ for found in pkgutil.walk_packages(modeling_a2mim.__path__, "modeling_a2mim."):
 SHELL = """
 import json, os, runpy, sys
 
-import datasets, timm, torch, torchvision
+import datasets, evaluate, matplotlib.figure, sklearn.metrics, timm.optim, torch, torchvision
 from transformers import Trainer
 
 for number, (program, *argv) in enumerate(json.load(sys.stdin)):

@@ -87,3 +87,8 @@ def test_a_file_of_weights(family, tmp_path):
         assert [key for key, value in weights.items() if not torch.equal(loaded[key], value)] == []
     grey, _ = build_classifier(ClassifierArguments(**given, num_channels=1), ["a", "b"])
     assert grey.config.image_mean == [pytest.approx(0.449)]
+
+
+def test_pages_have_no_annotations_of_their_own():
+    with pytest.raises(ValueError, match="^pages: the annotations are of files"):
+        build_backbone(DenseModelArguments(architecture="test_resnet", pages="samples"))

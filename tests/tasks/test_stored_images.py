@@ -71,6 +71,13 @@ def test_the_range_is_found_and_kept(deep, tmp_path, caplog):
     assert json.loads((tmp_path / "c" / "config.json").read_text())["stored_images"] == found["stored_images"]
 
 
+def test_photographs_in_a_range_of_more_bits_are_told(folder, tmp_path, caplog):
+    pretrain(folder, tmp_path / "a", "--value_range", "0", "255")
+    assert "are of 8 bits" not in caplog.text
+    pretrain(folder, tmp_path / "b", "--value_range", "0", "4095")
+    assert "value_range: images are of 8 bits, at most 255, and 0 to 4095 become 0 to 1" in caplog.text
+
+
 def test_photographs_stay_as_they_were(folder, tmp_path, caplog):
     caplog.set_level("INFO")
     assert "stored_images" not in pretrain(folder, tmp_path / "a")

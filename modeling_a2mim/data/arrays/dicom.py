@@ -5,12 +5,12 @@ import contextlib
 import io
 import logging
 import math
+import os
 import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,7 +69,7 @@ def has_mark(data: bytes) -> bool:
 
 def is_named_dicom(path: Any) -> bool:
     """Whether a file, which may have no preamble, is called like DICOM."""
-    return path is not None and PurePath(path).suffix.lower() in SUFFIXES
+    return path is not None and os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from .tiff import count_tiff_pages, open_tiff
 from .tiff_pages import SIGNATURES
 
 
+JPEG = b"\xff\xd8\xff"
 ARRAY_SUFFIXES: dict[str, str] = {
     **dict.fromkeys((".npy", ".npz"), "NumPy"),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
@@ -50,6 +51,8 @@ def open_array(
     """
     if has_mark(data):  # before TIFF: its first 128 bytes may be anything
         return open_dicom(data, pages, page, max_pixels)
+    if data[:3] == JPEG and not is_named_dicom(path):  # most images: no need to ask the others
+        return None
     if data[:4] in SIGNATURES:
         return open_tiff(data, pages, page, max_pixels)
     if is_png(data):

@@ -73,7 +73,7 @@ def count_tiff_pages(file: BinaryIO) -> int:
 
 def _page(opened: Any, directory: Directory) -> Any:
     if directory.number == 0:
-        return opened.pages.first
+        return opened.pages.first  # which was read when the file was opened
     opened.filehandle.seek(directory.offset)
     return _tifffile().TiffPage(opened, directory.number)
 

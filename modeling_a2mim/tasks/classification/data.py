@@ -52,7 +52,8 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
     """timm's augmentation, at another size if `train_image_size` says so.
 
     Raises:
-        ValueError: naming `train_image_size`, if the encoder was built for one size of images.
+        ValueError: naming `train_image_size`, if the encoder was built for one size of images, or the augmentation
+            that is not for images of this kind.
     """
     cfg, size = timm_pretrained_cfg(model.a2mim), data_args.train_image_size
     if size is not None:
@@ -63,5 +64,6 @@ def training_transform(model, data_args: ClassificationArguments) -> FineTuneTra
             own = " x ".join(map(str, model.config.input_size))
             raise ValueError(f"train_image_size: {config.architecture} takes images of {own} px and no others")
         cfg["input_size"] = [config.num_channels, *size]
+    spec = PixelSpec.from_config(model.config, data_args.max_image_pixels)
     options = {"scale": tuple(data_args.crop_scale), **finetuning_augmentation(data_args)}
-    return FineTuneTransform(cfg, True, PixelSpec.from_config(model.config, data_args.max_image_pixels), **options)
+    return FineTuneTransform(cfg, True, spec, **options)
