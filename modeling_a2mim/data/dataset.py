@@ -140,9 +140,9 @@ class ImageSamples(torch_data.Dataset):
                 skipped.append((row, error))
                 if not training:
                     logger.warning("%s; replaced by the next image", error)
-                    samples.append(self._next_good(transform, epoch, row))
+                    samples.append(self._next_good(transform, epoch, row, error))
         for epoch, row in pairs[::-1][: max(0, min(2, len(pairs)) - len(samples))]:
-            samples.append(self._next_good(transform, epoch, row))
+            samples.append(self._next_good(transform, epoch, row, skipped[-1][1]))
         if training:
             seen = Counter(self.source.source_of(row) for _, row in pairs)
             samples[0][REPORT] = {
@@ -151,7 +151,7 @@ class ImageSamples(torch_data.Dataset):
             }
         return samples
 
-    def _next_good(self, transform: Callable, epoch: int, row: int) -> dict[str, torch.Tensor]:
+    def _next_good(self, transform: Callable, epoch: int, row: int, reason: BrokenImage) -> dict[str, torch.Tensor]:
         tried = 0
         for other in rows_after(row, len(self)):
             try:
@@ -160,9 +160,8 @@ class ImageSamples(torch_data.Dataset):
                 reason, tried = error, tried + 1
             if tried >= ENOUGH and tried > self.max_skipped_ratio * len(self):
                 break
-        raise ValueError(
-            f"max_skipped_ratio: of {len(self)} images {tried} were tried and all are broken, the last one: {reason}"
-        )
+        counted = f"of {len(self)} images {max(1, tried)} were tried"
+        raise ValueError(f"max_skipped_ratio: {counted} and all are broken, the last one: {reason}")
 
     def _sample(self, transform: Callable, epoch: int, row: int, image: Any, label: Any) -> dict[str, torch.Tensor]:
         try:

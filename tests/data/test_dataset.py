@@ -140,6 +140,10 @@ def test_no_batch_is_empty(broken):
     message = "^max_skipped_ratio: of 3 images 2 were tried and all are broken, the last one: row "
     with pytest.raises(ValueError, match=message):
         samples(dataset.select(sorted(rows))).__getitems__([(0, 0)])
+    alone = samples(dataset.select(sorted(rows)[:1]))
+    for key in (0, (0, 0)):
+        with pytest.raises(ValueError, match="^max_skipped_ratio: of 1 images 1 were tried .*: row 0"):
+            alone.__getitems__([key])
 
 
 def test_no_batch_of_several_becomes_one_of_a_single_image(broken):
