@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from ..data.dataset import ImageSamples
 from ..data.decoding import load_pixels
 from ..data.formats.listing import list_images
 from ..data.loading import find_validation_split, load_images
+from ..data.pages import SAMPLES, PagesSource, with_pages
 from ..data.pixel_spec import PixelSpec, given_as
-from ..data.sources import RowSource
+from ..data.sources import DatasetSource, RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..encoders.timm_config import is_timm
 from ..export.folder import timm_pretrained_cfg
@@ -229,8 +230,8 @@ class Images:
     seed: int = 0
 
     @classmethod
-    def open(cls, args: argparse.Namespace, labelled: bool = False) -> "Images":
-        """The images that a command names.
+    def open(cls, args: argparse.Namespace, labelled: bool = False, models: Sequence[NamedModel] = ()) -> "Images":
+        """The images that a command names, as these models take them: for those of which each page is an image, pages.
 
         Raises:
             ValueError: naming what is missing.
@@ -241,7 +242,8 @@ class Images:
             for file in files:
                 if not Path(file).is_file():
                     raise ValueError(f"files: there is no file {file}")
-            return cls(list_images(files, "files"), list(range(len(files))), "image", seed=args.seed)
+            found = _with_pages(list_images(files, "files"), models, "image", None)
+            return cls(found, list(range(len(found))), "image", seed=args.seed)
         split = args.split or find_validation_split(args.dataset, args.dataset_config_name) or "train"
         dataset = load_images(args.dataset, split, config_name=args.dataset_config_name, streaming=args.streaming)
         image_column = find_column(dataset, Image, args.image_column_name, "image_column_name")
@@ -249,6 +251,7 @@ class Images:
         if labelled:
             label_column = find_column(dataset, ClassLabel, args.label_column_name, "label_column_name")
             names = getattr(dataset.features[label_column], "names", None)
+        dataset = _with_pages(dataset, models, image_column, label_column)
         count = min(args.images, len(dataset))
         rows = np.sort(np.random.default_rng(args.seed).choice(len(dataset), count, replace=False))
         return cls(dataset, rows.tolist(), image_column, label_column, names, args.seed)
@@ -258,7 +261,8 @@ class Images:
 
     def samples(self, named: NamedModel) -> Iterator[dict[str, torch.Tensor]]:
         """`pixel_values` of each image for a model, and `labels` as stored; read as they are asked for."""
-        samples = ImageSamples(self.dataset, named.transform, self.image_column, self.label_column, self.seed)
+        columns = (None, None) if isinstance(self.dataset, PagesSource) else (self.image_column, self.label_column)
+        samples = ImageSamples(self.dataset, named.transform, *columns, self.seed)
         return (sample for row in self.rows for sample in samples.__getitems__([row]))
 
     def classes(self, named: NamedModel, labels: str) -> list[int] | None:
@@ -280,3 +284,16 @@ class Images:
                 "--labels index the numbers are taken, with --labels predicted what each model says of the whole image"
             )
         return [place[name] for name in self.names]
+
+
+def _with_pages(
+    dataset: datasets.Dataset | RowSource, models: Sequence[NamedModel], image_column: str, label_column: str | None
+) -> datasets.Dataset | RowSource:
+    """Each page of each image as a row, if one of the models takes them so and there are files with several; else the
+    images as they are."""
+    specs = [spec for named in models if (spec := getattr(named.transform, "spec", None)) and spec.pages == SAMPLES]
+    if not specs:
+        return dataset
+    source = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
+    found = with_pages(source.select(image_column, label_column), specs[0].stored_channels)
+    return found if isinstance(found, PagesSource) else dataset

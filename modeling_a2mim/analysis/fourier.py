@@ -217,7 +217,8 @@ class _Layers:
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
-    models, images = load_models(args), Images.open(args)
+    models = load_models(args)
+    images = Images.open(args, models=models)
     results = {}
     for named in models:
         results[named.name] = fourier_analysis(

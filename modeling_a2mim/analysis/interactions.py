@@ -31,7 +31,8 @@ def compare(args: argparse.Namespace):
     """
     names = [field.name for field in fields(InteractionSettings)]
     settings = InteractionSettings(**{name: getattr(args, name) for name in names})
-    models, images = load_models(args, "classifier"), Images.open(args, labelled=args.labels != "predicted")
+    models = load_models(args, "classifier")
+    images = Images.open(args, labelled=args.labels != "predicted", models=models)
     classes = [images.classes(named, args.labels) for named in models]
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}

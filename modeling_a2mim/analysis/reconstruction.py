@@ -202,7 +202,8 @@ def plot_reconstructions(
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
-    models, images = load_models(args, "pretraining"), Images.open(args)
+    models = load_models(args, "pretraining")
+    images = Images.open(args, models=models)
     for named in models:
         if args.mask_ratio is not None:
             config = cast(A2MIMForPreTraining, named.model).config

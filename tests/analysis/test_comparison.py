@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
@@ -151,6 +153,25 @@ def test_images(models, dataset, streaming):
     assert len(Images.open(arguments("m", "--dataset", str(dataset), "--images", "99"))) == 12
     with pytest.raises(ValueError, match="^images: must be at least 1"):
         Images.open(arguments("m", "--images", "0"))
+
+
+def test_pages_that_are_images(models, tmp_path):
+    """A model that takes each page as an image is compared on pages, drawn as other images are."""
+    for number in range(4):
+        pages = np.arange(3, dtype=np.uint8)[:, None, None] * 50 + np.full((3, 20, 24), 10 * number, np.uint8)
+        path = tmp_path / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pages, photometric="minisblack", metadata=None)
+    named = load_model(str(models / "encoder"))
+    named.transform.spec = replace(named.transform.spec, pages="samples")
+    given = arguments("m", "--dataset", str(tmp_path), "--images", "7")
+    images = Images.open(given, labelled=True, models=[named])
+    assert (len(images), len(images.dataset)) == (7, 12)
+    samples = list(images.samples(named))
+    assert [int(sample["labels"]) for sample in samples] == [row // 6 for row in images.rows]
+    assert len({float(sample["pixel_values"].mean()) for sample in samples}) == 7
+    with pytest.raises(ValueError, match="3 pages, each a sample"):
+        next(Images.open(given).samples(named))
 
 
 def test_the_bundled_sample_is_the_default():
