@@ -344,6 +344,7 @@ def test_tables_are_those_of_the_results():
         assert set(rows_of(f"benchmarks/results/{name}.md")) <= results, name
     families = (ROOT / "benchmarks/results/architectures.md").read_text().split("\n\n")[1].splitlines()
     assert families == rows_of("docs/encoders.md")
+    assert set(rows_of("benchmarks/results/loader.md")) <= set(rows_of("docs/performance.md"))
 
 
 def test_numbers_of_the_readme():
