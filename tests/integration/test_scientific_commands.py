@@ -4,7 +4,8 @@ looked at, exported, and loaded without this package; the same pixels everywhere
 import csv
 import functools
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,9 @@ AUTO = ["--image_mean", "auto", "--image_std", "auto"]
 class Kind:
     """A set of images, and what the command line says of them."""
 
-    write: callable
+    write: Callable
     flags: list[str]
     channels: int
-    source: list[str] = field(default_factory=lambda: ["--train_dir"])
 
 
 KINDS = {
@@ -80,7 +80,6 @@ class Run:
     data: Path
     flags: list[str]
     out: Path
-    log: str
 
     @property
     def files(self) -> list[Path]:
@@ -94,7 +93,7 @@ def trained(request, tmp_path_factory):
     data = kind.write(folder / "data")
     flags = [*SMALL, *FAST, *kind.flags, *AUTO, "--train_dir", str(data), "--num_train_epochs", "3"]
     run_pretraining.main([*flags, "--output_dir", str(folder / "whole"), "--save_strategy", "no"])
-    return Run(kind, data, flags, folder / "whole", "")
+    return Run(kind, data, flags, folder / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,7 @@ def test_the_same_pixels_everywhere(trained, classifier, tmp_path):
     evaluated = evaluation_samples(found.model, data_args, images, 0)
     names = [evaluated.name(row) for row in range(COUNT)]
     row = (
-        2 if trained.kind is KINDS["arrays"] else next(i for i in range(COUNT) if names[i].endswith(path_name(image)))
+        2 if trained.kind is KINDS["arrays"] else next(i for i in range(COUNT) if names[i].endswith(Path(image).name))
     )
     assert torch.equal(evaluated[row]["pixel_values"], pixels)
 
@@ -210,10 +209,6 @@ def test_the_same_pixels_everywhere(trained, classifier, tmp_path):
         load_model(str(trained.out), kind="pretraining").transform,
     ):
         np.testing.assert_allclose(transform(small)["pixel_values"].numpy(), (shares - mean) / std, atol=1e-5)
-
-
-def path_name(image):
-    return Path(image).name
 
 
 def test_loaded_without_this_package(trained, classifier, tmp_path):
@@ -241,8 +236,8 @@ def test_loaded_without_this_package(trained, classifier, tmp_path):
     session = onnxruntime.InferenceSession(out)
     found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
     np.testing.assert_allclose(found, logits.numpy(), atol=1e-4)
-    written = {entry: session.get_modelmeta().custom_metadata_map[entry] for entry in ("stored_images",)}
-    assert json.loads(written["stored_images"]) == config_of(classifier)["stored_images"]
+    written = session.get_modelmeta().custom_metadata_map["stored_images"]
+    assert json.loads(written) == config_of(classifier)["stored_images"]
 
 
 def test_predict_and_embed(trained, classifier, tmp_path):
@@ -291,15 +286,16 @@ def test_reconstructions(trained, tmp_path):
 
 def test_no_patient_is_told(tmp_path, caplog, capfd):
     """Neither of files that are trained on, nor of those that are broken."""
+    caplog.set_level("DEBUG")
     data = write_dicoms(tmp_path / "data")
     whole = next(data.rglob("*00.dcm"))
     (whole.parent / "cut.dcm").write_bytes(whole.read_bytes()[:-500])
     (whole.parent / "window.dcm").write_bytes(whole.read_bytes().replace(b"-1024", b"-10x4"))
     flags = [*SMALL, *FAST, "--num_channels", "1", *AUTO, "--train_dir", str(data), "--max_steps", "2"]
     run_pretraining.main([*flags, "--max_skipped_ratio", "0.5", "--output_dir", str(tmp_path / "out")])
-    predict_flags = ["--model_name_or_path", str(tmp_path / "out"), "--train_dir", str(data), "--max_steps", "1"]
-    predict_flags += ["--max_skipped_ratio", "0.5", "--validation_dir", str(data)]
-    run_finetune.main([*FAST, *predict_flags, "--output_dir", str(tmp_path / "classifier")])
+    tuned = ["--model_name_or_path", str(tmp_path / "out"), "--train_dir", str(data), "--max_steps", "1"]
+    tuned += ["--max_skipped_ratio", "0.5", "--validation_dir", str(data)]
+    run_finetune.main([*FAST, *tuned, "--output_dir", str(tmp_path / "classifier")])
     predict.main([str(tmp_path / "classifier"), str(data), "--out", str(tmp_path / "found.csv"), "--num_workers", "0"])
     embed.main([str(tmp_path / "out"), str(data), "--out", str(tmp_path / "vectors.parquet")])
     assert contains_patient(data)
