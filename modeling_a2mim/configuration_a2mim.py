@@ -13,7 +13,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .encoders.plan import EncoderPlan, plan_encoder
 from .encoders.timm_config import RESERVED_MODEL_ARGS, fields_of_timm, is_timm, without_tag
 from .utils.statistics import check_statistics
-from .utils.value_range import PAGES, STORED_FIELDS, ValueRange
+from .utils.value_range import STORED_FIELDS, ValueRange, checked_fields
 
 
 CHOICES = {
@@ -380,29 +380,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             ok = isinstance(values, (list, tuple)) and len(values) == channels and all(map(_is_real, values))
             _require(ok, field, f"must hold one number for each of the {channels} channels, got {values!r}")
             check_statistics(field, values, bounded=known is None or known.clip)
-        self._validate_stored()
-
-    def _validate_stored(self) -> None:
-        known = ValueRange.from_config(self.value_range)
-        if known is not None:
-            known.check(self.num_channels)
-            self.value_range = known.to_config()
-        message = f"must be one of {', '.join(PAGES)}, got {self.pages!r}"
-        _require(self.pages is None or self.pages in PAGES, "pages", message)
-        chosen = self.channels
-        if chosen is not None:
-            ok = isinstance(chosen, (list, tuple)) and all(_is_int(number) and number > 0 for number in chosen)
-            _require(ok and len(chosen) > 0, "channels", f"must be numbers of channels, from 1, got {chosen!r}")
-            fits = len(chosen) == self.num_channels
-            _require(fits, "channels", f"{len(chosen)} are chosen, but num_channels is {self.num_channels}")
-            self.channels = list(chosen)
-        shown = self.display_channels
-        if shown is not None:
-            ok = isinstance(shown, (list, tuple)) and len(shown) in (1, 3) and all(map(_is_int, shown))
-            ok = ok and all(1 <= number <= self.num_channels for number in shown)
-            message = f"must be one or three numbers from 1 to {self.num_channels}, got {shown!r}"
-            _require(ok, "display_channels", message)
-            self.display_channels = list(shown)
+        for field, value in checked_fields(self.stored_images, channels).items():
+            setattr(self, field, value)
 
     def _validate_mask(self) -> None:
         for name in ("image_size", "mask_patch_size"):

@@ -28,7 +28,7 @@ from ..data.dataset import ImageSamples
 from ..data.decoding import load_pixels
 from ..data.formats.listing import list_images
 from ..data.loading import find_validation_split, load_images
-from ..data.pages import SAMPLES, PagesSource, with_pages
+from ..data.pages import PagesSource, with_pages
 from ..data.pixel_spec import PixelSpec, given_as
 from ..data.sources import DatasetSource, RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
@@ -38,7 +38,7 @@ from ..export.loading import load_classifier, load_encoder, load_pretraining_mod
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
 from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained
 from ..utils.labels import label_names
-from ..utils.value_range import ValueRange
+from ..utils.value_range import SAMPLES, ValueRange
 
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm

@@ -208,7 +208,7 @@ def compare(args: argparse.Namespace):
         if args.mask_ratio is not None:
             config = cast(A2MIMForPreTraining, named.model).config
             named.transform = PreTrainTransform(with_mask_ratio(config, args.mask_ratio), train=False)
-        if args.display_channels is not None:
+        if args.display_channels is not None:  # which may be none of this model's
             with_settings_of(cast(A2MIMForPreTraining, named.model).config, display_channels=args.display_channels)
     args.out.mkdir(parents=True, exist_ok=True)
     record, spectra, dtype = {}, {}, DTYPES[args.dtype]

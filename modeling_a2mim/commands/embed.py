@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 
 from ..utils.command import run_command
-from .images import add_image_arguments, add_run_arguments, check_images, open_images, value_range
+from .images import add_image_arguments, add_run_arguments, check_images, go_on_with_parts, open_images, value_range
 
 
 logger = logging.getLogger("a2mim")
@@ -87,7 +87,8 @@ def embed(args: argparse.Namespace):
 
     source = open_images(args)
     model = embedder(
-        *(args.model, args.layer, args.normalize, args.dtype, args.device or state.device, value_range(args)),
+        *(args.model, args.layer, args.normalize, args.dtype, args.device or state.device),
+        value_range=value_range(args),
         revision=args.revision,
     )
     images = InferenceImages(source, model.transform)
@@ -191,14 +192,9 @@ def check_same(path: Path, found: dict, metadata: dict):
         )
 
 
-def how_to_go_on(args: argparse.Namespace) -> str:
-    """What to do about a run that was interrupted."""
-    return "the same command goes on with the parts that are written"
-
-
 def main(argv: list[str] | None = None):
     """Run the command."""
-    run_command(build_parser(), embed, argv, how_to_go_on)
+    run_command(build_parser(), embed, argv, go_on_with_parts)
 
 
 if __name__ == "__main__":

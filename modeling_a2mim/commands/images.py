@@ -1,4 +1,4 @@
-"""What `predict` and `embed` have in common: which images, of what model, and how they are run."""
+"""What commands have in common: which images, and for `predict` and `embed` by what model and how it is run."""
 
 import argparse
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 from ..arguments.analysis import DTYPES
 
 
-def add_image_arguments(parser: argparse.ArgumentParser):
-    """Add the images and what tells which of them, after the model."""
+def add_image_arguments(parser: argparse.ArgumentParser, split: str = "of a dataset; needed where it has several"):
+    """Add the images and what tells which of them. `split`: the help of that flag."""
     parser.add_argument(
         "images", nargs="+", metavar="IMAGES", help="a folder, a file of images, image files, or a dataset of the Hub"
     )
-    parser.add_argument("--split", help="of a dataset; needed where it has several")
+    parser.add_argument("--split", help=split)
     parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
     parser.add_argument("--dataset_revision", help="branch, tag or commit of a dataset on the Hub")
     parser.add_argument("--image_column_name", help="column of the images; found if not given")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser):
+    """Add what a model makes of images, and how it is run, but for `--num_workers`."""
     parser.add_argument(
         "--value_range",
         nargs="+",
         help="what stored values become 0 and 1: LOW HIGH, percentile LOW HIGH, or window (default: the model's own)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-
-
-def add_run_arguments(parser: argparse.ArgumentParser):
-    """Add how a model is run, but for `--num_workers`."""
     parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of autocast (default: %(default)s)")
@@ -62,3 +62,8 @@ def open_images(args: argparse.Namespace) -> Any:
         image_column=args.image_column_name,
         **({} if args.dataset_revision is None else {"revision": args.dataset_revision}),
     )
+
+
+def go_on_with_parts(args: argparse.Namespace) -> str:
+    """What to do about a run that was interrupted."""
+    return "the same command goes on with the parts that are written"

@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 
 from ..utils.command import run_command
+from ..utils.value_range import PAGES
+from .images import add_image_arguments, go_on_with_parts
 
 
-SIZE, QUALITY = 256, 95
+SIZE, QUALITY = 256, 95  # those of `preparation.options`, for which help would import transformers
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,14 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Decode images once, make them smaller or cut them in tiles, and write shards with their names, "
         "labels and other columns, which train fast. A run that was killed goes on with the same command.",
     )
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="a folder, a file of images, image files, or a dataset of the Hub"
-    )
+    add_image_arguments(parser, split="the only split to take; all if not given")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--split", help="the only split to take; all if not given")
-    parser.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
-    parser.add_argument("--dataset_revision", help="branch, tag or commit of a dataset on the Hub")
-    parser.add_argument("--image_column_name", help="column of the images; found if not given")
     parser.add_argument(
         "--size",
         type=int,
@@ -48,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "border of the image or more, within 5%% of its range",
     )
     parser.add_argument("--channels", type=int, nargs="+", metavar="C", help="which stored channels, from 1 (all)")
-    parser.add_argument("--pages", choices=["channels", "samples", "first"], help="what further pages of a file are")
+    parser.add_argument("--pages", choices=PAGES, help="what further pages of a file are")
     parser.add_argument(
         "--format", choices=["parquet", "webdataset"], default="parquet", help="of the shards (default: %(default)s)"
     )
@@ -120,14 +116,9 @@ def run(args: argparse.Namespace):
     )
 
 
-def how_to_go_on(args: argparse.Namespace) -> str:
-    """What to do about a run that was interrupted."""
-    return "the same command goes on with the parts that are written"
-
-
 def main(argv: list[str] | None = None):
     """Run the command."""
-    run_command(build_parser(), run, argv, how_to_go_on)
+    run_command(build_parser(), run, argv, go_on_with_parts)
 
 
 if __name__ == "__main__":

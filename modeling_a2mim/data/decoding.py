@@ -147,9 +147,8 @@ def load_turned(value: Any, spec: PixelSpec) -> tuple[torch.Tensor, tuple[int, i
     """As `load_tensor`; with height and width of the image as it is stored, and how it lies there (see
     `orientation`)."""
     image = open_stored(value, spec)
-    stored, turn = upright_size(image), (False, False, False)
-    if isinstance(image, Image.Image):
-        stored, turn = (image.height, image.width), orientation(image)
+    stored = (image.height, image.width)  # before `_all_of` turns it
+    turn = orientation(image) if isinstance(image, Image.Image) else (False, False, False)
     pixels = _all_of(image, spec)
     return F.pil_to_tensor(pixels) if isinstance(pixels, Image.Image) else pixels, stored, turn
 

@@ -13,13 +13,14 @@ from datasets import ClassLabel, Image
 from transformers.utils.logging import tqdm
 
 from ..arguments.data import MONITOR_SAMPLES, PreTrainingDataArguments, sources_of
+from ..utils.value_range import SAMPLES
 from .columns import find_column
 from .dataset import ImageSamples
 from .decoding import BrokenImage
 from .held_out import spread_rows
 from .labels import has_label, stored_labels
 from .loading import find_validation_split, load_images, local_path
-from .pages import SAMPLES, PagesSource, with_pages
+from .pages import PagesSource, with_pages
 from .sources import RowSource
 from .transforms import PreTrainTransform
 

@@ -10,9 +10,6 @@ from .arrays import BrokenImage, count_pages
 from .sources import RowSource
 
 
-SAMPLES = "samples"  # of `PixelSpec.pages`
-
-
 class PagesSource(RowSource):
     """Each page of each image of a source as a row, in order, with the label of its file.
 

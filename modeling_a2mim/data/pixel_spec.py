@@ -1,6 +1,6 @@
 """What a model takes of a stored image: which channels, and which numbers its values become."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -42,11 +42,16 @@ class PixelSpec:
         parts = [config, *(getattr(config, name, None) for name in ("vision_config", "backbone_config"))]
         counts = [getattr(part, "num_channels", None) for part in parts]
         told: dict[str, Any] = next((found for part in parts if (found := getattr(part, STORED, None))), {})
+        return cls.from_fields(next((count for count in counts if isinstance(count, int)), 3), told, max_pixels)
+
+    @classmethod
+    def from_fields(cls, num_channels: int, stored: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> Self:
+        """Of fields of a configuration. `stored`: those of `STORED_FIELDS` that are known, and any others."""
         return cls(
-            next((count for count in counts if isinstance(count, int)), 3),
-            tuple(told["channels"]) if told.get("channels") else None,
-            ValueRange.from_config(told.get("value_range")),
-            told.get("pages"),
+            num_channels,
+            tuple(stored["channels"]) if stored.get("channels") else None,
+            ValueRange.from_config(stored.get("value_range")),
+            stored.get("pages"),
             max_pixels,
         )
 

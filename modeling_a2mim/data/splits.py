@@ -14,13 +14,14 @@ from ..arguments.data import (
     PreTrainingDataArguments,
     sources_of,
 )
+from ..utils.value_range import SAMPLES
 from .columns import find_column
 from .dataset import ImageSamples
 from .held_out import hold_out, sample_of
 from .labels import encode_classes
 from .loading import find_validation_split, load_images
 from .order import mix_counts
-from .pages import SAMPLES, with_pages
+from .pages import with_pages
 from .sources import DatasetSource, MixedSource, RowSource
 
 

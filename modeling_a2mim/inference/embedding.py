@@ -16,7 +16,6 @@ from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
 from ..models.linear_probe import layer_features, layer_index
-from ..utils.value_range import ValueRange
 from .running import fingerprint_of_model
 from .similarity import nearest
 from .vectors import read_embeddings
@@ -237,8 +236,7 @@ def embedder(
     normalize: bool = False,
     dtype: str = "float32",
     device: str | torch.device | None = None,
-    value_range: ValueRange | None = None,
-    **hub_kwargs: Any,
+    **loading: Any,
 ) -> Embedder:
     """A model that makes a vector of each image.
 
@@ -252,8 +250,7 @@ def embedder(
         normalize: divide each vector by its length.
         dtype: of autocast, one of `analysis.comparison.DTYPES`; the vectors are float32 in any case.
         device: where the model is to run; where it is, if not given.
-        value_range: what stored values become, in place of what the model keeps.
-        hub_kwargs: `revision`, `token`.
+        loading: of a model that is not loaded yet: `value_range`, `revision`, `token` (see `load_model`).
 
     Raises:
         ValueError: naming the model if it cannot be loaded, `layer` if it has no such layer, or `dtype`.
@@ -261,11 +258,7 @@ def embedder(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {dtype}")
     layer_names(layer)
-    named = (
-        source
-        if isinstance(source, NamedModel)
-        else load_model(source, partial=True, value_range=value_range, **hub_kwargs)
-    )
+    named = source if isinstance(source, NamedModel) else load_model(source, partial=True, **loading)
     if device is not None:
         named.model.to(device)
     named.model.eval()

@@ -18,8 +18,9 @@ from ..data.formats.image_folders import LeftOut, walk
 from ..data.formats.listing import list_images
 from ..data.formats.opening import open_files
 from ..data.loading import load_images, local_path, one_format, split_names
-from ..data.pages import SAMPLES, with_pages
+from ..data.pages import with_pages
 from ..data.sources import DatasetSource, RowSource
+from ..utils.value_range import SAMPLES
 
 
 def open_every_image(

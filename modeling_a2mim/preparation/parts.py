@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.utils.logging import tqdm
 
 from ..data.arrays import BrokenImage
-from ..data.sources import RowSource
 from ..utils.files import atomic_write, write_json
 from .duplicates import hash_of, perceptual_hash
 from .encoding import as_type, decode, encode
@@ -169,7 +168,6 @@ class PartWriter(Dataset):
         images = [image for image, _ in split.source.read(rows)]
         names, others = split.names(rows.tolist(), images), split.values(rows)
         for image, name, values in zip(images, names, others, strict=True):
-            image = as_array_of(image, split.source)
             found: dict[str, Any] = {"file": name, "left_out": 0, "before": size_of(image)}
             try:
                 if isinstance(image, BrokenImage):
@@ -213,13 +211,6 @@ class PartWriter(Dataset):
         ):
             text = text.replace(root, "")
         return text
-
-
-def as_array_of(image: Any, source: RowSource) -> Any:
-    """An image that is stored as lists of numbers, as the array that its column says."""
-    if not isinstance(image, list):
-        return image
-    return np.asarray(image, dtype=getattr(source.features[source.columns[0]], "dtype", None))
 
 
 def size_of(image: Any) -> int:

@@ -24,6 +24,7 @@ from ..data.decoding import (
     upright_size,
 )
 from ..data.pixel_spec import PixelSpec
+from ..utils.value_range import SAMPLES
 from .options import SHORTER, Options
 
 
@@ -57,7 +58,7 @@ def pieces_of(value: Any, options: Options) -> Iterator[Piece | None]:
         BrokenImage: with the reason, if it cannot be used.
     """
     pages: list[int | None] = [None]
-    if options.pages == "samples" and isinstance(value, dict) and value.get("bytes"):
+    if options.pages == SAMPLES and isinstance(value, dict) and value.get("bytes"):
         count = count_pages(value["bytes"], value.get("path"))
         pages = list(range(count)) if count > 1 else pages
     for page in pages:

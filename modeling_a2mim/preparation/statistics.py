@@ -125,7 +125,7 @@ def _bins(values: np.ndarray) -> np.ndarray:
 class Statistics:
     """Groups of images by type, number of channels and transparency."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.groups: dict[str, Group] = {}
 
     def add(self, values: np.ndarray, alpha: bool = False):

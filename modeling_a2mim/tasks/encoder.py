@@ -19,6 +19,7 @@ from ..models.heads import kept_as_it_is, load_head
 from ..models.start import encoder_settings, load_start
 from ..pretrained import Pretrained
 from ..utils.labels import label_fields
+from ..utils.value_range import SAMPLES
 from .start import open_start
 
 
@@ -73,7 +74,7 @@ def build_backbone(args: DenseModelArguments, start: Pretrained | None = None, w
     if args.drop_path is not None:
         given["model_args"] = {**given.get("model_args", {}), "drop_path_rate": args.drop_path}
     settings = given if start is None else encoder_settings(start, given)
-    if settings.get("pages") == "samples":
+    if settings.get("pages") == SAMPLES:
         raise ValueError("pages: the annotations are of files, not of each page; give --pages first, or channels")
     with torch.device("meta"), NoValues():
         probe = A2MIMModel(A2MIMConfig.for_encoder(**settings))

@@ -13,11 +13,11 @@ from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.image_statistics import BYTES, find_range, find_statistics, stored_types
-from ..data.pages import SAMPLES, with_pages
+from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
 from ..data.splits import as_source
-from ..utils.value_range import ValueRange
+from ..utils.value_range import SAMPLES, ValueRange
 
 
 logger = logging.getLogger("a2mim")
@@ -47,13 +47,15 @@ def with_found_values(
         ValueError: naming the argument, if it does not fit the images.
     """
     given = given_settings(args)
-    known = {} if config is None else known_of(config)
+    known = {} if config is None else {"num_channels": config.num_channels, **config.stored_images}
     if is_auto(args.value_range):
         known.pop("value_range", None)
     kept = ValueRange.from_config(known.get("value_range")) if args.value_range is None else None
     if kept is not None:
         logger.info("value_range: %s, as the model has it", kept)
-    spec = _spec({**known, **given}, data_args.max_image_pixels)
+    known |= given
+    channels = known.get("num_channels", A2MIMConfig.num_channels)
+    spec = PixelSpec.from_fields(channels, known, data_args.max_image_pixels)
     source = as_source(data_args, train)
     if source.columns is None:
         name = image_column or data_args.image_column_name
@@ -102,23 +104,8 @@ def with_found_values(
                     found.setdefault("value_range", spec.value_range.to_words())
                 logger.info("%s auto: %s, of %d of %d images%s", name, shown, statistics.images, len(source), error)
     if config is not None and (kept_statistics := [n for n in STATISTICS if getattr(args, n) is None]):
-        before = _spec(known_of(config), data_args.max_image_pixels)
+        before = PixelSpec.from_config(config, data_args.max_image_pixels)
         if (spec.value_range, spec.channels) != (before.value_range, before.channels):
             names, autos = " and ".join(kept_statistics), " ".join(f"--{name} auto" for name in kept_statistics)
             logger.info("%s: as the model has it, of other values or channels; %s measures these", names, autos)
     return dataclasses.replace(args, **found) if found else args
-
-
-def known_of(config: A2MIMConfig) -> dict[str, Any]:
-    """What a configuration says of stored images."""
-    return {"num_channels": config.num_channels, **config.stored_images}
-
-
-def _spec(known: dict[str, Any], max_pixels: int) -> PixelSpec:
-    return PixelSpec(
-        known.get("num_channels", A2MIMConfig.num_channels),
-        tuple(known["channels"]) if known.get("channels") else None,
-        ValueRange.from_config(known.get("value_range")),
-        known.get("pages"),
-        max_pixels,
-    )

@@ -10,7 +10,8 @@ import numpy as np
 
 AUTO, PERCENTILE, WINDOW = "auto", "percentile", "window"  # beside two numbers, what --value_range takes
 UNCLIPPED = "unclipped"  # the last word, where nothing is to be cut off
-PAGES = ("channels", "samples", "first")  # what several pages of a file may be
+SAMPLES = "samples"
+PAGES = ("channels", SAMPLES, "first")  # what several pages of a file may be
 FIELD = "value_range"
 STORED_FIELDS = (FIELD, "channels", "pages", "display_channels")  # of `A2MIMConfig`, what is taken of stored images
 STORED = "stored_images"  # where other configurations hold them, those that are given
@@ -154,6 +155,33 @@ def stored_fields(data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.keys() <= set(STORED_FIELDS):
         raise ValueError(f"{STORED}: expected an object with {', '.join(STORED_FIELDS)}, got {found!r}")
     return found
+
+
+def checked_fields(fields: dict[str, Any], num_channels: int) -> dict[str, Any]:
+    """Those of `STORED_FIELDS` that are given, as JSON gives them back. Raises ValueError naming the wrong one."""
+    found, chosen, shown = dict(fields), fields.get("channels"), fields.get("display_channels")
+    if (known := ValueRange.from_config(fields.get(FIELD))) is not None:
+        known.check(num_channels)
+        found[FIELD] = known.to_config()
+    if fields.get("pages", PAGES[0]) not in PAGES:
+        raise ValueError(f"pages: must be one of {', '.join(PAGES)}, got {fields['pages']!r}")
+    if chosen is not None:
+        if not _are_numbers(chosen) or not chosen or min(chosen) < 1:
+            raise ValueError(f"channels: must be numbers of channels, from 1, got {chosen!r}")
+        if len(chosen) != num_channels:
+            raise ValueError(f"channels: {len(chosen)} are chosen, but num_channels is {num_channels}")
+        found["channels"] = list(chosen)
+    if shown is not None:
+        ok = _are_numbers(shown) and len(shown) in (1, 3) and all(1 <= number <= num_channels for number in shown)
+        if not ok:
+            raise ValueError(f"display_channels: must be one or three numbers from 1 to {num_channels}, got {shown!r}")
+        found["display_channels"] = list(shown)
+    return found
+
+
+def _are_numbers(values: Any) -> bool:
+    whole = isinstance(values, (list, tuple)) and all(isinstance(value, int) for value in values)
+    return whole and not any(isinstance(value, bool) for value in values)
 
 
 def _percentiles(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from ...utils.value_range import SAMPLES
 from .array_image import ArrayImage, BrokenImage
 from .dicom import count_frames, has_mark, is_named_dicom, open_dicom
 from .jpeg2000 import is_jpeg2000, open_jpeg2000
@@ -99,7 +100,7 @@ def _count(file: BinaryIO, path: str | os.PathLike | None, num_channels: int | N
     if head[:4] in SIGNATURES:
         return count_tiff_pages(file)
     if head[:6] == NPY or (head[:4] == ZIP and path is not None and PurePath(path).suffix.lower() == ".npz"):
-        return page_count(read_header(file), num_channels, "samples")
+        return page_count(read_header(file), num_channels, SAMPLES)
     if is_named_dicom(path):
         return count_frames(file)
     return count_slices(file) if is_nifti(head, path) else 1
