@@ -9,7 +9,15 @@ import logging
 from pathlib import Path
 
 from ..utils.command import run_command
-from .images import add_image_arguments, add_run_arguments, check_images, go_on_with_parts, open_images, value_range
+from .images import (
+    add_image_arguments,
+    add_run_arguments,
+    check_bytes,
+    check_images,
+    go_on_with_parts,
+    open_images,
+    value_range,
+)
 
 
 logger = logging.getLogger("a2mim")
@@ -91,6 +99,7 @@ def embed(args: argparse.Namespace):
         value_range=value_range(args),
         revision=args.revision,
     )
+    check_bytes(args, source, model.transform.spec)
     images = InferenceImages(source, model.transform)
     metadata = {
         **model.description,

@@ -42,6 +42,24 @@ def value_range(args: argparse.Namespace) -> Any:
     return found
 
 
+def check_bytes(args: argparse.Namespace, source: Any, spec: Any):
+    """Refuse images of 8 bits for a model that keeps a range that they do not fill, unless a range is given.
+
+    Args:
+        args: of the command.
+        source: rows whose images are selected.
+        spec: what the model takes of them.
+
+    Raises:
+        ValueError: naming `value_range`.
+    """
+    from ..data.image_statistics import kinds_of_first, refuse_bytes
+
+    if args.value_range is None and spec.value_range is not None:
+        ways = "--value_range 0 255 takes them as they are, and the range of the model, if it is given, as it does"
+        refuse_bytes(kinds_of_first(source, spec), spec.value_range, ways)
+
+
 def check_images(args: argparse.Namespace):
     """Refuse flags that would have no effect on what is named. Raises ValueError naming one."""
     from ..inference.options import check_local

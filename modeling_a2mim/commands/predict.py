@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ..utils.command import run_command
-from .images import add_image_arguments, add_run_arguments, check_images, open_images, value_range
+from .images import add_image_arguments, add_run_arguments, check_bytes, check_images, open_images, value_range
 
 
 logger = logging.getLogger("a2mim")
@@ -73,6 +73,7 @@ def predict(args: argparse.Namespace):
 
         check_out(args.out, (".csv", ".parquet") if model.kind == CLASSIFIER else (".json",), args.overwrite)
     source = open_images(args)
+    check_bytes(args, source, model.spec)
     names = [name if not os.path.exists(name) else Path(name).resolve().name for name in args.images]
     about = {"source": [names, args.split, args.dataset_config_name, args.dataset_revision, args.image_column_name]}
     logger.info("%s, %s: %s images", args.images[0], model.kind, f"{len(source):,}")

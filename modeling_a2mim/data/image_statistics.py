@@ -56,10 +56,7 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     """
     reasons: list[str] = []
     found: Counter[str] = Counter()
-    # Of rows that are read together, those of one chunk: others would have to be fetched for one image each.
-    first = np.arange(min(LOOKED_AT, int(source.chunks[0]))) if source.row_bytes else None
-    rows = spread_rows(LOOKED_AT, source.chunks) if first is None else first
-    for row, value in _images(source, rows.tolist(), spec, reasons):
+    for row, value in _images(source, _looked_at(source), spec, reasons):
         if isinstance(value, Image.Image) and spec.plain:
             found[BYTES] += 1
             continue
@@ -75,6 +72,41 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     if reasons and not found:
         raise ValueError(f"none of {len(reasons)} images that were looked at can be used; {reasons[0]}")
     return found
+
+
+def kinds_of_first(source: RowSource, spec: PixelSpec) -> Counter[str]:
+    """How many of the images that `stored_types` looks at are of 8 bits, and how many "others"; without its checks, as
+    a model that is there tells one by one which images it cannot take. Arguments as there."""
+    found: Counter[str] = Counter()
+    for _, value in _images(source, _looked_at(source), spec):
+        of_bytes = isinstance(value, Image.Image) or value.dtype in (np.uint8, np.bool_)
+        found["others" if not of_bytes else BYTES] += 1
+    return found
+
+
+def _looked_at(source: RowSource) -> list[int]:
+    # Of rows that are read together, those of one chunk: others would have to be fetched for one image each.
+    if source.row_bytes:
+        return list(range(min(LOOKED_AT, int(source.chunks[0]))))
+    return spread_rows(LOOKED_AT, source.chunks).tolist()
+
+
+def refuse_bytes(types: Counter[str], kept: ValueRange | None, what_to_do: str):
+    """Refuse images of 8 bits for a model whose range of values they do not fill: it would see next to nothing.
+
+    Args:
+        types: of `stored_types`.
+        kept: that the model keeps.
+        what_to_do: said at the end.
+
+    Raises:
+        ValueError: naming `value_range`.
+    """
+    if kept is not None and not kept.holds_bytes() and BYTES in types:
+        raise ValueError(
+            f"value_range: the model takes values {kept}, and {types[BYTES]} of {types.total()} images that were "
+            f"looked at are of 8 bits (0 to 255); {what_to_do}"
+        )
 
 
 def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
@@ -164,7 +196,8 @@ def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:
 def _of_row(source: RowSource, row: int, error: ValueError) -> ValueError:
     """An error that names its field first, and then the image."""
     field, _, message = str(error).partition(": ")
-    return ValueError(f"{field}: {source.describe(row)}: {message}")
+    hint = "; give --num_channels, or choose some by --channels (from 1)" if field == "num_channels" else ""
+    return ValueError(f"{field}: {source.describe(row)}: {message}{hint}")
 
 
 def _images(

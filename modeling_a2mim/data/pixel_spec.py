@@ -146,6 +146,5 @@ def channel_choice(image: ArrayImage, spec: PixelSpec) -> Callable[[np.ndarray],
     if (stored, wanted) == (3, 1):
         return _grey
     raise ValueError(
-        f"num_channels: the image ({image.format}) has {image.channels} channel(s), the model takes {wanted}; give "
-        f"--num_channels {image.channels}, or choose some by --channels (from 1)"
+        f"num_channels: the image ({image.format}) has {image.channels} channel(s), the model takes {wanted}"
     )

@@ -181,10 +181,10 @@ def _metadata(record: dict, method: str | None, library: str, pipeline_tag: str,
 
 def _widget(config: A2MIMConfig, record: dict, repo: str, files: Collection[str]) -> list[dict] | None:
     """Images that the page of a classifier offers to try: its own example, or two of ImageNet."""
-    if config.num_channels == 3 and not config.stored_images and EXAMPLE in files:
+    if config.num_channels == 3 and not stored_text(config) and EXAMPLE in files:
         source = f"https://huggingface.co/{repo}/resolve/main/{EXAMPLE}"
         return [{"src": source, "example_title": record.get("example") or "Example"}]
-    if IMAGENET in record.get("datasets", ()) and not config.stored_images:
+    if IMAGENET in record.get("datasets", ()) and not stored_text(config):
         samples = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
         return [{"src": f"{samples}/{name.lower()}.jpg", "example_title": name} for name in ("Tiger", "Teapot")]
     return None

@@ -12,7 +12,7 @@ from ..arguments.model import EncoderArguments, is_auto
 from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
-from ..data.image_statistics import BYTES, find_range, find_statistics, stored_types
+from ..data.image_statistics import BYTES, find_range, find_statistics, refuse_bytes, stored_types
 from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
@@ -64,12 +64,10 @@ def with_found_values(
         source = with_pages(source, spec.stored_channels)
     found: dict[str, Any] = {}
     types = stored_types(source, spec)
-    if kept is not None and not kept.holds_bytes() and BYTES in types:
-        counted = f"{types[BYTES]} of {types.total()} images that were looked at"
-        raise ValueError(
-            f"value_range: the model takes values {kept}, and {counted} are of 8 bits (0 to 255); --value_range auto "
-            f"takes the range of the images, --value_range {' '.join(kept.to_words())} is what the model has"
-        )
+    if kept is not None:
+        same = " ".join(kept.to_words())
+        ways = f"--value_range auto takes the range of the images, --value_range {same} is what the model has"
+        refuse_bytes(types, kept, ways)
     if spec.value_range is None:
         others = {kind: count for kind, count in types.items() if kind != BYTES}
         if others and BYTES in types:

@@ -47,7 +47,7 @@ def test_channels_are_picked_and_ordered():
     for spec, message in (
         (
             {"num_channels": 3},
-            r"^num_channels: the image \(test\) has 4 channel\(s\), the model takes 3; give",
+            r"^num_channels: the image \(test\) has 4 channel\(s\), the model takes 3$",
         ),
         ({"num_channels": 2, "channels": (5, 1)}, r"^channels: 5 is asked for, but the image \(test\) has 4 channel"),
     ):
