@@ -12,7 +12,8 @@ from ..arguments.model import EncoderArguments, is_auto
 from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
-from ..data.image_statistics import BYTES, find_range, find_statistics, refuse_bytes, stored_types
+from ..data.dataset import ImageSamples
+from ..data.image_statistics import BYTES, find_range, find_statistics, kinds_of_first, refuse_bytes, stored_types
 from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
@@ -107,3 +108,16 @@ def with_found_values(
             names, autos = " and ".join(kept_statistics), " ".join(f"--{name} auto" for name in kept_statistics)
             logger.info("%s: as the model has it, of other values or channels; %s measures these", names, autos)
     return dataclasses.replace(args, **found) if found else args
+
+
+def check_evaluated(samples: ImageSamples) -> ImageSamples:
+    """The samples that a model is evaluated on as it is; not those of 8 bits, if it keeps a range that they do not
+    fill.
+
+    Raises:
+        ValueError: naming `value_range`.
+    """
+    spec = samples.transform.spec  # type: ignore[attr-defined]  # of every transform of a task
+    if spec.value_range is not None:
+        refuse_bytes(kinds_of_first(samples.source, spec), spec.value_range, "--eval_only evaluates it as it is")
+    return samples

@@ -1,6 +1,7 @@
 """What the command line does with images that are not of 8 bits, before a model is built."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -222,3 +223,15 @@ def test_statistics_of_a_range_that_cuts_nothing_off(deep, tmp_path, caplog):
         caplog.clear()
         main([*again, *other, "--output_dir", str(tmp_path / str(number))])
         assert "image_mean and image_std: as the model has it, of other values or channels" in caplog.text
+
+
+def test_a_classifier_is_not_evaluated_on_photographs_that_it_sees_as_black(deep, folder, tmp_path):
+    new = ["--architecture", "test_convnext", "--image_size", "32", "--num_channels", "1", "--train_dir", str(deep)]
+    run_finetune.main([*new, *FAST, "--output_dir", str(tmp_path / "model")])
+    again = ["--model_name_or_path", str(tmp_path / "model"), "--eval_only", "--use_cpu", "--validation_dir"]
+    run_finetune.main([*again, str(deep), "--output_dir", str(tmp_path / "deep")])
+    names = {"cats": "a", "dogs": "b"}
+    for found in (path for path in folder.iterdir() if path.name in names):
+        shutil.copytree(found, tmp_path / "photographs" / names[found.name])
+    with pytest.raises(ValueError, match=r"^value_range: the model takes values .* are of 8 bits.*evaluates it as it"):
+        run_finetune.main([*again, str(tmp_path / "photographs"), "--output_dir", str(tmp_path / "eval")])

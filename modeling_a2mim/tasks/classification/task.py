@@ -31,6 +31,7 @@ from ...training.resuming import flags
 from ...utils.labels import label_names
 from ..encoder import build_classifier
 from ..start import encoder_provenance, open_start, task_of
+from ..stored_images import check_evaluated
 from .corrupted import chosen_corruptions, try_corruptions
 from .data import SUBSET, choose_rows, evaluation_samples, keep_subset, training_transform
 from .decision import (
@@ -406,7 +407,7 @@ def evaluate(
     check_choosable(model_args, images)
     if own is not None and model_args.threshold is None:
         own.check(images.names, images.problem_type == MULTI)
-    samples = evaluation_samples(model, data_args, images, args.seed)
+    samples = check_evaluated(evaluation_samples(model, data_args, images, args.seed))
     trainer = ClassificationTrainer(
         model=model,
         args=args,

@@ -21,6 +21,7 @@ from ...training.resuming import flags
 from ...utils.labels import label_names
 from ..dense import DenseTask, DenseTrainer
 from ..start import encoder_provenance, open_model_of_task, task_of
+from ..stored_images import check_evaluated
 from .annotations import FIGURES, AveragePrecision
 from .data import CLIPPED, DROPPED, TRUTH, DetectionTransform, Resize, draw_predictions, pad_batch
 from .images import AnnotatedImages, annotated_samples, load_annotated, load_annotated_split, read_annotations
@@ -236,7 +237,7 @@ def evaluate(
     trainer = DetectionTrainer(
         model=model,
         args=args,
-        eval_dataset=annotated_samples(data_args, validation, transform, args.seed, column),
+        eval_dataset=check_evaluated(annotated_samples(data_args, validation, transform, args.seed, column)),
         data_collator=functools.partial(pad_batch, canvas=sizes.canvas),
         task=SEGMENTER if masks else DETECTOR,
         processing_class=sizes.processor(model.config),

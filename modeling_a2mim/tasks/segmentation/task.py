@@ -18,6 +18,7 @@ from ...training.resuming import flags
 from ...utils.plotting import to_pil_image
 from ..dense import DenseTask, DenseTrainer
 from ..start import encoder_provenance, open_model_of_task, task_of
+from ..stored_images import check_evaluated
 from .data import Labelled, SegmentationTransform, collate_maps, load_labelled, load_to_evaluate, transform_options
 from .maps import MeanIoU, confusion, plot_predictions, resized_prediction
 from .model import build_segmenter, image_processor, without_package
@@ -185,7 +186,7 @@ def evaluate(
     trainer = SegmentationTrainer(
         model=model,
         args=args,
-        eval_dataset=image_samples(data_args, images.validation, transform, args.seed, **columns),
+        eval_dataset=check_evaluated(image_samples(data_args, images.validation, transform, args.seed, **columns)),
         processing_class=processor,
         names=start.names,
         ignore_index=labels.ignored,
