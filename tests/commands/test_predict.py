@@ -22,7 +22,7 @@ from modeling_a2mim import A2MIMForImageClassification
 from modeling_a2mim.commands.predict import main
 from modeling_a2mim.export.folder import export_model
 
-from ..processes import in_two_processes
+from ..processes import forked, in_two_processes
 from ..small_models import make
 
 
@@ -159,10 +159,9 @@ def test_killed_while_it_puts_the_table_together(export, photos, tmp_path, monke
     out = tmp_path / "out.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modeling_a2mim.inference.parts.PartedTable.remove", lambda self: os._exit(9))
-        child = os.fork()
-        if child == 0:
-            predict(export, photos, "--out", out)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        process = forked(predict, export, photos, "--out", out)
+        process.join()
+        assert process.exitcode == 9
     assert out.exists()
     predict(export, photos, "--out", out)
     assert [row["file"] for row in rows(out)] == names(photos)

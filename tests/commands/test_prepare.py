@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import tarfile
@@ -22,6 +21,7 @@ from modeling_a2mim.preparation.parts import WORK, PartWriter
 from modeling_a2mim.preparation.shards import write_shards
 
 from ..image_files import encoded, write_images, write_parquet
+from ..processes import forked
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,9 +131,7 @@ def test_report_and_card(out):
 
 def start(images, out, *argv):
     """A run in a process that can be killed."""
-    process = multiprocessing.get_context("fork").Process(target=prepare, args=(images, out, *argv))
-    process.start()
-    return process
+    return forked(prepare, images, out, *argv)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
