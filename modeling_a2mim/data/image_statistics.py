@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers.utils.logging import tqdm
 
-from ..utils.value_range import ValueRange
+from ..utils.value_range import NO_WINDOW, WINDOW, ValueRange
 from .arrays import ArrayImage, BrokenImage
 from .decoding import as_array, load_tensor, open_stored
 from .held_out import spread_rows
@@ -45,7 +45,7 @@ class Statistics:
 
 def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     """How the values of some images are stored, and how many of them: "8 bits" or a type of NumPy. Broken images are
-    left out, unless all are.
+    left out, unless all are, and so are those without a window where that is asked for.
 
     Args:
         source: rows whose column of images is selected.
@@ -56,6 +56,7 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
     """
     reasons: list[str] = []
     found: Counter[str] = Counter()
+    windows = spec.value_range is not None and spec.value_range.of == WINDOW
     for row, value in _images(source, _looked_at(source), spec, reasons):
         if isinstance(value, Image.Image) and spec.plain:
             found[BYTES] += 1
@@ -68,6 +69,9 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
             continue
         except ValueError as error:
             raise _of_row(source, row, error) from error
+        if windows and image.window is None:
+            reasons.append(f"{source.describe(row)}: {NO_WINDOW}")
+            continue
         found[BYTES if image.dtype in (np.uint8, np.bool_) else str(image.dtype)] += 1
     if reasons and not found:
         raise ValueError(f"none of {len(reasons)} images that were looked at can be used; {reasons[0]}")

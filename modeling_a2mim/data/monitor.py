@@ -155,17 +155,19 @@ def monitor_images(
             read = ImageSamples(source, transform.draw)
     total, chunks = len(read), read.source.chunks
     chosen = spread_rows(samples, chunks) if labels is None else balanced_rows(labels, samples)
-    pixels, kept = [], []
+    pixels, kept, reasons = [], [], []
     for row in tqdm(chosen.tolist(), desc="images to measure on", leave=False):
         try:
             pixels.append(read[row]["pixel_values"])
             kept.append(row)
         except BrokenImage as error:
+            reasons.append(str(error))
             logger.warning("%s: %s; skipped", field, error)
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from error
     if len(kept) < FEWEST:
-        raise ValueError(f"{field}: {len(kept)} of {total:,} images can be used, but it takes {FEWEST}; name others")
+        why = f"name others ({reasons[0]})" if reasons else "name others"
+        raise ValueError(f"{field}: {len(kept)} of {total:,} images can be used, but it takes {FEWEST}; {why}")
     if len(kept) < len(chosen):
         logger.warning("%s: %d of the %d images drawn are broken", field, len(chosen) - len(kept), len(chosen))
     own = None if labels is None else labels[kept]

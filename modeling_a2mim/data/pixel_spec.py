@@ -89,6 +89,8 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
     choose = channel_choice(image, spec)
     if known is None:
         values = choose(image.read(box))
+        if image.nodata is not None:
+            values = np.where(values == image.nodata, values.dtype.type(0), values)
         if values.dtype == np.float32 and not (values.min() >= 0 and values.max() <= 1):
             raise BrokenImage(NO_RANGE.format("float32 beyond 0 and 1"))
         values = values * np.uint8(255) if values.dtype == np.bool_ else values

@@ -1,5 +1,6 @@
 """A stored image to the pieces that are written of it: made smaller, or cut in tiles."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..data.arrays import BrokenImage, count_pages
-from ..data.content import Content
+from ..data.content import Content, finite_limits
 from ..data.decoding import (
     JPEGS,
     as_array,
@@ -76,7 +77,7 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         yield _photograph(image, value, options, jpeg)
         return
     image = as_array(image) if isinstance(image, Image.Image) else image
-    values, alpha = image.read(), image.alpha
+    values, alpha = without_nodata(image.read(), image.nodata), image.alpha
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)  # as it is read while training
     if options.channels is not None:
@@ -110,6 +111,19 @@ def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) ->
     return Piece("", np.ascontiguousarray(values), alpha, jpeg, bytes(data) if data and as_it_is else None)
 
 
+def without_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """What a GeoTIFF marks as nodata, which nothing that is written can, as what training makes 0 of: NaN, or the 0 of
+    integers without sign. Those with sign become float32 (float64, if they have more than 16 bits)."""
+    if nodata is None or math.isnan(nodata):
+        return values
+    missing = values == nodata
+    if values.dtype.kind in "ub":
+        return np.where(missing, values.dtype.type(0), values)
+    if values.dtype.kind == "i":
+        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    return np.where(missing, values.dtype.type(np.nan), values)
+
+
 def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
     """Height and width that an image becomes: never larger than it is."""
     if options.size is None:
@@ -121,15 +135,15 @@ def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
 
 
 def _smaller(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Antialiased bicubic, computed in floating point and rounded to the type of the values; none lies beyond those of
-    its channel. Values that are not finite spread over the pixels that they would be part of."""
+    """Antialiased bicubic, computed in floating point and rounded to the type of the values; none lies beyond the
+    finite ones of its channel. Values that are not finite spread over the pixels that they would be part of."""
     if size == values.shape[1:]:
         return np.ascontiguousarray(values)
     wide = values.dtype.itemsize > 2 and values.dtype != np.float32
     pixels = torch.from_numpy(values.astype(np.float64 if wide else np.float32))
     found = F.resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
-    with np.errstate(invalid="ignore"):
-        found = np.clip(found, values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True))
+    low, high = (limit[:, None, None] for limit in finite_limits(values))
+    found = np.where(np.isfinite(found), np.clip(found, low, high), found)
     found = np.rint(found) if np.issubdtype(values.dtype, np.integer) else found
     return found.astype(values.dtype)
 

@@ -70,7 +70,7 @@ class Group:
 
     def summary(self) -> dict[str, Any]:
         """What is known of each channel, in the values that are stored; those of 8 bits have mean and standard
-        deviation in [0, 1]."""
+        deviation in [0, 1]. All is 0 of a channel without any finite value."""
         total, levels = self.counts.sum(1), self.levels
         some = np.maximum(total, 1)
         if self.exact:
@@ -83,7 +83,7 @@ class Group:
         else:
             mean = self.sums[:, 0] / some
             std = np.sqrt(np.maximum(self.sums[:, 1] / some - np.square(mean), 0))
-            limits = self.limits
+            limits = np.where(total[:, None] > 0, self.limits, 0.0)
         scale = 255 if self.dtype == np.uint8 else 1
         found = {
             "dtype": str(self.dtype),
@@ -102,7 +102,8 @@ class Group:
         """The smallest value that so many percent of the pixels do not exceed."""
         sums = np.cumsum(self.counts, axis=1)
         ranks = np.maximum(np.ceil(sums[:, -1] * percent / 100), 1)
-        found = levels[[int(np.searchsorted(own, rank)) for own, rank in zip(sums, ranks, strict=True)]]
+        bins = [min(int(np.searchsorted(own, rank)), len(own) - 1) for own, rank in zip(sums, ranks, strict=True)]
+        found = levels[bins]
         return np.clip(found, limits[:, 0], limits[:, 1])
 
     def in_range(self, low: float, high: float) -> tuple[list[float], list[float]]:
@@ -185,9 +186,11 @@ def flags_of(group: Group) -> str:
     flags = [] if channels == 3 else ["--num_channels", str(channels)]
     mean, std = known["mean"], known["std"]
     if group.dtype != np.uint8:
-        low, high = min(known["percentiles"]["0.5"]), max(known["percentiles"]["99.5"])
-        if not low < high:
+        some = np.flatnonzero(group.counts.any(1))  # channels with a finite value
+        lows, highs = (np.array(known["percentiles"][f"{p:g}"])[some] for p in PERCENTILES)
+        if not len(some) or not lows.min() < highs.max():
             return ""
+        low, high = lows.min(), highs.max()
         flags += ["--value_range", f"{low:g}", f"{high:g}"]
         mean, std = group.in_range(float(f"{low:g}"), float(f"{high:g}"))
     flags += ["--image_mean", *(f"{value:.4f}" for value in mean)]

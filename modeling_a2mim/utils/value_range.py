@@ -9,9 +9,11 @@ import numpy as np
 
 
 AUTO, PERCENTILE, WINDOW = "auto", "percentile", "window"  # beside two numbers, what --value_range takes
+NO_WINDOW = "its header has no window, which --value_range window asks for"
 UNCLIPPED = "unclipped"  # the last word, where nothing is to be cut off
 SAMPLES = "samples"
-PAGES = ("channels", SAMPLES, "first")  # what several pages of a file may be
+FIRST = "first"
+PAGES = ("channels", SAMPLES, FIRST)  # what several pages of a file may be
 FIELD = "value_range"
 STORED_FIELDS = (FIELD, "channels", "pages", "display_channels")  # of `A2MIMConfig`, what is taken of stored images
 STORED = "stored_images"  # where other configurations hold them, those that are given
@@ -117,7 +119,7 @@ class ValueRange:
         low, high = np.array(self.low, dtype=np.float64), np.array(self.high, dtype=np.float64)
         if self.of == WINDOW:
             if window is None:
-                raise ValueError("its header has no window, which --value_range window asks for")
+                raise ValueError(NO_WINDOW)
             low, high = np.array(window[:1], dtype=np.float64), np.array(window[1:], dtype=np.float64)
         elif self.of == PERCENTILE:
             low, high = _percentiles(values, low, high)

@@ -75,6 +75,8 @@ def test_what_is_wrong_with_images_is_said():
         find_range(Arrays([*images(1), *images(1, channels=3)]), PixelSpec(2))
     with pytest.raises(ValueError, match="^image_mean: of 2 images none can be read; row 0: its header has no window"):
         find_statistics(Arrays([one, one]), PixelSpec(3, value_range=ValueRange(of="window")))
+    with pytest.raises(ValueError, match="^none of 1 images .*; row 0: its header has no window, which --value_range"):
+        stored_types(Arrays([one]), PixelSpec(3, value_range=ValueRange(of="window")))
     with pytest.raises(ValueError, match="^value_range: of 1 images none has values .*; row 0: gone"):
         find_range(Arrays([BrokenImage("gone")]), PixelSpec(3))
 

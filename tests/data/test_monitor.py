@@ -191,6 +191,9 @@ def test_mistakes(tmp_path):
     many = A2MIMConfig(architecture="test_convnext", image_size=32, num_channels=5, mask_patch_size=8, mask_site=-3)
     with pytest.raises(ValueError, match="^monitor: row .*num_channels: "):
         monitor_images(load_images(split="test").select(range(3)), PreTrainTransform(many, train=False))
+    large = PreTrainTransform(WHOLE.config, train=False, crop_pixels=4096)
+    with pytest.raises(ValueError, match="^monitor: 0 of 3 images .* pixels, which --crop_pixels 4096 does not fit"):
+        monitor_images(load_images(split="test").select(range(3)), large)
     folder_of(tmp_path, cat=1)
     with pytest.raises(ValueError, match="^monitor_dir: 1 of 1 images can be used, but it takes 2"):
         opened(monitor_dir=str(tmp_path / "images"))

@@ -82,3 +82,8 @@ def test_windows_and_missing_values():
     shown.nodata = float(VALUES[0, 2, 3])
     found = read_values(shown, PixelSpec(1, value_range=ValueRange((-1.0,), (4000.0,))))
     assert torch.equal(found[0] == 0, torch.from_numpy(VALUES[0] == VALUES[0, 2, 3]))
+    small = StoredArray("test", (VALUES[:1] // 16).astype(np.uint8) + np.uint8(1))
+    small.nodata = float(small.values.max())
+    found = read_values(small, PixelSpec(1)).numpy()
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, np.where(small.values == small.values.max(), 0, small.values))

@@ -1,7 +1,10 @@
 """Images made smaller, and cut in tiles."""
 
+import io
+
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from modeling_a2mim.data.content import Content
@@ -41,6 +44,43 @@ def test_no_value_lies_beyond_those_of_the_image(dtype):
     assert piece.values.dtype == dtype
     assert piece.values.shape == (2, 13, 13)
     assert (piece.values.min(), piece.values.max()) == (0, 1000)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_missing_values_spread_no_farther_than_they_are_used(dtype, missing):
+    values = np.random.default_rng(0).uniform(1, 9, (2, 40, 40)).astype(dtype)
+    [whole] = pieces_of(values, Options(size=20))
+    values[0, :3, :] = missing
+    [piece] = pieces_of(values, Options(size=20))
+    assert piece.values.dtype == dtype
+    assert np.array_equal(piece.values[0, 8:], whole.values[0, 8:])
+    assert np.array_equal(piece.values[1], whole.values[1])
+    assert not np.isfinite(piece.values[0, :2]).any()
+
+
+def test_nodata_stays_unknown():
+    """What is written cannot say what a GeoTIFF marks as nodata."""
+    stored = np.random.default_rng(0).integers(1, 3000, (40, 40))
+    stored[:10] = -9999
+    for dtype, nodata, expected in (
+        ("int16", -9999, "float32"),
+        ("int32", -9999, "float64"),
+        ("float32", -9999, "float32"),
+        ("uint16", 65535, "uint16"),
+        ("float32", np.nan, "float32"),
+    ):
+        known = stored >= 0
+        values = np.where(known, stored, nodata).astype(dtype)
+        file = io.BytesIO()
+        tifffile.imwrite(file, values, extratags=[(42113, 2, 0, str(nodata), True)])
+        [piece] = pieces_of({"bytes": file.getvalue()}, Options(size=None))
+        assert piece.values.dtype == expected
+        assert np.array_equal(piece.values[0][known], stored[known])
+        rest = piece.values[0][~known]
+        assert np.isnan(rest).all() if expected != "uint16" else (rest == 0).all()
+        [small] = pieces_of({"bytes": file.getvalue()}, Options(size=20))
+        assert 1 <= np.nanmin(small.values[:, 8:]) <= np.nanmax(small.values) < 3000
 
 
 def test_large_integers_are_not_rounded_to_float32():

@@ -49,6 +49,16 @@ def test_values_that_are_not_finite_are_counted_apart():
     assert (found["mean"], found["min"], found["max"], found["not_finite"]) == ([1.0], [-1.0], [3.0], 2)
 
 
+def test_channels_without_any_value():
+    nothing = np.full((1, 1, 4), np.nan, dtype=np.float32)
+    [found] = counted([nothing]).summary()
+    assert [found[name] for name in ("mean", "std", "min", "max", "flags")] == [[0.0], [0.0], [0.0], [0.0], ""]
+    known = np.arange(100, 104, dtype=np.float32).reshape(1, 1, 4)
+    [found] = counted([np.concatenate([nothing, known])]).summary()
+    assert found["min"] == [0.0, 100.0]
+    assert found["flags"].startswith("--num_channels 2 --value_range 100.25 103 ")
+
+
 def test_photographs_become_rgb():
     """As training makes them: grey in all channels, and no transparency."""
     found, rng = Statistics(), np.random.default_rng(0)

@@ -23,7 +23,8 @@ def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
 
     Args:
         values: the array.
-        channels: how many are expected; if that tells nothing, they are the shorter one of the first and last axis.
+        channels: how many are expected; if that tells nothing, the image is taken to be square, and if it cannot be,
+            they are the shorter one of the first and last axis.
 
     Raises:
         BrokenImage: if it has another number of axes.
@@ -32,8 +33,13 @@ def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
         return values[None]
     if values.ndim != 3:
         raise BrokenImage(f"an array {values.shape}; expected (height, width) or (channels, height, width)")
-    first, last = values.shape[0], values.shape[-1]
-    is_last = last < first if (first == channels) == (last == channels) else last == channels
+    first, middle, last = values.shape
+    if (first == channels) != (last == channels):
+        is_last = last == channels
+    elif (first == middle) != (middle == last):  # spectra of a square may be longer than its sides
+        is_last = first == middle
+    else:
+        is_last = last < first
     return values.transpose(2, 0, 1) if is_last else values
 
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ...utils.value_range import FIRST, SAMPLES
 from .array_image import ArrayImage, Box, BrokenImage
 from .axes import channels_first, native
 from .limits import CHEAP_BYTES, RATIOS, VALUES_PER_PIXEL, check_size, choose_pages, reading
@@ -94,15 +95,18 @@ def _npy_header(head: bytes, size: int) -> _Header:
 
 def page_count(header: _Header, num_channels: int | None, pages: str | None = None) -> int:
     """How many images there are along the leading axis: of 4 axes, and of 3 if `pages` is given and neither end has
-    the channels that are expected. Raises BrokenImage for another number of axes."""
+    the channels that are expected. Raises BrokenImage for another number of axes, and for 3 of which the first may be
+    either."""
     shape = header.shape
     if len(shape) not in (2, 3, 4):
         raise BrokenImage(f"an array {shape}; expected (height, width), with channels, with pages, or with both")
+    if len(shape) == 3 and pages in (SAMPLES, FIRST) and num_channels is None:
+        raise BrokenImage(
+            f"an array {shape}: nothing says whether its first axis are pages or channels; make it 4 axes (pages, "
+            "channels, height, width), or give no --pages if they are channels"
+        )
     leading = len(shape) == 4 or (
-        len(shape) == 3
-        and pages is not None
-        and num_channels is not None
-        and num_channels not in (shape[0], shape[-1])
+        len(shape) == 3 and pages is not None and num_channels not in (None, shape[0], shape[-1])
     )
     return shape[0] if leading else 1
 

@@ -60,6 +60,10 @@ def test_every_type(dtype, order):
         ((12, 13), 1, None, None, 1, np.s_[None]),
         ((12, 13, 4), 4, None, None, 1, "last"),
         ((12, 13, 4), None, None, None, 1, "last"),
+        ((12, 12, 40), None, None, None, 1, "last"),  # a square of spectra
+        ((40, 12, 12), None, None, None, 1, np.s_[:]),
+        ((40, 12, 12), None, "channels", None, 1, np.s_[:]),
+        ((6, 40, 12, 12), None, "samples", 2, 6, np.s_[2]),
         ((4, 12, 13), 4, "samples", None, 1, np.s_[:]),
         ((7, 12, 13), 1, "samples", 3, 7, np.s_[3:4]),
         ((7, 12, 13), 3, "first", None, 7, np.s_[:1]),
@@ -76,7 +80,18 @@ def test_axes(shape, channels, pages, page, count, expected):
     check(
         opened(npy(array), channels, pages, page), values[expected]() if isinstance(expected, str) else array[expected]
     )
-    assert count_pages(npy(array), None, channels) == count
+    if channels is not None or array.ndim != 3:
+        assert count_pages(npy(array), None, channels) == count
+
+
+@pytest.mark.parametrize("pages", ["samples", "first"])
+def test_pages_that_may_be_channels_are_refused(pages):
+    """Of `--channels 1` nobody knows whether the first axis is what they are counted along."""
+    stack = npy(np.zeros((7, 12, 13), np.uint16))
+    with pytest.raises(BrokenImage, match=r"^an array \(7, 12, 13\): nothing says whether its first axis"):
+        opened(stack, None, pages, 0)
+    with pytest.raises(BrokenImage, match="make it 4 axes"):
+        count_pages(stack)
 
 
 def test_several_pages_are_refused():
