@@ -23,6 +23,7 @@ logger = logging.getLogger("a2mim")
 
 LOOKED_AT = 16  # images whose headers tell how all are stored
 BYTES = "8 bits"  # of `stored_types`
+FEW = 4  # images of which it is told how much of a range they fill
 SAMPLE = 512  # images that are measured, all if there are no more
 NARROW = 0.25  # of a range: most values lie in less
 
@@ -158,6 +159,28 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
             *(low, high, lowest, highest, low, high),
         )
     return ValueRange((lowest,), (highest if highest > lowest else lowest + 1.0,), clip=False)
+
+
+def filled_share(source: RowSource, spec: PixelSpec) -> float | None:
+    """How much of the range from 0 to 1 all but 1% of the pixels of a few images fill, as the model takes them; `None`
+    if none can be read. Arguments as `find_statistics`."""
+    parts = []
+    rows = _looked_at(source)
+    for row in rows[:: max(1, len(rows) // FEW)]:
+        value = source.read([row])[0][0]
+        if isinstance(value, BrokenImage):
+            continue
+        try:
+            pixels = load_tensor(value, spec).flatten()
+        except BrokenImage:  # which is counted when it is trained on
+            continue
+        except ValueError as error:
+            raise _of_row(source, row, error) from error
+        parts.append(pixels[:: max(1, len(pixels) // 65_536)].numpy())
+    if not parts:
+        return None
+    low, high = np.percentile(np.concatenate(parts), [0.5, 99.5]).tolist()
+    return high - low
 
 
 def find_statistics(source: RowSource, spec: PixelSpec) -> Statistics:

@@ -13,7 +13,15 @@ from ..arguments.settings import given_settings
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.dataset import ImageSamples
-from ..data.image_statistics import BYTES, find_range, find_statistics, kinds_of_first, refuse_bytes, stored_types
+from ..data.image_statistics import (
+    BYTES,
+    filled_share,
+    find_range,
+    find_statistics,
+    kinds_of_first,
+    refuse_bytes,
+    stored_types,
+)
 from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
@@ -24,6 +32,7 @@ from ..utils.value_range import SAMPLES, ValueRange
 logger = logging.getLogger("a2mim")
 
 Args = TypeVar("Args", bound=EncoderArguments)
+LEAST_FILLED = 0.01  # of a range that is given; below that it is of other values
 STATISTICS = ("image_mean", "image_std")
 
 
@@ -92,6 +101,16 @@ def with_found_values(
             "them; give --value_range 0 255",
             spec.value_range,
         )
+    elif args.value_range is not None and spec.value_range.of is None:
+        filled = filled_share(source, spec)
+        if filled is not None and filled < LEAST_FILLED:
+            logger.warning(
+                "value_range: where %s become 0 to 1, nearly all pixels of a few images that were read lie within "
+                "%.2g of each other, nearly nothing will be seen in them; is the range that of the values as they are "
+                "stored? --value_range auto measures it",
+                spec.value_range,
+                filled,
+            )
     if is_auto(args.image_mean) or is_auto(args.image_std):
         statistics = find_statistics(source, spec)
         error = f"; standard error of the means at most {max(statistics.error):.2g}" if any(statistics.error) else ""

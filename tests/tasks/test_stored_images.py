@@ -79,6 +79,20 @@ def test_photographs_in_a_range_of_more_bits_are_told(folder, tmp_path, caplog):
     assert "value_range: images are of 8 bits, at most 255, and 0 to 4095 become 0 to 1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [(("0", "15"), "within 0 of"), (("0", "1e7"), "within 0.0004 of"), (("1e3", "3e3"), None), (("0", "65535"), None)],
+)
+def test_a_range_of_other_values_is_told(deep, tmp_path, caplog, limits, told):
+    """All white, or all black."""
+    pretrain(deep, tmp_path / "out", "--num_channels", "1", "--value_range", *limits)
+    lines = [line for line in caplog.messages if "nearly nothing will be seen" in line]
+    assert len(lines) == (told is not None)
+    if told:
+        assert lines[0].startswith("value_range: where 0 to ")
+        assert told in lines[0]
+
+
 def test_photographs_stay_as_they_were(folder, tmp_path, caplog):
     caplog.set_level("INFO")
     assert "stored_images" not in pretrain(folder, tmp_path / "a")
