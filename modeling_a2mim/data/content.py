@@ -29,7 +29,7 @@ class Content:
     @classmethod
     def of(cls, values: np.ndarray) -> "Content":
         """Of a whole image, (channels, height, width), whose channels have the range of its own values."""
-        return cls(border_of(values.shape[1], values.shape[2], lambda box: _part(values, box)), *_limits(values))
+        return cls(border_of(values.shape[1], values.shape[2], lambda box: _part(values, box)), *finite_limits(values))
 
     def share(self, values: np.ndarray) -> float:
         """The share of the pixels of (channels, height, width) that are not background; 1 if there is none."""
@@ -53,8 +53,9 @@ def _part(values: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return values[:, top : top + height, left : left + width]
 
 
-def _limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest finite value of each channel, without a wider copy of a large image."""
+def finite_limits(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest finite value of each channel of (channels, height, width), 0 where there is none;
+    without a wider copy of a large image."""
     if np.issubdtype(values.dtype, np.integer):
         return values.min((1, 2)), values.max((1, 2))
     finite = np.isfinite(values)

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..data.arrays import BrokenImage, count_pages
-from ..data.content import Content
+from ..data.content import Content, finite_limits
 from ..data.decoding import (
     JPEGS,
     as_array,
@@ -83,17 +83,29 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         if max(options.channels) > len(values):
             raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")
         values, alpha = values[[channel - 1 for channel in options.channels]], False
+    known = _with_nan(values, image.nodata)
     if options.tile is None:
-        yield Piece("", _smaller(values, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
+        yield Piece("", _smaller(known, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
         return
     content = None if options.min_content is None else Content.of(values)
     for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
         top, left, height, width = box
-        tile = values[:, top : top + height, left : left + width]
-        if content is not None and content.share(tile) < options.min_content:
+        inside = np.s_[:, top : top + height, left : left + width]
+        if content is not None and content.share(values[inside]) < options.min_content:
             yield None
         else:
-            yield Piece(place, np.ascontiguousarray(tile), alpha, jpeg)
+            yield Piece(place, np.ascontiguousarray(known[inside]), alpha, jpeg)
+
+
+def _with_nan(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Values with NaN where a GeoTIFF marks that nothing is known, since no file that is written has such a mark:
+    integers become floating-point values for it. A mark of 0, and images of 8 bits, stay as they are."""
+    integers = np.issubdtype(values.dtype, np.integer)
+    if nodata is None or (integers and (nodata == 0 or values.dtype.itemsize == 1)):
+        return values
+    if not integers:
+        return np.where(values == nodata, np.nan, values)
+    return np.where(values == nodata, np.nan, values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64))
 
 
 def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) -> Piece:
@@ -128,8 +140,9 @@ def _smaller(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     wide = values.dtype.itemsize > 2 and values.dtype != np.float32
     pixels = torch.from_numpy(values.astype(np.float64 if wide else np.float32))
     found = F.resize(pixels, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).numpy()
+    low, high = (limit[:, None, None] for limit in finite_limits(values))  # NaN as a limit would make all values NaN
     with np.errstate(invalid="ignore"):
-        found = np.clip(found, values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True))
+        found = np.clip(found, low, high)
     found = np.rint(found) if np.issubdtype(values.dtype, np.integer) else found
     return found.astype(values.dtype)
 

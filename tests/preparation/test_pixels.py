@@ -1,5 +1,7 @@
 """Images made smaller, and cut in tiles."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from modeling_a2mim.data.content import Content
 from modeling_a2mim.preparation.options import LONGER, Options
 from modeling_a2mim.preparation.pixels import pieces_of, target_size, tiles
+from modeling_a2mim.preparation.statistics import Statistics
 
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 20), (19, 100), (5, 7), (21, 41)])
@@ -76,3 +79,53 @@ def test_transparency_and_palettes():
     ):
         [piece] = pieces_of(image, Options(size=None))
         assert (len(piece.values), piece.alpha) == (channels, alpha), image.mode
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_missing_values_leave_the_rest_of_the_image(dtype):
+    values = np.full((2, 100, 100), 7, dtype=dtype)
+    values[0, 0, 0] = np.nan
+    values[1, 99, 99] = np.inf
+    [piece] = pieces_of(values, Options(size=50))
+    assert piece.values.dtype == dtype
+    assert np.isnan(piece.values[0, 0, 0])  # spread to the pixels made of it
+    assert (piece.values[0, 8:] == 7).all()
+    assert (piece.values[:, :, 8:-8] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "mark", "written"),
+    [
+        ("float32", -9999, "float32"),
+        ("int16", -32768, "float32"),
+        ("uint16", 65535, "float32"),
+        ("int32", -1, "float64"),
+    ],
+)
+@pytest.mark.parametrize("options", [Options(size=None), Options(size=None, tile=32, min_content=0.5)])
+def test_what_a_geotiff_marks_as_missing_is_no_value(stored, mark, written, options):
+    """Neither in the pixels nor in the range that the flags give."""
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(0).integers(400, 600, (64, 64)).astype(stored)
+    values[:16] = mark
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, extratags=[(42113, "s", 0, str(mark), True)])
+    found = Statistics()
+    pieces = [piece for piece in pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, options) if piece]
+    for piece in pieces:
+        assert piece.values.dtype == written
+        found.add(piece.values, piece.alpha)
+    top = pieces[0].values[0]
+    np.testing.assert_array_equal(top[:16], np.nan)
+    np.testing.assert_array_equal(top[16:], values[16 : len(top), : top.shape[1]])
+    [own] = found.summary()
+    assert 400 <= own["min"][0] <= own["max"][0] < 600
+
+
+def test_a_mark_of_zero_stays_an_integer():
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    tifffile.imwrite(file, values, extratags=[(42113, "s", 0, "0", True)])
+    [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, Options(size=None))
+    np.testing.assert_array_equal(piece.values[0], values)
