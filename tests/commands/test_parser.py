@@ -114,7 +114,9 @@ def test_going_on_with_other_settings_names_the_file_that_has_those_of_the_run(f
     run_pretraining.main([*argv, "--max_steps", "1", "--mask_ratio", "0.5"])
     assert "Köln" in (out / "run.yaml").read_text(encoding="utf-8")
     resume = ["--max_steps", "2", "--resume_from_checkpoint", "last"]
-    with pytest.raises(ValueError, match=r"mask_ratio 0.5, this run has 0.6; .* \(--config '.*/a b/run.yaml' has them"):
+    with pytest.raises(
+        ValueError, match=r"mask_ratio 0.5, this run has 0.6; .* \(--config '.*/a b/run.yaml' has them"
+    ):
         run_pretraining.main([*argv, *resume])
     run_pretraining.main(["--config", str(out / "run.yaml"), *resume])
     assert (out / "checkpoint-2").is_dir()
