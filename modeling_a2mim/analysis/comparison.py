@@ -200,6 +200,9 @@ def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedMo
     """
     if args.names is not None and len(args.names) != len(args.models):
         raise ValueError(f"names: expected one for each of {len(args.models)} models, got {len(args.names)}")
+    for source in args.models[1:]:
+        if Path(source).is_file() or (Path(source).is_dir() and not any(Path(source).rglob("config.json"))):
+            raise ValueError(f"models: {source} is here, but is no model; images are given with --dataset")
     models = [
         load_model(source, name, kind, revision=args.revision)
         for source, name in zip(args.models, args.names or [None] * len(args.models), strict=True)

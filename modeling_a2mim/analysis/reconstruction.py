@@ -21,7 +21,7 @@ from ..export.record import versions
 from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import atomic_write, safe_name, write_json
-from ..utils.plotting import LONGEST_LABEL, new_figure, short_names, to_pil_image
+from ..utils.plotting import LONGEST_LABEL, caption_font, drawable, new_figure, short_names, to_pil_image
 from ..utils.value_range import ValueRange
 from .comparison import DTYPES, Images, load_models
 
@@ -158,12 +158,12 @@ def panel(
     cell = (width * scale, height * scale)
     top, step = line * (1 + (title is not None)) + 2, cell[1] + gap + (line if quality or names else 0)
     sheet = Image.new("RGB", (len(COLUMNS) * (cell[0] + gap) + gap, top + gap + count * step), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), caption_font()[0]
     if title is not None:
-        draw.text((gap, 2), title, fill="black")
+        draw.text((gap, 2), drawable(title), fill="black", font=font)
     for column, name in enumerate(COLUMNS):
         left = gap + column * (cell[0] + gap)
-        draw.text((left, top - line), name, fill="black")
+        draw.text((left, top - line), name, fill="black", font=font)
         for row in range(count):
             like = images["original"][row] if stretch else None
             tile = to_pil_image(images[name][row], channels=channels, like=like)
@@ -174,14 +174,15 @@ def panel(
         captions.append((row, 1, f"mean fill {values['mean_fill_psnr']:.1f} dB"))
         captions.append((row, 3, f"{values['masked_psnr']:.1f} dB, SSIM {values['ssim']:.2f}"))
     for row, column, text in captions:
-        draw.text((gap + column * (cell[0] + gap), top + gap + row * step + cell[1]), text, fill="black")
+        place = gap + column * (cell[0] + gap), top + gap + row * step + cell[1]
+        draw.text(place, text, fill="black", font=font)
     return sheet
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """The end of a text that fits into a width in pixels; without what the font of Pillow cannot draw."""
-    text, shown = text.encode("latin-1", "replace").decode("latin-1"), 0
-    while shown < len(text) and draw.textlength(text[-shown - 1 :]) <= width:
+    """The end of a text that fits into a width in pixels."""
+    text, shown, font = drawable(text), 0, caption_font()[0]
+    while shown < len(text) and draw.textlength(text[-shown - 1 :], font=font) <= width:
         shown += 1
     return text if shown == len(text) else f"..{text[len(text) - max(0, shown - 2) :]}"
 

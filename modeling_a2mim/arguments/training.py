@@ -182,6 +182,8 @@ class A2MIMTrainingArguments(TrainingArguments):
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(("_l1", "feature_cosine")):
             self.greater_is_better = False  # transformers takes only losses for what should be low
         super().__post_init__()
+        if self.device.type in ("cpu", "mps"):
+            self.dataloader_pin_memory = False  # nothing to copy to; torch warns of it at each epoch
         self._check_reports()
         if self.push_to_hub and self.hub_strategy == HubStrategy.ALL_CHECKPOINTS:
             raise ValueError("hub_strategy: expected end, every_save or checkpoint; the Hub gets no optimiser states")

@@ -18,13 +18,13 @@ from ..arguments.data import sources_by_field
 from ..arguments.model import TASK_NAMES
 from ..arguments.trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
 from ..recipes import as_flags, load_config, load_recipe
+from ..utils.files import RUN_FILE
 
 
 logger = logging.getLogger("a2mim")
 
 SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
 COMMANDS = {"run_pretraining.py": "a2mim pretrain", "run_finetune.py": "a2mim finetune"}  # what a script is as well
-RUN_FILE = "run.yaml"
 EVALUATION_FILE = "evaluation.yaml"  # of --eval_only, which may write beside the model
 HIDDEN = ", once what was secret stands for ***"
 NOT_REPEATED = ("config", "resume_from_checkpoint", "overwrite_output_dir")  # of what `RUN_FILE` keeps
@@ -242,7 +242,7 @@ def write_run_file(arguments: Arguments):
     with atomic_write(Path(args.output_dir, name)) as temporary:
         head = f"# `{command} --output_dir ANOTHER` repeats this run (version {__version__})"
         head += f", from the folder that it was started in{HIDDEN if '***' in str(values) else ''}.\n"
-        temporary.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        temporary.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def keep_run_file(trainer, arguments: Arguments):

@@ -200,7 +200,7 @@ def write_results(
         )
     lines.append(f"This file contains {shown:,} thumbnails of the data: who gets the page gets to see them.")
     write_page(page_file(out), f"{meta['model']}: {count:,} embedded image{'s' if count > 1 else ''}", lines, parts)
-    logger.info("%s shows %d images of the data", page_file(out), shown)
+    logger.info("%s contains %s thumbnails of the data", page_file(out), f"{shown:,}")
     return [*written, page_file(out)]
 
 

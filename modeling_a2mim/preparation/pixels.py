@@ -1,6 +1,5 @@
 """A stored image to the pieces that are written of it: made smaller, or cut in tiles."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,24 +76,39 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         yield _photograph(image, value, options, jpeg)
         return
     image = as_array(image) if isinstance(image, Image.Image) else image
-    values, alpha = without_nodata(image.read(), image.nodata), image.alpha
+    values, alpha = image.read(), image.alpha
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)  # as it is read while training
     if options.channels is not None:
         if max(options.channels) > len(values):
             raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")
         values, alpha = values[[channel - 1 for channel in options.channels]], False
+    known = _without_nodata(values, image.nodata)
     if options.tile is None:
-        yield Piece("", _smaller(values, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
+        yield Piece("", _smaller(known, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
         return
     content = None if options.min_content is None else Content.of(values)
     for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
         top, left, height, width = box
-        tile = values[:, top : top + height, left : left + width]
-        if content is not None and content.share(tile) < options.min_content:
+        inside = np.s_[:, top : top + height, left : left + width]
+        if content is not None and content.share(values[inside]) < options.min_content:
             yield None
         else:
-            yield Piece(place, np.ascontiguousarray(tile), alpha, jpeg)
+            yield Piece(place, np.ascontiguousarray(known[inside]), alpha, jpeg)
+
+
+def _without_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Values with NaN where a GeoTIFF marks that nothing is known, as no file that is written has such a mark.
+    Integers become floating-point values for it, unless 0 is the mark; those of 8 bits become 0, as in training."""
+    if nodata is None or not (missing := values == nodata).any():
+        return values
+    if values.dtype.itemsize == 1:
+        return np.where(missing, values.dtype.type(0), values)
+    if np.issubdtype(values.dtype, np.integer):
+        if nodata == 0:
+            return values
+        values = values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
+    return np.where(missing, values.dtype.type(np.nan), values)
 
 
 def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) -> Piece:
@@ -109,19 +123,6 @@ def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) ->
     as_it_is = image.format == "JPEG" and image.mode in ("L", "RGB") and not any(orientation(image))
     values = channels_first(np.asarray(to_pixels(upright(image), channels)), channels)
     return Piece("", np.ascontiguousarray(values), alpha, jpeg, bytes(data) if data and as_it_is else None)
-
-
-def without_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """What a GeoTIFF marks as nodata, which nothing that is written can, as what training makes 0 of: NaN, or the 0 of
-    integers without sign. Those with sign become float32 (float64, if they have more than 16 bits)."""
-    if nodata is None or math.isnan(nodata):
-        return values
-    missing = values == nodata
-    if values.dtype.kind in "ub":
-        return np.where(missing, values.dtype.type(0), values)
-    if values.dtype.kind == "i":
-        values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-    return np.where(missing, values.dtype.type(np.nan), values)
 
 
 def target_size(height: int, width: int, options: Options) -> tuple[int, int]:

@@ -104,7 +104,9 @@ def write_card(report: dict[str, Any], shards: list[dict[str, Any]], kind: str, 
     suffix = "parquet" if kind == PARQUET else "tar"
     written = dict.fromkeys(shard["split"] for shard in shards)
     files = [{"split": split, "path": f"data/{split}-*-{key}.{suffix}"} for split in written]
-    head = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False)
+    head = yaml.safe_dump(
+        {"configs": [{"config_name": "default", "data_files": files}]}, sort_keys=False, allow_unicode=True
+    )
     options = {name: value for name, value in report["options"].items() if value not in (None, False, 0)}
     lines = [
         f"---\n{head}---\n",

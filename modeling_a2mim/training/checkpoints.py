@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 import zlib
@@ -20,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration_a2mim import A2MIMConfig
 from ..export.record import PACKAGES, version
-from ..utils.files import sync
+from ..utils.files import RUN_FILE, sync
 
 
 MANIFEST = "checkpoint.json"
@@ -252,9 +253,11 @@ def check_settings(checkpoint: str | os.PathLike, model: PreTrainedModel):
     if names:
         made = " and ".join(f"{name} {_short(theirs[name])}" for name in names)
         has = " and ".join(_short(ours.get(name)) for name in names)
+        file = Path(checkpoint).parent / RUN_FILE
+        kept = f" (--config {shlex.quote(str(file))} has them)" if file.exists() else ""
         raise ValueError(
             f"resume_from_checkpoint: {Path(checkpoint).name} was made with {made}, this run has {has}; go on with "
-            "the same settings, or start another run in another output_dir"
+            f"the same settings{kept}, or start another run in another output_dir"
         )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+RUN_FILE = "run.yaml"  # in the output folder, with which `--config` repeats the run
 TEMPORARY = ".export-"  # how the names of the temporary folders of `atomic_files` begin
 
 

@@ -1,15 +1,19 @@
 """Figures, short names in them, and tensors as images: what every plot of the package shares."""
 
+import functools
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageFont
 
 
 # What is drawn, and how strongly.
@@ -21,6 +25,7 @@ RANK = "rankme"
 LONGEST_NAME = 20
 LONGEST_LABEL = 40  # of a model
 LONGEST_FILE = 34  # what fits above a small image
+CAPTION_SIZE = 10  # of text beside images, in pixels
 
 QUANTILE = 2**24  # values that torch.quantile takes at most
 
@@ -41,6 +46,21 @@ def short_file(name: str, length: int = LONGEST_FILE) -> str:
         end = (length - 1) * 2 // 3  # files of a folder differ at their ends
         line = f"{line[: length - 1 - end]}…{line[-end:]}"
     return line.replace("$", r"\$")
+
+
+@functools.cache
+def caption_font() -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
+    """The font of text beside images, and the code points that it has: that of matplotlib, as Pillow's own has no
+    accents."""
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, CAPTION_SIZE), frozenset(FT2Font(path).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """A text with "?" for each character that `caption_font` lacks; accents of their own, as macOS writes them in the
+    names of files, are joined to their letters."""
+    known = caption_font()[1]
+    return "".join(c if ord(c) in known else "?" for c in unicodedata.normalize("NFC", text))
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:

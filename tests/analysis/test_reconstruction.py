@@ -125,6 +125,10 @@ def test_panel():
     named = np.asarray(panel(images, names=["short.png", "ä" * 80, "目.png"]))
     columns = named[20 + 128 : 20 + 142, 4:].reshape(14, 4, 132, 3).min((0, 2, 3))
     assert (columns < 128).tolist() == [True, False, False, False]
+    accents = [f"{letter}.png" for letter in ("\ufffe", "é", "e\u0301", "目", "?")]  # the second and third are one
+    letters = [np.asarray(panel(images, names=[name] * 3))[148:162, 4:16].tobytes() for name in accents]
+    assert letters[0] == letters[3] == letters[4] != letters[1]
+    assert letters[1] == letters[2]
     assert named[20 + 142 + 4 + 128 : 20 + 142 + 4 + 142, 4 + 128 :].min() == 255  # no long name runs over
     assert panel({name: torch.rand(1, 5, 200, 120) for name in images}).width == 4 * 124 + 4
 
@@ -180,6 +184,10 @@ def test_command(exported, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([models[0], "--mask_ratio", "1.5", "--out", str(tmp_path / "none")])
     assert "mask_ratio" in capsys.readouterr().err
+    (tmp_path / "images").mkdir()
+    with pytest.raises(SystemExit):
+        main([models[0], str(tmp_path / "images"), "--out", str(tmp_path / "none")])
+    assert "images is here, but is no model; images are given with --dataset" in capsys.readouterr().err
     for shown in (["4"], ["1", "2"]):
         with pytest.raises(SystemExit):
             main([models[0], "--display_channels", *shown, "--out", str(tmp_path / "none")])

@@ -101,6 +101,11 @@ def test_fine_tuning_of_few_images_is_evaluated_ten_times(tmp_path):
         assert args.eval_strategy == given.get("eval_strategy", "epoch")
 
 
+def test_nothing_is_pinned_without_an_accelerator(tmp_path):
+    """Torch warns of it at each epoch."""
+    assert not make(tmp_path).dataloader_pin_memory
+
+
 def test_errors_are_better_when_low(tmp_path):
     def better(metric):
         return make(tmp_path, metric_for_best_model=metric).greater_is_better

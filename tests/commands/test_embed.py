@@ -189,7 +189,7 @@ def test_neighbors_and_duplicates(model, photos, tmp_path, caplog):
     assert text.count("<img") == 5 * 4 + 3
     assert "07 &lt;b&gt;&amp;.png" in text
     assert "<b>&.png" not in text
-    assert "v.html shows 23 images of the data" in caplog.text
+    assert "v.html contains 23 thumbnails of the data" in caplog.text
     assert str(tmp_path) not in text
 
 

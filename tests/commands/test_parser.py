@@ -108,6 +108,20 @@ def test_a_value_of_a_recipe_that_is_set_back_to_the_default_is_kept(folder, tmp
     assert (found.training.freeze_encoder_steps, found.training.run_name) == (0, "--x")
 
 
+def test_going_on_with_other_settings_names_the_file_that_has_those_of_the_run(folder, tmp_path):
+    images, out = folder.rename(tmp_path / "Köln"), tmp_path / "a b"
+    argv = [*SMALL, *FAST, "--train_dir", str(images), "--output_dir", str(out)]
+    run_pretraining.main([*argv, "--max_steps", "1", "--mask_ratio", "0.5"])
+    assert "Köln" in (out / "run.yaml").read_text(encoding="utf-8")
+    resume = ["--max_steps", "2", "--resume_from_checkpoint", "last"]
+    with pytest.raises(
+        ValueError, match=r"mask_ratio 0.5, this run has 0.6; .* \(--config '.*/a b/run.yaml' has them"
+    ):
+        run_pretraining.main([*argv, *resume])
+    run_pretraining.main(["--config", str(out / "run.yaml"), *resume])
+    assert (out / "checkpoint-2").is_dir()
+
+
 def test_a_run_that_fails_replaces_no_file_of_another(folder, tmp_path, monkeypatch):
     argv = [*SMALL, *FAST, "--max_steps", "1", "--train_dir", str(folder), "--output_dir", str(tmp_path / "a")]
     run_pretraining.main([*argv, "--weight_decay", "0.01"])

@@ -10,6 +10,7 @@ from PIL import Image
 from modeling_a2mim.data.content import Content
 from modeling_a2mim.preparation.options import LONGER, Options
 from modeling_a2mim.preparation.pixels import pieces_of, target_size, tiles
+from modeling_a2mim.preparation.statistics import Statistics
 
 
 @pytest.mark.parametrize("size", [(50, 70), (20, 20), (19, 100), (5, 7), (21, 41)])
@@ -59,30 +60,6 @@ def test_missing_values_spread_no_farther_than_they_are_used(dtype, missing):
     assert not np.isfinite(piece.values[0, :2]).any()
 
 
-def test_nodata_stays_unknown():
-    """What is written cannot say what a GeoTIFF marks as nodata."""
-    stored = np.random.default_rng(0).integers(1, 3000, (40, 40))
-    stored[:10] = -9999
-    for dtype, nodata, expected in (
-        ("int16", -9999, "float32"),
-        ("int32", -9999, "float64"),
-        ("float32", -9999, "float32"),
-        ("uint16", 65535, "uint16"),
-        ("float32", np.nan, "float32"),
-    ):
-        known = stored >= 0
-        values = np.where(known, stored, nodata).astype(dtype)
-        file = io.BytesIO()
-        tifffile.imwrite(file, values, extratags=[(42113, 2, 0, str(nodata), True)])
-        [piece] = pieces_of({"bytes": file.getvalue()}, Options(size=None))
-        assert piece.values.dtype == expected
-        assert np.array_equal(piece.values[0][known], stored[known])
-        rest = piece.values[0][~known]
-        assert np.isnan(rest).all() if expected != "uint16" else (rest == 0).all()
-        [small] = pieces_of({"bytes": file.getvalue()}, Options(size=20))
-        assert 1 <= np.nanmin(small.values[:, 8:]) <= np.nanmax(small.values) < 3000
-
-
 def test_large_integers_are_not_rounded_to_float32():
     values = np.full((1, 40, 40), 2**31 - 1, dtype=np.int32)
     [piece] = pieces_of(values, Options(size=10))
@@ -116,3 +93,58 @@ def test_transparency_and_palettes():
     ):
         [piece] = pieces_of(image, Options(size=None))
         assert (len(piece.values), piece.alpha) == (channels, alpha), image.mode
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_missing_values_leave_the_rest_of_the_image(dtype):
+    values = np.full((2, 100, 100), 7, dtype=dtype)
+    values[0, 0, 0] = np.nan
+    values[1, 99, 99] = np.inf
+    [piece] = pieces_of(values, Options(size=50))
+    assert piece.values.dtype == dtype
+    assert np.isnan(piece.values[0, 0, 0])  # spread to the pixels made of it
+    assert (piece.values[0, 8:] == 7).all()
+    assert (piece.values[:, :, 8:-8] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("stored", "mark", "written"),
+    [
+        ("float32", -9999, "float32"),
+        ("int16", -32768, "float32"),
+        ("uint16", 65535, "float32"),
+        ("int32", -1, "float64"),
+    ],
+)
+@pytest.mark.parametrize("options", [Options(size=None), Options(size=None, tile=32, min_content=0.5)])
+def test_what_a_geotiff_marks_as_missing_is_no_value(stored, mark, written, options):
+    """Neither in the pixels nor in the range that the flags give."""
+    values = np.random.default_rng(0).integers(400, 600, (64, 64)).astype(stored)
+    values[:16] = mark
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, extratags=[(42113, "s", 0, str(mark), True)])
+    found = Statistics()
+    pieces = [piece for piece in pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, options) if piece]
+    for piece in pieces:
+        assert piece.values.dtype == written
+        found.add(piece.values, piece.alpha)
+    top = pieces[0].values[0]
+    np.testing.assert_array_equal(top[:16], np.nan)
+    np.testing.assert_array_equal(top[16:], values[16 : len(top), : top.shape[1]])
+    [own] = found.summary()
+    assert 400 <= own["min"][0] <= own["max"][0] < 600
+
+
+def test_marks_that_integers_keep():
+    """A mark of 0; and of 8 bits, what training makes of them."""
+    file = io.BytesIO()
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    tifffile.imwrite(file, values, extratags=[(42113, "s", 0, "0", True)])
+    [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, Options(size=None))
+    np.testing.assert_array_equal(piece.values[0], values)
+    file = io.BytesIO()
+    values = np.arange(2 * 64 * 64, dtype=np.uint16).reshape(64, 64, 2) % 256
+    tifffile.imwrite(file, values.astype(np.uint8), extratags=[(42113, "s", 0, "7", True)], planarconfig="contig")
+    [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, Options(size=None))
+    assert piece.values.dtype == np.uint8
+    np.testing.assert_array_equal(piece.values.transpose(1, 2, 0), np.where(values == 7, 0, values))

@@ -39,16 +39,19 @@ FORMATS = {  # what the name of a file ends in, and the format; the order breaks
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 # Images of formats that nothing here reads: they are named more loudly than notes and labels.
 FOREIGN = {".dcm", ".nii", ".eps", ".svg", ".exr", ".hdr", ".jxr", ".bpg", ".npy", ".dng", ".cr2", ".cr3", ".nef"}
-FOREIGN |= {".arw", ".orf", ".rw2", ".raw", ".webm", ".mp4", ".rar", ".7z", ".gz", ".zst", ".h5", ".hdf5"}
+FOREIGN |= {".arw", ".orf", ".rw2", ".raw", ".webm", ".mp4", ".rar", ".7z", ".gz", ".nii.gz", ".zst", ".h5", ".hdf5"}
 NEEDS = {suffix: plugin for plugin, suffixes in PLUGINS.items() for suffix in suffixes}
 IGNORED = {"readme.md", "license", "license.txt", "dataset_info.json", "dataset_infos.json", "config.json"}  # no data
 SHOWN = 3  # names in a message
 
 
 def suffix_of(name: str) -> str:
-    """What the name of a file ends in, lower case: `.jpg`, `.tar.gz`."""
+    """What the name of a file ends in, lower case: `.jpg`, `.tar.gz`; nothing where that is a number, as of DICOM
+    files that are named by their UID."""
     stem, suffix = os.path.splitext(os.path.basename(name).lower())
-    return os.path.splitext(stem)[1] + suffix if suffix in (".gz", ".bz2", ".xz") and stem.endswith(".tar") else suffix
+    if suffix in (".gz", ".bz2", ".xz") and stem.endswith((".tar", ".nii")):
+        return os.path.splitext(stem)[1] + suffix
+    return "" if suffix[1:].isdigit() else suffix
 
 
 def format_of(name: str) -> str | None:
@@ -86,7 +89,7 @@ class Census:
                 found.images += 1
             elif kind and base not in METADATA:
                 found.shards.setdefault(kind, []).append(file)
-            suffix = base.lower() if base in METADATA else suffix_of(base) or base
+            suffix = base.lower() if base in METADATA else suffix_of(base)
             found.counts[suffix] += 1
             names = found.names.setdefault(suffix, [])
             if len(names) < SHOWN:
@@ -121,7 +124,7 @@ class Census:
 
     def report(self, name: str, kind: str, files: list[str], counts: dict | None = None, metadata: bool = True):
         """One line: what is read, and what is not. `metadata`: whether the reader says itself which of it is taken."""
-        own = {suffix for suffix in self.counts if format_of(f"x{suffix}" if suffix[0] == "." else suffix) == kind}
+        own = {suffix for suffix in self.counts if format_of(suffix if suffix in METADATA else f"x{suffix}") == kind}
         own |= METADATA if kind == IMAGES and metadata else set()
         rest = [suffix for suffix in self.counts if suffix not in own]
         if not rest:
@@ -131,9 +134,8 @@ class Census:
         else:
             many = "" if counts is None else f"{counts[kind]:,} images in "
             read = f"{many}{len(files):,} {kind} file{'s'[: len(files) != 1]}"
-        loud = any(
-            format_of(f"x{s}") not in (None, *TABLES) or s in NEEDS or s in FOREIGN or s in METADATA for s in rest
-        )
+        known = (*NEEDS, *FOREIGN, *METADATA)
+        loud = any(format_of(f"x{s}") not in (None, *TABLES) or s in known or self._remedy(s) for s in rest)
         left = ", ".join(self._group(rest, name))
         (logger.warning if loud else logger.info)("%s: %s; left out: %s", name, read, left)
 
@@ -147,13 +149,25 @@ class Census:
             count = sum(self.counts[suffix] for suffix in group)
             first = [f[len(root) :].lstrip("/") if root and f.startswith(root) else f for f in self.names[group[0]]]
             more = ", ..." if count > len(first[:SHOWN]) else ""
-            needs = f"; pip install {NEEDS[group[0]]} to read them" if group[0] in NEEDS else ""
-            what = "image" if group is images else group[0]
-            if not group[0].startswith(".") and len(self.names[group[0]]) == 1:
+            remedy = self._remedy(group[0])
+            what = f"{'image' if group is images else group[0]} file{'s'[: count != 1]}"
+            if not group[0]:
+                what = f"file{'s'[: count != 1]} without an ending"
+            if not group[0].startswith(".") and len(self.names[group[0]]) == 1 and not remedy:
                 said.append(first[0])
             else:
-                said.append(f"{count:,} {what} file{'s'[: count != 1]} ({', '.join(first)}{more}{needs})")
+                said.append(f"{count:,} {what} ({', '.join(first)}{more}{remedy})")
         return said
+
+    def _remedy(self, suffix: str) -> str:
+        """What would make images of files that are none by their names, to end a list of them; else nothing."""
+        if suffix in NEEDS:
+            return f"; pip install {NEEDS[suffix]} to read them"
+        if suffix == ".nii.gz":
+            return "; decompress them with gunzip to read them"
+        if not suffix and any(map(_is_dicom, self.names[suffix])):
+            return "; DICOM, read if their names end in .dcm"
+        return ""
 
     def _rank(self, suffix: str) -> tuple:
         return suffix not in NEEDS, format_of(f"x{suffix}") is None, -self.counts[suffix]
@@ -177,6 +191,14 @@ def hub_census(name: str, revision: str | None = None, token: str | None = None)
     names = [sibling.rfilename for sibling in info.siblings or ()]
     shown = [n for n in names if not any(part.startswith((".", "__")) for part in n.split("/"))]
     return root, Census.of(f"{root}/{name}" for name in shown)
+
+
+def _is_dicom(file: str) -> bool:
+    """Whether a file that lies here begins as DICOM does; scanners and archives often give it no ending."""
+    if is_remote(file) or not os.path.isfile(file):
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
 
 
 def _is_metadata(file: str) -> bool:
