@@ -4,15 +4,19 @@ import multiprocessing
 import os
 import socket
 import threading
+from pathlib import Path
 
 from torch.multiprocessing import start_processes
 from tqdm.std import tqdm
 
 
+PRELOADED = ["modeling_a2mim.training.trainer"]
+
+
 def in_two_processes(function, *args):
     """`function(rank, *args)` in two processes with the environment that torchrun gives them. They are forked from one
     that has imported what they need, and has no threads yet."""
-    multiprocessing.set_forkserver_preload(["modeling_a2mim.training.trainer"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -23,6 +27,22 @@ def _run(rank: int, port: int, function, args: tuple):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(rank, *args)
+
+
+def in_a_new_process(folder: Path, function, *args) -> int:
+    """The exit code of `function(*args)` in a process that knows nothing of this one, forked as those of
+    `in_two_processes`. What it says is in `stdout` and `stderr` of the folder."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    process = multiprocessing.get_context("forkserver").Process(target=_told, args=(folder, function, args))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _told(folder: Path, function, args: tuple):
+    for descriptor, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    function(*args)
 
 
 def forked(function, *args):

@@ -3,6 +3,7 @@
 Nothing is filled in that is not known: what was not evaluated says so, and numbers of a paper are marked as such.
 """
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,15 +146,21 @@ def dense_card(
     )
 
 
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Which keeps what it has compiled: a run writes several cards."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+
+
 def _render(
     template: str, config: A2MIMConfig, record: dict, method: str | None, facts: list[tuple[str, object]], **parts
 ) -> ModelCard:
     """The card with what every kind has: its channels, the table of facts, and the papers to cite."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
     facts = [*facts, *run_facts(record), ("licence of the weights", record.get("license") or "not stated")]
-    content = environment.get_template(template).render(
+    source = _environment().get_template(template)
+    content = source.render(
         channels=config.num_channels,
         mode=None if stored_text(config) else MODES.get(config.num_channels),
         stored=stored_text(config),

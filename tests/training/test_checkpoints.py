@@ -6,19 +6,20 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants, get_token
 from packaging.version import Version
 from safetensors.torch import load_file
 from torch import distributed
 from transformers import TrainerState
 
+import run_pretraining
 from benchmarks import torture
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.export.folder import export_model
@@ -36,8 +37,8 @@ from modeling_a2mim.training.checkpoints import (
 from modeling_a2mim.training.outputs import METRICS, check_output_dir
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
-from ..processes import in_two_processes
-from .test_trainer import CONFIG, ROOT, Crash, losses, make_trainer, weights
+from ..processes import in_a_new_process, in_two_processes
+from .test_trainer import CONFIG, Crash, losses, make_trainer, weights
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -495,27 +496,37 @@ def test_two_processes_save_one_checkpoint_and_resume_from_it(tmp_path):
 # Secrets
 
 
+def pretrain_logged_in(home: Path, cache: Path, token: str, argv: list[str]):
+    """As where `hf auth login` has stored a token in `home`, and HF_TOKEN is another."""
+    os.environ["HF_TOKEN"] = token
+    constants.HF_HOME, constants.HF_TOKEN_PATH = str(home), str(home / "token")
+    datasets.config.HF_DATASETS_CACHE = cache
+    assert get_token() == token
+    run_pretraining.main(argv)
+
+
 def test_tokens_are_written_nowhere(tmp_path):
     """Neither the one of the command line, nor the environment's, nor the one that `hf auth login` stores."""
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
     tokens = [f"hf_planted{kind}Secret0123456789" for kind in ("Argument", "Environment", "Login")]
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "token").write_text(tokens[2])
-    command = [sys.executable, ROOT / "run_pretraining.py", "--architecture", "test_convnext", "--image_size", "32"]
+    (tmp_path / "said").mkdir()
+    command = ["--architecture", "test_convnext", "--image_size", "32"]
     command += ["--num_channels", "1", "--mask_patch_size", "8", "--mask_site", "-3", "--max_train_samples", "16"]
     command += ["--per_device_train_batch_size", "8", "--use_cpu", "--max_steps", "2", "--save_steps", "1"]
     command += ["--logging_steps", "1", "--hub_token", tokens[0], "--log_level", "debug", "--report_to", report_to]
-    command += ["--output_dir", tmp_path / "out"]
-    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": tokens[1], "OMP_NUM_THREADS": "1"}
-    env["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
-    done = subprocess.run([str(c) for c in command], capture_output=True, cwd=tmp_path, env=env, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    command += ["--output_dir", str(tmp_path / "out")]
+    given = tmp_path / "home", tmp_path / "cache", tokens[1], command
+    code = in_a_new_process(tmp_path / "said", pretrain_logged_in, *given)
+    assert code == 0, (tmp_path / "said" / "stderr").read_text()[-2000:]
+    assert b"a2mim: arguments" in (tmp_path / "said" / "stderr").read_bytes()
     assert (tmp_path / "out" / "checkpoint-2" / MANIFEST).exists()
     assert any(tmp_path.rglob("events.out.*")) == (report_to == "tensorboard")
     written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert written.pop(str(tmp_path / "home" / "token")) == tokens[2].encode()
-    assert len(written) > 15
-    for name, content in {**written, "stdout": done.stdout, "stderr": done.stderr}.items():
+    assert len(written) > 17
+    for name, content in written.items():
         assert not [token for token in tokens if token.encode() in content], name
 
 
