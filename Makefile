@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt first-run transfer dense interactions gpu cards \
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers first-run transfer dense interactions gpu cards \
 	quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -63,6 +63,11 @@ adapt: $(VENV)/installed  ## what continuing from weights is worth (three hours 
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
 	$(BIN)/python benchmarks/images.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/adapt.py --output benchmarks/results/adapt.json
+
+probe-layers: $(VENV)/installed  ## what to read from a frozen encoder (goes on where it was stopped)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python benchmarks/images.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/probe_layers.py --output benchmarks/results/probe_layers.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

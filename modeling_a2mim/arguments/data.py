@@ -161,6 +161,12 @@ class PreTrainingDataArguments(DataArguments):
         help="Measure every so many steps, and at the start and the end; auto: as often as costs less than 3%% of the "
         "training, at most 20 times in all; 0: not at all.",
     )
+    probe_layers: str = HfArg(
+        default="last",
+        help="What is measured: last, the mean of the last map, or all, mean and standard deviation of the maps of "
+        "every stage together.",
+        metadata={"choices": ["last", "all"]},
+    )
 
     def __post_init__(self):
         super().__post_init__()

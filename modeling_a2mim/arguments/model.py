@@ -12,6 +12,7 @@ from ..utils.value_range import AUTO, PAGES, ValueRange
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
+KNN_LAYERS = ["last"]  # what `--knn` reads without `--probe_layers`
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 
 
@@ -159,6 +160,20 @@ class PreTrainingModelArguments(EncoderArguments):
     frequency_batch_average: bool | None = HfArg(default=None, help="Average the batch before the Fourier transform.")
 
 
+def probe_layer(value: str | int) -> int | str:
+    """A layer by its index, "last" being -1, or "all".
+
+    Raises:
+        ValueError: naming `probe_layers`, if it is none.
+    """
+    if value == "all":
+        return value
+    try:
+        return -1 if value == "last" else int(value)
+    except ValueError:
+        raise ValueError(f"probe_layers: expected last, all or an index of a feature map, got {value!r}") from None
+
+
 @dataclass
 class ClassifierArguments(EncoderArguments):
     """What to fine-tune: a pre-trained encoder, or a new one (`architecture`)."""
@@ -182,10 +197,11 @@ class ClassifierArguments(EncoderArguments):
     probe_batch_norm: bool = HfArg(
         default=False, help="Normalise the features of --linear_probe by BatchNorm (no scale, no shift)."
     )
-    probe_layers: list[int] | None = HfArg(
+    probe_layers: list[str] | None = HfArg(
         default=None,
-        help="Layers whose features are probed: indices of timm's feature_info, -1 the last map. One for "
-        "--linear_probe, several for --knn. Default of --knn: -1; of --linear_probe: what timm's classifier reads.",
+        help="Layers whose features are probed: last, the mean of the last map; all, mean and standard deviation of "
+        "the maps of every stage together; indices of timm's feature_info. One for --linear_probe, several for --knn. "
+        f"Default of --knn: {KNN_LAYERS[0]}; of --linear_probe: what timm's classifier reads.",
         metadata={"nargs": "+"},
     )
     eval_only: bool = HfArg(default=False, help="Train nothing: evaluate the classifier in --model_name_or_path.")
@@ -222,6 +238,8 @@ class ClassifierArguments(EncoderArguments):
             raise ValueError("add_to_card: --model_name_or_path is no folder with a pre-trained encoder")
         if self.probe_layers is not None and not (self.knn or self.linear_probe):
             raise ValueError("probe_layers: is for --linear_probe and --knn")
+        layers = KNN_LAYERS if self.knn and self.probe_layers is None else self.probe_layers
+        self.probe_layers = layers if layers is None else [probe_layer(layer) for layer in layers]
         if self.linear_probe and len(self.probe_layers or [None]) > 1:
             raise ValueError("probe_layers: --linear_probe trains on one layer; --knn compares several")
         if self.probe_batch_norm and not self.linear_probe:

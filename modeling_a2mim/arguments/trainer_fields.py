@@ -90,7 +90,7 @@ NEEDS = {
     "dataset_config_name": "dataset_name",
     "shuffle_buffer_size": "streaming",
     "monitor_split": "monitor_dataset",
-    **dict.fromkeys(("monitor_dir", "monitor_dataset", "monitor_samples"), "monitor_steps"),
+    **dict.fromkeys(("monitor_dir", "monitor_dataset", "monitor_samples", "probe_layers"), "monitor_steps"),
     "remode": "reprob",
 }
 REPLACED = {"train_split": "train_dir", "validation_split": "validation_dir"}

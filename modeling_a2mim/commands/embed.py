@@ -37,12 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="FILE.parquet or FILE.npy")
     parser.add_argument(
         "--layer",
+        "--probe_layers",
         nargs="+",
         default=["pooled"],
         help="pooled: timm's own pooled features; cls: the class token; last: the mean of the last feature map; "
-        "indices of feature maps (negative from the end); all of them. Several are concatenated (default: pooled)",
+        "indices of feature maps (negative from the end). Several are concatenated (default: pooled). all: mean and "
+        "standard deviation of the maps of every stage",
     )
-    parser.add_argument("--normalize", action="store_true", help="vectors of length 1")
+    parser.add_argument(
+        "--normalize", action="store_true", help="vectors of length 1; of all, parts of equal length for each map"
+    )
     parser.add_argument(
         "--store", choices=["float32", "float16"], default="float32", help="of the vectors in the file (%(default)s)"
     )
@@ -66,7 +70,7 @@ def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
     from ..data.fingerprints import fingerprint_of_images
-    from ..inference.embedding import embedder, layer_names
+    from ..inference.embedding import ALL, embedder, layer_names
     from ..inference.images import InferenceImages
     from ..inference.parts import parts_of
     from ..inference.running import process_state
@@ -80,8 +84,12 @@ def embed(args: argparse.Namespace):
         logger.setLevel(logging.WARNING)
     check_numbers(args)
     check_images(args)
-    layer_names(args.layer)
     looks = args.neighbors is not None or args.duplicates is not None
+    if looks and not args.normalize and layer_names(args.layer) == [ALL]:
+        raise ValueError(
+            "normalize: the cosine of --layer all would be that of the map of the largest values; add --normalize, "
+            "with which each map weighs the same"
+        )
     if args.duplicates is not None:
         check_threshold(args.duplicates, "duplicates")
     used = looks and args.out.is_file() and not args.overwrite

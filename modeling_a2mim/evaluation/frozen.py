@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -18,7 +18,7 @@ from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
 from ..modeling_a2mim import A2MIMModel
-from ..models.linear_probe import layer_features, layer_index
+from ..models.pooled_features import ALL, Layer, layer_features, layer_index, layer_widths, unit_maps
 from .metrics import classification_metrics, log_odds
 
 
@@ -34,7 +34,7 @@ def extract_features(
     samples,
     batch_size: int = 256,
     num_workers: int = 0,
-    layers: Sequence[int | None] | None = None,
+    layers: Sequence[Layer] | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
     """Features of a frozen encoder, and labels.
@@ -42,8 +42,8 @@ def extract_features(
     Args:
         model: an A2MIMModel, or a model that holds one as `a2mim`; it is run in evaluation mode and put back.
         samples: dataset of dicts with `pixel_values` and `labels`.
-        layers: which features, all from one forward pass (see `linear_probe.layer_features`). Without it, the mean of
-            the last feature map over its positions.
+        layers: which features, all from one forward pass (see `pooled_features.layer_features`). Without it, the mean
+            of the last feature map over its positions.
         dtype: run the encoder under autocast with this type; the features are float32 in any case.
 
     Returns:
@@ -53,7 +53,8 @@ def extract_features(
         ValueError: if the encoder has no such layer.
     """
     core, training = cast(A2MIMModel, getattr(model, "a2mim", model)), model.training
-    wanted = [layer_index(core, layer, "probe_layers") for layer in ([-1] if layers is None else layers)]
+    default: Sequence[Layer] = [-1]
+    wanted = [layer_index(core, layer, "probe_layers") for layer in (default if layers is None else layers)]
     device = core.device
     waiting: list[list[torch.Tensor]] = []
     features: list[list[np.ndarray]] = []
@@ -87,8 +88,11 @@ def extract_features(
     return joined[0] if layers is None else joined, np.concatenate(labels)
 
 
-def nearest_neighbors(train: tuple, neighbors: int = 5, temperature: float | None = None) -> KNeighborsClassifier:
-    """The nearest neighbors by cosine in `train` (features, labels).
+def nearest_neighbors(
+    train: tuple, neighbors: int = 5, temperature: float | None = None, widths: Sequence[int] | None = None
+) -> KNeighborsClassifier | Pipeline:
+    """The nearest neighbors by cosine in `train` (features, labels); with the `widths` of several maps in the features
+    by `standardised_maps`, so that each map weighs the same.
 
     A neighbor's vote weighs 1 / (1 - cosine), or with a temperature exp(cosine / temperature), as in instance
     discrimination (https://arxiv.org/abs/1805.01978, with 0.07) and DINO.
@@ -98,7 +102,18 @@ def nearest_neighbors(train: tuple, neighbors: int = 5, temperature: float | Non
         return np.exp((distances.min(1, keepdims=True) - distances) / temperature)
 
     weights = "distance" if temperature is None else votes
-    return KNeighborsClassifier(min(neighbors, len(train[1])), weights=weights, metric="cosine").fit(*train)
+    classifier = KNeighborsClassifier(min(neighbors, len(train[1])), weights=weights, metric="cosine")
+    return (classifier if widths is None else make_pipeline(standardised_maps(widths), classifier)).fit(*train)
+
+
+def standardised_maps(widths: Sequence[int]) -> Pipeline:
+    """Standardises each feature by those that it is fitted to, and gives the part of each map (of these widths) the
+    same length (`pooled_features.unit_maps`): neither the scale of a map nor its number of channels counts."""
+
+    def equal_lengths(features: np.ndarray) -> np.ndarray:
+        return unit_maps(torch.as_tensor(features), widths).numpy()
+
+    return make_pipeline(StandardScaler(), FunctionTransformer(equal_lengths))
 
 
 def knn_accuracy(train: tuple, test: tuple, neighbors: int = 5, temperature: float | None = None) -> float:
@@ -173,7 +188,7 @@ def evaluate_frozen(
     train,
     test,
     subsets: Mapping[tuple[str, int], Sequence[int]],
-    layers: Sequence[int | None] = (-1,),
+    layers: Sequence[Layer] = (-1,),
     neighbors: int = 5,
     temperature: float | None = None,
     c: float | None = None,
@@ -190,7 +205,8 @@ def evaluate_frozen(
             through the encoder once.
         subsets: rows of `train` (see `draw_subset`) by the name of the subset and the seed that drew it, such as
             `("10 per class", 0)`. Results of one name are summed up over its seeds (`summary.results_table`).
-        layers: which features (see `linear_probe.layer_features`).
+        layers: which features (see `pooled_features.layer_features`). Neighbors in several maps are by
+            `standardised_maps`; the regression standardises each feature in any case.
         neighbors, temperature, c: see `nearest_neighbors` and `linear_probe_accuracy`.
         names: of the classes; with them, there are also figures of each class.
         class_weights: how much a sample of each class counts in the regression, "balanced" for the inverse of how
@@ -212,13 +228,16 @@ def evaluate_frozen(
     known, labels = extract_features(model, Subset(train, needed), **options)
     evaluated, answers = extract_features(model, test, **options)
     classes = int(max(labels.max(), answers.max())) + 1 if names is None else len(names)
+    core = cast(A2MIMModel, getattr(model, "a2mim", model))
     results = []
     for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
         chosen = [place[row] for row in rows]
         for layer, features, others in zip(layers, known, evaluated, strict=True):
             sample, against = (features[chosen], labels[chosen]), (others, answers)
             common = {"subset": subset, "seed": seed, "images": len(chosen), "layer": layer}
-            found = frozen_metrics(nearest_neighbors(sample, neighbors, temperature), against, classes, names)
+            widths = layer_widths(core, layer) if layer == ALL else None
+            nearest = nearest_neighbors(sample, neighbors, temperature, widths)
+            found = frozen_metrics(nearest, against, classes, names)
             results.append({**common, "method": "k-NN", **found})
             used = choose_c(*sample, class_weights) if c is None else c
             found = frozen_metrics(_logistic_regression(used, class_weights).fit(*sample), against, classes, names)

@@ -1,13 +1,16 @@
 """Figures of an encoder that is being pre-trained, from the features of a few images alone: whether neighbors in the
 space of features are of one class, and how much of that space the features fill.
 
-A function of pooled features (images, channels) each, of any scale; `gauge` gives all of them. Features that are not
-finite, of a run that diverges, give NaN.
+A function of pooled features (images, channels) each, of any scale; `gauge` gives all of them, also of several maps
+together. Features that are not finite, of a run that diverges, give NaN.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from ..models.pooled_features import unit_maps
 
 
 # By their names in logs, and whether more of it is better.
@@ -16,12 +19,16 @@ NEIGHBORS = 5
 EPSILON = 1e-7  # of RankMe
 
 
-def gauge(features: np.ndarray, labels: np.ndarray | None = None) -> dict[str, float]:
+def gauge(
+    features: np.ndarray, labels: np.ndarray | None = None, widths: Sequence[int] | None = None
+) -> dict[str, float]:
     """All figures, by the names of `MORE_IS_BETTER`; `knn_accuracy` only with labels.
 
     Args:
         features: (images, channels), of at least two images.
         labels: (images,) class indices.
+        widths: of the maps in the features, where there are several. Each map weighs the same then: neighbors are by
+            `frozen.standardised_maps`, the other figures are of `pooled_features.unit_maps`.
 
     Raises:
         ValueError: if `leave_one_out_accuracy` cannot be had of these labels.
@@ -29,7 +36,13 @@ def gauge(features: np.ndarray, labels: np.ndarray | None = None) -> dict[str, f
     names = [name for name in MORE_IS_BETTER if name != "knn_accuracy" or labels is not None]
     if not np.isfinite(features).all():
         return dict.fromkeys(names, float("nan"))
-    found = {} if labels is None else {"knn_accuracy": leave_one_out_accuracy(features, labels)}
+    known = features
+    if widths is not None:
+        from .frozen import standardised_maps  # scikit-learn, which the names of the figures do not need
+
+        known = standardised_maps(widths).fit_transform(features)
+        features = unit_maps(torch.as_tensor(features), widths).numpy()
+    found = {} if labels is None else {"knn_accuracy": leave_one_out_accuracy(known, labels)}
     spread = {"feature_std": feature_std(features), "feature_cosine": feature_cosine(features)}
     return {**found, "rankme": rankme(features), **spread}
 

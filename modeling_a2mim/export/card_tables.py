@@ -202,7 +202,9 @@ def monitor_section(monitor: dict | None) -> str:
         for name, points in monitor["summary"].items()
     ]
     table = markdown_table(("while it learned", *KINDS), rows)
-    return f"Measured of the frozen encoder on {images}, {len(monitor['log'])} times:\n\n{table}"
+    # Older records do not say what was measured, which was the last map.
+    of = ", mean and deviation of every stage," if monitor.get("probe_layers") == "all" else ""
+    return f"Measured of the frozen encoder{of} on {images}, {len(monitor['log'])} times:\n\n{table}"
 
 
 def _figure(value: float) -> str:

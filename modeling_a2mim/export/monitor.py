@@ -34,17 +34,18 @@ def monitor_summary(log: list[dict]) -> dict[str, tuple[Point, Point, Point]]:
     return found
 
 
-def monitor_record(log: list[dict], images, data: str | None) -> dict:
+def monitor_record(log: list[dict], images, data: str | None, layers: str = "last") -> dict:
     """What the training record says of the gauge.
 
     Args:
         log: of the run.
         images: a `MonitorImages`.
         data: what they are, in words.
+        layers: what was measured, "last" or "all" (`models.pooled_features`).
     """
     summary = {
         name: {kind: {"step": step, "value": value} for kind, (step, value) in zip(KINDS, points, strict=True)}
         for name, points in monitor_summary(log).items()
     }
     counts = {"images": len(images), "of": images.total, "classes": images.classes}
-    return {"data": data, **counts, "summary": summary, "log": monitor_log(log)}
+    return {"data": data, "probe_layers": layers, **counts, "summary": summary, "log": monitor_log(log)}

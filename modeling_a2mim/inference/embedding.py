@@ -15,13 +15,13 @@ from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, load_m
 from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
-from ..models.linear_probe import layer_features, layer_index
+from ..models.pooled_features import ALL, Layer, layer_features, layer_index, layer_widths, stage_indices, unit_maps
 from .running import fingerprint_of_model
 from .similarity import nearest
 from .vectors import read_embeddings
 
 
-POOLED, CLS, LAST, ALL = "pooled", "cls", "last", "all"
+POOLED, CLS, LAST = "pooled", "cls", "last"
 NO_INDEX = f"layer: expected {POOLED}, {CLS}, {LAST}, {ALL}, or indices of feature maps, got "
 # What tokens before those of the image are called in models of transformers.
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
@@ -35,7 +35,9 @@ class Embedder:
         transform: a stored image (see `data.decoding.open_stored`) to a dict with `pixel_values` (channels, height,
             width), as the model was trained with them.
         description: what the vectors depend on, as JSON holds it: `model` (its name), `architecture`, `layer`,
-            `normalize`, `dim` (features of a vector), `dtype`, `weights` and `transform` (fingerprints).
+            `normalize`, `dim` (features of a vector), `dtype`, `weights` and `transform` (fingerprints); for the
+            layer `all` also `maps`: for each map, in the order of the vector, `index` (in timm's `feature_info`),
+            `module` and `channels`, of which there are the means and then the standard deviations.
     """
 
     def __init__(self, named: NamedModel, layer: str | int | Sequence[str | int], normalize: bool, dtype: str):
@@ -71,6 +73,8 @@ class Embedder:
             "weights": weights,
             "transform": f"{zlib.crc32(transform.encode()):08x}",
         }
+        if isinstance(self._read, TimmReader) and self._read.layers == [ALL]:
+            self.description["maps"] = self._read.maps()
 
     @property
     def dim(self) -> int:
@@ -79,7 +83,8 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, pixel_values: torch.Tensor) -> np.ndarray:
-        """(images, features) float32, of unit length with `normalize`.
+        """(images, features) float32, of unit length with `normalize`, for the layer `all` with parts of equal
+        length for each map (`pooled_features.unit_maps`).
 
         Args:
             pixel_values: (images, channels, height, width), normalised as by `transform`, on any device.
@@ -92,7 +97,9 @@ class Embedder:
         with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
             parts = self._read(pixel_values.to(device, non_blocking=True))
         vectors = torch.cat([part.float() for part in parts], dim=1)
-        vectors = F.normalize(vectors, dim=1) if self.normalize else vectors
+        if self.normalize:
+            widths = self._read.widths if isinstance(self._read, TimmReader) else None
+            vectors = F.normalize(vectors, dim=1) if widths is None else unit_maps(vectors, widths)
         if not vectors.isfinite().all():
             raise ValueError(f"dtype: features are not finite, with autocast to {self.dtype or 'none'}")
         return vectors.cpu().numpy()
@@ -107,10 +114,10 @@ class TimmReader:
 
     def __init__(self, core: A2MIMModel, layers: list[str | int]):
         self.core, encoder = core, core.encoder
-        count = len(encoder.feature_info)
         self.layers = layers
-        self._indices: list[int | None] = []
-        for layer in range(count) if layers == [ALL] else layers:
+        self.widths = layer_widths(core, ALL) if layers == [ALL] else None  # of several maps
+        self._indices: list[Layer] = []
+        for layer in layers:
             if layer == CLS:
                 layout = core.plan.map_layout
                 first = layout.kind == "NLC" and layout.prefix and not layout.path and not core.plan.from_intermediates
@@ -120,18 +127,24 @@ class TimmReader:
                         f"features, {LAST} the mean of the last feature map"
                     )
             else:
-                index = None if layer == POOLED else -1 if layer == LAST else int(layer)
+                index = layer if layer == ALL else None if layer == POOLED else -1 if layer == LAST else int(layer)
                 self._indices.append(layer_index(core, index))
 
     def __call__(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         found = layer_features(self.core, pixel_values, self._indices) if self._indices else []
-        if self.layers == [ALL]:
-            return found
         self.core.mask_grid(pixel_values)  # which checks their channels
         maps = iter(found)
         return [
             self.core.encoder.forward_features(pixel_values)[:, 0] if layer == CLS else next(maps)
             for layer in self.layers
+        ]
+
+    def maps(self) -> list[dict]:
+        """What `all` reads, as in `Embedder.description`."""
+        indices, stages = stage_indices(self.core), self.core.encoder.feature_info
+        return [
+            {"index": index, "module": stages[index]["module"], "channels": width // 2}
+            for index, width in zip(indices, self.widths, strict=True)
         ]
 
 
@@ -245,9 +258,9 @@ def embedder(
             of transformers; or one that is loaded (`analysis.comparison.load_model`).
         layer: one or several, whose features are concatenated in this order. `pooled`: timm's own pooled features;
             `cls`: the class token; `last`: the mean of the last feature map; an index into timm's `feature_info`
-            (negative from the end): the mean of that map; `all`: of all maps. Of transformers' models see
-            `TransformersReader`.
-        normalize: divide each vector by its length.
+            (negative from the end): the mean of that map; `all`: mean and standard deviation of the maps of every
+            stage (`models.pooled_features`). Of transformers' models see `TransformersReader`.
+        normalize: divide each vector by its length; for `all` the part of each map, so that none counts more.
         dtype: of autocast, one of `analysis.comparison.DTYPES`; the vectors are float32 in any case.
         device: where the model is to run; where it is, if not given.
         loading: of a model that is not loaded yet: `value_range`, `revision`, `token` (see `load_model`).

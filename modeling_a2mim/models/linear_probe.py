@@ -1,7 +1,7 @@
-"""What a frozen encoder knows: pooled features of any of its layers, and one linear classifier trained on them."""
+"""A linear probe: one classifier trained on the pooled features of a frozen encoder."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, Self
 
 import torch
@@ -15,63 +15,7 @@ from ..encoders.plan import classifier_parameters
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
 from .classifier import A2MIMForImageClassification
 from .freezing import PartlyFrozen
-
-
-def layer_index(core: A2MIMModel, layer: int | None, field: str = "layer") -> int | None:
-    """A layer as a number from 0: negative ones count from the end of timm's `feature_info`; `None` stays.
-
-    Raises:
-        ValueError: beginning with `field`, if the encoder has no such layer.
-    """
-    count = len(core.encoder.feature_info)
-    if layer is not None and not -count <= layer < count:
-        raise ValueError(f"{field}: {core.config.architecture} has {count} feature maps, there is no index {layer}")
-    return layer if layer is None else layer % count
-
-
-def layer_features(
-    core: A2MIMModel, pixel_values: torch.Tensor, layers: Sequence[int | None], field: str = "layer"
-) -> list[torch.Tensor]:
-    """Pooled features of several layers in one forward, which stops after the last one that is needed.
-
-    Args:
-        core: the encoder, in whatever mode.
-        pixel_values: (batch, channels, height, width), normalised.
-        layers: indices into timm's `feature_info`: the mean of that feature map over its positions; the last one is
-            the map that the decoder reads, after the final norm. `None`: timm's own pooled features, which its
-            classifier reads (of a ViT the class token or the mean, as it was built).
-
-    Returns:
-        (batch, features) in float32, for each layer.
-
-    Raises:
-        ValueError: if the encoder has no such layer, or the images have another number of channels.
-    """
-    core.mask_grid(pixel_values)
-    layers = [layer_index(core, layer, field) for layer in layers]
-    encoder, top = core.encoder, len(core.encoder.feature_info) - 1
-    indices = sorted({layer for layer in layers if layer is not None and layer != top})
-    needs_end = None in layers or (top in layers and not core.plan.from_intermediates)
-    if (top in layers and core.plan.from_intermediates) or (indices and needs_end):
-        indices.append(top)  # without it, some encoders (Hiera) stop at the last one of the others
-    end, maps = None, []
-    if not indices:
-        end = encoder.forward_features(pixel_values)
-    elif needs_end:
-        end, maps = encoder.forward_intermediates(pixel_values, indices=indices, output_fmt="NCHW")
-    else:
-        options = {"output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
-        maps = encoder.forward_intermediates(pixel_values, indices=indices, **options)
-    by_layer = dict(zip(indices, maps, strict=True))
-    if top in layers:
-        last = by_layer[top] if core.plan.from_intermediates else end
-        by_layer[top] = core.feature_map(last, tuple(pixel_values.shape[-2:]))
-    pooled: dict[int | None, torch.Tensor] = {
-        layer: features.float().mean((2, 3)) for layer, features in by_layer.items()
-    }
-    if None in layers:
-        pooled[None] = encoder.forward_head(end, pre_logits=True).float().flatten(1)
-    return [pooled[layer] for layer in layers]
+from .pooled_features import ALL, Layer, layer_features, layer_index, layer_widths
 
 
 class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
@@ -79,8 +23,9 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
 
     The encoder stays in evaluation mode, running statistics included, and builds no graph for gradients. Two fields of
     the configuration, which `from_encoder` sets, say what the classifier reads: `probe_layer` (see `layer_features`;
-    `None` without it) and `probe_batch_norm` (False without it), a BatchNorm without weights before the classifier, as
-    MoCo v3 and MAE (https://arxiv.org/abs/2111.06377) have it, so that features of any scale train alike.
+    `None` without it, "all" for mean and deviation of every stage) and `probe_batch_norm` (False without it), a
+    BatchNorm without weights before the classifier, as MoCo v3 and MAE (https://arxiv.org/abs/2111.06377) have it, so
+    that features of any scale train alike.
 
     Raises:
         ValueError: if there are no labels, or the encoder has no such layer.
@@ -96,7 +41,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         self.num_labels = config.num_labels
         self.a2mim = A2MIMModel(config)
         self.layer = layer_index(self.a2mim, getattr(config, "probe_layer", None), "probe_layer")
-        width = self._width()
+        width = sum(layer_widths(self.a2mim, self.layer))
         # The features of frozen weights do not drift: statistics are the mean over all batches so far (momentum=None),
         # in which the first guess of 0 and 1 has no part, however few steps there are.
         batch_norm = getattr(config, "probe_batch_norm", False)
@@ -112,7 +57,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
     def from_encoder(
         cls,
         model: A2MIMPreTrainedModel,
-        layer: int | None = None,
+        layer: Layer = None,
         batch_norm: bool = True,
         id2label: dict[int, str] | None = None,
     ) -> "LinearProbe":
@@ -144,14 +89,6 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         if module is self.classifier:
             init.normal_(module.weight, std=0.01)
             init.zeros_(module.bias)
-
-    def _width(self) -> int:
-        """How many features the classifier reads."""
-        core, stages = self.a2mim, self.a2mim.encoder.feature_info
-        if self.layer is None:
-            encoder = core.encoder
-            return getattr(encoder, "head_hidden_size", None) or encoder.num_features
-        return core.plan.map_layout.channels if self.layer == len(stages) - 1 else stages[self.layer]["num_chs"]
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
@@ -187,11 +124,12 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         """The same function as an ordinary classifier, the BatchNorm folded into timm's own last layer.
 
         Raises:
-            ValueError: if the probe reads a feature map, which timm's classifier does not, or timm's classifier is
+            ValueError: if the probe reads feature maps, which timm's classifier does not, or timm's classifier is
                 more than one linear layer on the encoder's pooled features.
         """
         if self.layer is not None:
-            raise ValueError(f"probe_layer: timm's classifier reads layer None, not the mean of map {self.layer}")
+            what = "every stage" if self.layer == ALL else f"the mean of map {self.layer}"
+            raise ValueError(f"probe_layer: timm's classifier reads layer None, not {what}")
         config = copy.deepcopy(self.config)
         config.architectures = None
         for name in ("probe_layer", "probe_batch_norm"):

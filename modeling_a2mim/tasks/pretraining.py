@@ -102,6 +102,7 @@ def make_trainer(
         picture_names=names,
         monitor=monitor,
         monitor_steps=data_args.monitor_steps,
+        probe_layers=data_args.probe_layers,
         provenance=provenance,
         flags=flags(model_args, data_args),
     )

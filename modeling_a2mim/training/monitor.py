@@ -21,7 +21,7 @@ from ..data.transforms import PreTrainTransform, generators_kept
 from ..evaluation.gauge import MORE_IS_BETTER, gauge
 from ..export.monitor import MONITOR, monitor_log, monitor_summary
 from ..modeling_a2mim import A2MIMForPreTraining
-from ..models.linear_probe import layer_features
+from ..models.pooled_features import ALL, Layer, layer_features, layer_widths
 
 
 logger = logging.getLogger("a2mim")
@@ -67,29 +67,38 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def pooled_features(
-    model: A2MIMForPreTraining, images: MonitorImages, batch_size: int, dtype: torch.dtype | None = None
+    model: A2MIMForPreTraining,
+    images: MonitorImages,
+    batch_size: int,
+    dtype: torch.dtype | None = None,
+    layer: Layer = -1,
 ) -> np.ndarray:
-    """The mean of the last feature map over its positions, of whole images (no mask), by the encoder in evaluation
-    mode. The model, its buffers and the generators of random numbers stay as they are.
+    """Features (`pooled_features.layer_features`) of whole images (no mask), by the encoder in evaluation mode. The
+    model, its buffers and the generators of random numbers stay as they are.
 
     Args:
         model: whose encoder is measured; sharded by `fully_shard` or not. Each process that has a part must call this.
         images: what to measure on.
         batch_size: images in a forward pass.
         dtype: run the encoder under autocast with this type.
+        layer: whose features.
 
     Returns:
         (images, channels), float32.
     """
     core, found = model.a2mim, []
     device = core.device
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        return layer_features(core, pixels, [layer])[0]
+
     # Not inference_mode: encoders keep tables (of positions, say) that training would not take from it.
-    with torch.no_grad(), undisturbed(model), _gathering(model, lambda pixels: layer_features(core, pixels, [-1])[0]):
+    with torch.no_grad(), undisturbed(model), _gathering(model, features):
         for pixels in images.pixel_values.split(batch_size):
             pixels = images.transform.normalize(pixels.to(device)).to(core.dtype)
             # Without its cache, which may hold casted weights of a step.
             with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
-                found.append(model(pixels) if isinstance(model, FSDPModule) else layer_features(core, pixels, [-1])[0])
+                found.append(model(pixels) if isinstance(model, FSDPModule) else features(pixels))
     return torch.cat(found).cpu().numpy()
 
 
@@ -147,10 +156,11 @@ class MonitorCallback(TrainerCallback):
         trainer: of the encoder, an `A2MIMTrainer`.
         images: what to measure on.
         steps: between two measurements, or "auto" (`steps_between`).
+        layers: what is measured, "last" or "all" (`models.pooled_features`).
     """
 
-    def __init__(self, trainer, images: MonitorImages, steps: int | str):
-        self.trainer, self.images, self.given, self.steps = trainer, images, steps, 0
+    def __init__(self, trainer, images: MonitorImages, steps: int | str, layers: str = "last"):
+        self.trainer, self.images, self.given, self.steps, self.layers = trainer, images, steps, 0, layers
         self._kept: tuple[int, dict[str, float]] | None = None  # a step, and its figures
 
     def figures(self) -> dict[str, float]:
@@ -161,8 +171,10 @@ class MonitorCallback(TrainerCallback):
             return self._kept[1]
         args = trainer.args
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        features = pooled_features(trainer.unwrapped(), self.images, args.eval_batch_size, dtype)
-        found = gauge(features, self.images.labels)
+        layer, model = ALL if self.layers == ALL else -1, trainer.unwrapped()
+        features = pooled_features(model, self.images, args.eval_batch_size, dtype, layer)
+        widths = layer_widths(model.a2mim, ALL) if layer == ALL else None
+        found = gauge(features, self.images.labels, widths)
         if args.world_size > 1:
             (found,) = broadcast_object_list([found])
         if trainer.is_in_train:  # else weights may change without a step
@@ -221,14 +233,17 @@ class MonitorCallback(TrainerCallback):
 
 
 def monitor_of(
-    trainer, images: MonitorImages | datasets.Dataset | RowSource, steps: int | str
+    trainer, images: MonitorImages | datasets.Dataset | RowSource, steps: int | str, layers: str = "last"
 ) -> MonitorCallback | None:
     """The gauge of a trainer, with images that are read now if they were not; `None`, which is said, where weights are
     sharded so that a process cannot run the encoder.
 
     Raises:
-        ValueError: naming `monitor`, if the images cannot be used, or the model is not for pre-training.
+        ValueError: naming `monitor`, if the images cannot be used, or the model is not for pre-training; naming
+            `probe_layers`, if they are neither "last" nor "all".
     """
+    if layers not in ("last", ALL):
+        raise ValueError(f"probe_layers: expected last or all, got {layers!r}")
     model = trainer.unwrapped()
     if not isinstance(model, A2MIMForPreTraining):
         raise ValueError(f"monitor: is for pre-training, the model is a {type(model).__name__}; leave it out")
@@ -241,4 +256,4 @@ def monitor_of(
     shape = tuple(images.pixel_values.shape[1:])
     if shape != (wanted := (model.config.num_channels, *model.config.input_size)):
         raise ValueError(f"monitor: the images are of shape {shape}, the model takes {wanted}")
-    return MonitorCallback(trainer, images, steps)
+    return MonitorCallback(trainer, images, steps, layers)

@@ -52,6 +52,8 @@ class A2MIMTrainer(EncoderTrainer):
             The figures are in the log (`monitor_rankme`, ...) and in evaluations (`eval_rankme`, ...).
         monitor_steps: steps between two measurements; 0: no measurements; "auto": as often as costs less than 3% of
             the training, 20 times at most.
+        probe_layers: what is measured: "last", the mean of the last feature map over its positions, or "all", mean and
+            standard deviation of the maps of every stage (`models.pooled_features`).
     """
 
     monitor: MonitorCallback | None = None
@@ -61,11 +63,12 @@ class A2MIMTrainer(EncoderTrainer):
         *args: Any,
         monitor: MonitorImages | datasets.Dataset | RowSource | None = None,
         monitor_steps: int | str = "auto",
+        probe_layers: str = "last",
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         if steps_or_auto(monitor_steps, "monitor_steps") and monitor is not None:
-            self.monitor = monitor_of(self, monitor, monitor_steps)
+            self.monitor = monitor_of(self, monitor, monitor_steps, probe_layers)
             self.add_callback(self.monitor)
         self._terms: dict[str, list] = {}
         self._pixels: torch.Tensor | None = None
@@ -87,7 +90,8 @@ class A2MIMTrainer(EncoderTrainer):
         record = super().record()
         data = record.pop("monitor_data", None)
         if self.monitor is not None:
-            record["monitor"] = finite(monitor_record(self.state.log_history, self.monitor.images, data))
+            layers, log = self.monitor.layers, self.state.log_history
+            record["monitor"] = finite(monitor_record(log, self.monitor.images, data, layers))
         return record
 
     def figure_callback(self, batch, names):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_a2mim.arguments.model import ClassifierArguments, EncoderArguments
+from modeling_a2mim.arguments.model import KNN_LAYERS, ClassifierArguments, EncoderArguments, probe_layer
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from modeling_a2mim.arguments.model import ClassifierArguments, EncoderArguments
         ({"add_to_card": True}, "^add_to_card: --model_name_or_path is no folder with a pre-trained encoder"),
         ({"probe_layers": [1]}, "^probe_layers: is for --linear_probe and --knn"),
         ({"linear_probe": True, "probe_layers": [0, 1]}, "^probe_layers: --linear_probe trains on one layer"),
+        ({"knn": True, "probe_layers": ["first"]}, "^probe_layers: expected last, all or an index .* got 'first'$"),
         ({"probe_batch_norm": True}, "^probe_batch_norm: is for --linear_probe"),
         ({"drop_path": 1.0}, r"^drop_path: must be in \[0, 1\)"),
     ],
@@ -20,6 +21,13 @@ from modeling_a2mim.arguments.model import ClassifierArguments, EncoderArguments
 def test_what_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         ClassifierArguments(**given)
+
+
+def test_layers_that_are_probed():
+    given = ClassifierArguments(knn=True, probe_layers=["last", "all", "2", "-3"])
+    assert given.probe_layers == [-1, "all", 2, -3]
+    assert ClassifierArguments(knn=True).probe_layers == [probe_layer(layer) for layer in KNN_LAYERS]
+    assert ClassifierArguments(linear_probe=True).probe_layers is None
 
 
 def test_statistics_are_numbers():

@@ -24,6 +24,7 @@ from modeling_a2mim.evaluation.frozen import (
     nearest_neighbors,
 )
 from modeling_a2mim.evaluation.summary import results_table
+from modeling_a2mim.models.pooled_features import layer_widths
 
 from ..families import FAMILIES, family_config
 
@@ -171,6 +172,22 @@ def test_layers_that_there_are_not():
     assert model.training
 
 
+def test_neighbors_of_several_maps():
+    """A wide map of large values, that says nothing, does not hide a narrow one; nor does the scale of a feature."""
+    rng, labels = np.random.default_rng(0), np.arange(200) % 2
+    noise = 100 + 10 * rng.normal(size=(200, 50))
+    telling = np.stack([labels + 0.1 * rng.normal(size=200), 1000 * rng.normal(size=200)], 1)
+    features = np.concatenate([telling, noise], 1)
+    half = (features[:100], labels[:100]), (features[100:], labels[100:])
+    assert nearest_neighbors(half[0]).score(*half[1]) < 0.7
+    balanced = nearest_neighbors(half[0], widths=[2, 50])
+    assert balanced.score(*half[1]) > 0.95
+    scaled = [(x * np.geomspace(1e-3, 1e3, 52), y) for x, y in half]
+    again = nearest_neighbors(scaled[0], widths=[2, 50])
+    np.testing.assert_array_equal(again.predict(scaled[1][0]), balanced.predict(half[1][0]))
+    assert set(frozen_metrics(balanced, half[1], 2)) == set(frozen_metrics(nearest_neighbors(half[0]), half[1], 2))
+
+
 class Colours(Dataset):
     """Images of one of three colours and noise; counts what is read."""
 
@@ -223,6 +240,15 @@ def test_evaluation_of_a_frozen_encoder():
         r for r in rows if r["method"] == "logistic regression" and (r["images"], r["seed"], r["layer"]) == (3, 1, 0)
     )
     assert row["accuracy"] == linear_probe_accuracy(sample, (evaluated, answers), LONE_C)
+
+    # Neighbors in every stage are those of maps that weigh the same; `c` spares the cross-validation.
+    stages = evaluate_frozen(model, train, test, {("12", 0): subsets["4 per class", 0]}, layers=["all"], c=1.0)
+    (known,), labels = extract_features(model, train, layers=["all"])
+    (evaluated,), _ = extract_features(model, test, layers=["all"])
+    sample = known[subsets["4 per class", 0]], labels[subsets["4 per class", 0]]
+    nearest = nearest_neighbors(sample, widths=layer_widths(model, "all"))
+    assert stages[0]["layer"] == "all"
+    assert stages[0]["accuracy"] == nearest.score(evaluated, answers)
 
     fixed = evaluate_frozen(model, train, test, {("all", 0): range(300)}, c=0.5, names=["red", "green", "blue"])
     assert [r.get("strength") for r in fixed] == [None, 0.5]

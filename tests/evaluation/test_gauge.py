@@ -16,6 +16,21 @@ from modeling_a2mim.evaluation.gauge import (
 )
 
 
+def test_every_map_weighs_the_same():
+    """Also a narrow one of small values beside a wide one that says nothing."""
+    labels = np.arange(60) % 3
+    telling, noise = np.eye(3)[labels] + 0.1 * draws(60, 3), 50 + draws(60, 40, seed=1)
+    features = np.concatenate([telling, noise], 1)
+    found = gauge(features, labels, [3, 40])
+    assert found["knn_accuracy"] > 0.9
+    assert gauge(features, labels)["knn_accuracy"] < 0.6
+    again = gauge(np.concatenate([1e-3 * telling, 1e3 * noise], 1), labels, [3, 40])
+    assert again == pytest.approx(found)
+    assert found["feature_cosine"] == pytest.approx((feature_cosine(telling) + feature_cosine(noise)) / 2)
+    collapsed = np.concatenate([np.ones((60, 3)), np.ones((60, 40))], 1)
+    assert gauge(collapsed, None, [3, 40])["feature_cosine"] == pytest.approx(1)
+
+
 def draws(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 

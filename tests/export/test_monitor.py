@@ -45,6 +45,7 @@ def test_the_record(classes):
     }
     assert record["summary"]["feature_cosine"]["best"] == {"step": 5, "value": 0.25}
     assert record["log"] == monitor_log(LOG)
+    assert record["probe_layers"] == "last"
 
 
 def test_an_evaluation_holds_no_figures_of_other_images():

@@ -23,7 +23,7 @@ from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.analysis.comparison import load_model
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.inference.embedding import embedder, layer_names
-from modeling_a2mim.models.linear_probe import layer_features
+from modeling_a2mim.models.pooled_features import layer_features, stage_indices, unit_maps
 
 from ..families import FAMILIES
 from ..small_models import make, make_images, timm_encoder
@@ -63,11 +63,20 @@ def test_pooled_features_are_those_of_timm(exports, family):
 def test_layers(exports, family):
     core, images = make(family).a2mim.eval(), make_images()
     count = len(core.encoder.feature_info)
-    for layer, wanted in (("last", [-1]), (-2, [-2]), ([0, "-1", "pooled"], [0, -1, None]), ("all", range(count))):
+    for layer, wanted in (("last", [-1]), (-2, [-2]), ([0, "-1", "pooled"], [0, -1, None]), ("all", ["all"])):
         found = embedder(str(exports[family]), layer)
         expected = torch.cat(layer_features(core, images, list(wanted)), dim=1)
         np.testing.assert_allclose(found.embed(images), expected.numpy(), rtol=1e-5, atol=1e-5)
         assert layer_names(found.description["layer"]) == layer_names(layer)
+    found, unit = (embedder(str(exports[family]), "all", normalize=value) for value in (False, True))
+    maps, stages = found.description["maps"], core.encoder.feature_info
+    assert [each["index"] for each in maps] == stage_indices(core)
+    assert [each["module"] for each in maps] == [stages[index]["module"] for index in stage_indices(core)]
+    widths = [2 * each["channels"] for each in maps]
+    assert sum(widths) == found.dim
+    assert "maps" not in embedder(str(exports[family]), "last").description
+    expected = unit_maps(torch.from_numpy(found.embed(images)), widths)
+    np.testing.assert_allclose(unit.embed(images), expected.numpy(), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=f"^layer: .* has {count} feature maps, there is no index {count}"):
         embedder(str(exports[family]), count)
 

@@ -87,7 +87,10 @@ def test_without_flags(tmp_path, caplog):
 
 def test_the_best_by_a_figure(tmp_path, classes):
     out = tmp_path / "out"
-    pretrain(out, *FEW, *BEST, "knn_accuracy", "--monitor_dir", classes, "--max_steps", 4)
+    argv = [*BEST, "knn_accuracy", "--monitor_dir", classes, "--probe_layers", "all"]
+    pretrain(out, *FEW, *argv, "--max_steps", 4)
+    assert read(out)["monitor"]["probe_layers"] == "all"
+    assert "frozen encoder, mean and deviation of every stage, on" in (out / "README.md").read_text()
     found = {
         e["step"]: e["eval_knn_accuracy"] for e in read(out, "trainer_state.json")["log_history"] if "eval_loss" in e
     }
@@ -126,7 +129,9 @@ def test_the_output_is_not_among_the_images(classes):
 
 def test_what_has_no_effect_is_said(tmp_path, classes, caplog):
     caplog.set_level(logging.WARNING)
-    pretrain(tmp_path / "out", *FEW, "--monitor_steps", 0, "--monitor_dir", classes, "--monitor_split", "test")
+    argv = ["--monitor_steps", 0, "--monitor_dir", classes, "--monitor_split", "test", "--probe_layers", "all"]
+    pretrain(tmp_path / "out", *FEW, *argv)
+    assert "probe_layers has no effect without --monitor_steps" in caplog.messages
     assert "monitor_dir has no effect without --monitor_steps" in caplog.messages
     assert "monitor_split has no effect without --monitor_dataset" in caplog.messages
     record = read(tmp_path / "out")

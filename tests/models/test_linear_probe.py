@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
-from modeling_a2mim.models.linear_probe import LinearProbe, layer_features
+from modeling_a2mim.models.linear_probe import LinearProbe
+from modeling_a2mim.models.pooled_features import layer_features
 
 from ..families import FAMILIES, family_config
 
@@ -40,23 +41,6 @@ def trained(model, images, **kwargs):
 def assert_close(one, other):
     """Equal but for other orders of sums in float32."""
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_features_of_all_layers(family):
-    model, images = pretrained(family)
-    core, top = model.a2mim, len(model.a2mim.encoder.feature_info) - 1
-    output = core(images, output_hidden_states=True)
-    expected = {i: maps.mean((2, 3)) for i, maps in enumerate(output.hidden_states[:-1])}
-    expected[top] = core.feature_map(output.last_hidden_state, (64, 64)).mean((2, 3))
-    expected[None] = output.pooler_output
-    for layer, features in zip(expected, layer_features(core, images, list(expected)), strict=True):
-        assert_close(features, expected[layer])
-        assert_close(layer_features(core, images, [layer])[0], features)
-    assert torch.equal(layer_features(core, images, [-1])[0], layer_features(core, images, [top])[0])
-    first = layer_features(core, images.double().float(), [0, -1, 0])
-    assert torch.equal(first[0], first[2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -129,7 +113,13 @@ def test_a_batch_of_one_image():
 
 @pytest.mark.parametrize(
     ("family", "layer", "batch_norm"),
-    [*((family, None, True) for family in FAMILIES), ("resnet", -1, False), ("vit", 1, True)],
+    [
+        *((family, None, True) for family in FAMILIES),
+        ("resnet", -1, False),
+        ("vit", 1, True),
+        ("resnet", "all", True),
+        ("vit", "all", True),
+    ],
 )
 def test_saved_and_loaded(family, layer, batch_norm, tmp_path):
     model, images = pretrained(family)
@@ -185,9 +175,9 @@ def test_as_other_classifiers(architecture, kwargs):
 
 def test_what_is_no_classifier():
     model, _ = pretrained("resnet")
-    for layer, named in ((1, 1), (-1, 4)):
+    for layer, named in ((1, "the mean of map 1"), (-1, "the mean of map 4"), ("all", "every stage")):
         probe = LinearProbe.from_encoder(model, layer=layer, id2label=NAMES)
-        with pytest.raises(ValueError, match=f"^probe_layer: timm's classifier reads .* not the mean of map {named}$"):
+        with pytest.raises(ValueError, match=f"^probe_layer: timm's classifier reads layer None, not {named}$"):
             probe.to_classifier()
     config = A2MIMConfig.for_encoder(
         architecture="deit_tiny_distilled_patch16_224", image_size=32, model_args={"depth": 1}

@@ -21,7 +21,9 @@ from modeling_a2mim.data.monitor import monitor_images
 from modeling_a2mim.data.transforms import PreTrainTransform
 from modeling_a2mim.evaluation.frozen import extract_features
 from modeling_a2mim.evaluation.gauge import MORE_IS_BETTER, gauge, with_company
+from modeling_a2mim.export.card_tables import monitor_section
 from modeling_a2mim.export.monitor import monitor_log
+from modeling_a2mim.models.pooled_features import layer_widths
 from modeling_a2mim.training.monitor import pooled_features, steps_between, undisturbed
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -54,7 +56,9 @@ def rows(count=24):
     return load_images(split="test").select(range(count))
 
 
-def make_trainer(folder, kind="cnn", monitor=True, callbacks=None, evaluated=8, monitor_steps=2, **options):
+def make_trainer(
+    folder, kind="cnn", monitor=True, callbacks=None, evaluated=8, monitor_steps=2, probe_layers="last", **options
+):
     config = make_config(kind)
     torch.manual_seed(0)
     random.seed(0)
@@ -69,6 +73,7 @@ def make_trainer(folder, kind="cnn", monitor=True, callbacks=None, evaluated=8, 
         callbacks=callbacks,
         monitor=rows() if monitor else None,
         monitor_steps=monitor_steps,
+        probe_layers=probe_layers,
     )
 
 
@@ -188,6 +193,24 @@ def test_what_is_measured(tmp_path, options):
     np.testing.assert_array_equal(pooled_features(model, images, trainer.args.eval_batch_size, dtype), features)
     np.testing.assert_array_equal(images.labels, labels)
     assert monitor_log(trainer.state.log_history)[-1] == {"step": 2, **gauge(features, labels)}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_stage_is_measured(tmp_path, kind):
+    trainer = make_trainer(tmp_path, kind, max_steps=2, save_strategy="no", probe_layers="all")
+    trainer.train()
+    images, model = trainer.monitor.images, trainer.unwrapped()
+    features = pooled_features(model, images, trainer.args.eval_batch_size, layer="all")
+    widths = layer_widths(model.a2mim, "all")
+    assert features.shape == (len(images), sum(widths))
+    assert monitor_log(trainer.state.log_history)[-1] == {"step": 2, **gauge(features, images.labels, widths)}
+    record = trainer.record()["monitor"]
+    assert record["probe_layers"] == "all"
+    assert monitor_section({**record, "data": "them"}).startswith(
+        "Measured of the frozen encoder, mean and deviation of every stage, on "
+    )
+    with pytest.raises(ValueError, match="^probe_layers: expected last or all, got 'first'$"):
+        make_trainer(tmp_path, kind, probe_layers="first")
 
 
 def counting(monkeypatch):

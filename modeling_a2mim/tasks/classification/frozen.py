@@ -75,7 +75,7 @@ def _evaluate(model_args, data_args, args, images: LabelledImages, subsets: dict
         train,
         evaluation_samples(model, data_args, images, args.seed),
         subsets,
-        [-1] if model_args.probe_layers is None else model_args.probe_layers,
+        model_args.probe_layers,
         neighbors=model_args.knn_neighbours,
         temperature=model_args.knn_temperature,
         c=model_args.probe_strength,

@@ -106,6 +106,7 @@ def report(
             "architecture": model_args.architecture,
             "base_model": base_model_of(model_args),
             "task": task_of(model_args),
+            **({"probe_layers": model_args.probe_layers} if model_args.probe_layers else {}),
             **where,
             **images.provenance(),
             **({"class_weights": args.class_weights} if args.class_weights else {}),

@@ -25,6 +25,7 @@ from ...export.provenance import classification_provenance
 from ...models.classifier import A2MIMForImageClassification
 from ...models.continuing import same_setting
 from ...models.linear_probe import LinearProbe
+from ...models.pooled_features import ALL
 from ...pretrained import folder_or_id, is_weights_file
 from ...training.best_model import with_best_model, without_evaluation
 from ...training.resuming import flags
@@ -87,7 +88,7 @@ def check_arguments(model_args: ClassifierArguments, data_args: ClassificationAr
         ValueError: naming one of them.
     """
     if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
-        raise ValueError("probe_layers: timm knows no classifier on an inner layer; leave --push_to_hub out")
+        raise ValueError("probe_layers: timm's classifier reads pooled features alone; leave --push_to_hub out")
     if model_args.add_to_card and not (data_args.seeds or model_args.knn):
         raise ValueError("add_to_card: give --seeds, over which the means are written")
     if data_args.corruptions is not None:
@@ -131,7 +132,8 @@ def build(
     model, _ = build_classifier(model_args, images.names, images.problem_type, token)
     if model_args.linear_probe and (model_args.probe_batch_norm or model_args.probe_layers):
         layer = (model_args.probe_layers or [None])[0]
-        model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm)
+        # The maps of several stages differ in scale.
+        model = LinearProbe.from_encoder(model, layer, model_args.probe_batch_norm or layer == ALL)
         if layer is None:
             model.to_classifier()  # which fails now rather than when it is trained
     elif model_args.linear_probe:
@@ -340,7 +342,7 @@ class ClassificationTrainer(FineTuningTrainer):
             return super().export(folder)
         self.unwrapped().save_pretrained(folder)
         logger.warning(
-            "probe_layers: timm knows no classifier on an inner layer; %s is read by LinearProbe.from_pretrained",
+            "probe_layers: timm's classifier reads pooled features alone; %s is read by LinearProbe.from_pretrained",
             folder,
         )
 

@@ -1,6 +1,7 @@
 """k-NN and logistic regression on frozen features."""
 
 import json
+import re
 
 import pytest
 
@@ -12,14 +13,16 @@ SCRATCH = SMALL[:4]
 
 
 def test_k_nearest_neighbors_of_several_layers(pretrained, tmp_path):
-    argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", 0, -1, "--add_to_card"]
+    argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", "last", "all", "--add_to_card"]
     finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     methods = {(row["method"], row["layer"]) for row in results["results"]}
     assert len(results["results"]) == 8
-    assert len(methods) == 4
+    assert methods == {(method, layer) for method in ("k-NN", "logistic regression") for layer in (-1, "all")}
+    assert results["probe_layers"] == [-1, "all"]
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    assert "k-NN" in (pretrained / "README.md").read_text()
+    card = (pretrained / "README.md").read_text()
+    assert re.search(r"\| k-NN +\| all +\|", card)
     scratch = finetune(tmp_path / "scratch", *SCRATCH, "--knn", "--label_fraction", 0.002, "--seeds", 0, 1)
     figures = ("accuracy", "balanced accuracy", "macro F1", "AUROC", "average precision")
     assert set(scratch) == {f"{method}: {name}" for method in ("k-NN", "logistic regression") for name in figures}

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
+from modeling_a2mim.commands.export import main as export
 from modeling_a2mim.export.hub import uploaded_files
+from modeling_a2mim.export.onnx import session
 from modeling_a2mim.models.linear_probe import LinearProbe
 
 from ...integration.test_scripts import SMALL, finetune
@@ -39,6 +41,24 @@ def test_linear_probe_of_an_inner_layer(pretrained, tmp_path):
     probe = LinearProbe.from_pretrained(tmp_path / "out")
     assert probe.layer == 1
     assert not (tmp_path / "out" / "README.md").exists()
+
+
+def test_linear_probe_of_every_stage(pretrained, tmp_path):
+    """It is saved, evaluated, exported to another runtime, and predicted with there."""
+    out, argv = tmp_path / "out", ["--linear_probe", "--probe_layers", "all", "--labels_per_class", 5]
+    metrics = finetune(out, "--model_name_or_path", pretrained, *argv, "--learning_rate", 0.01)
+    probe = LinearProbe.from_pretrained(out).eval()
+    assert (probe.layer, probe.config.probe_layer) == ("all", "all")
+    assert probe.norm is not None  # also without --probe_batch_norm
+    assert probe.norm.num_batches_tracked > 0
+    again = finetune(tmp_path / "eval", "--model_name_or_path", out, "--eval_only")
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)
+    export([str(out), "--out", str(tmp_path / "probe.onnx")])
+    images = torch.randn(2, probe.config.num_channels, *probe.config.input_size)
+    with torch.no_grad():
+        expected = probe(images).logits
+    found = session(tmp_path / "probe.onnx")(images.numpy())["logits"]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_figures_of_errors_and_corruptions(pretrained, tmp_path, no_pictures):
