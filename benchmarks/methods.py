@@ -15,10 +15,11 @@ balanced accuracy, AUROC and average precision are in the JSON; differences are 
     python benchmarks/methods.py --output benchmarks/results/methods.json [--only solar_cells "convnext 0.4M"]
 
 Goes on where it was stopped; several may write one file. The encoders are left in --folder as plain timm checkpoints,
-which `run_finetune.py --model_name_or_path` takes. With --gpu, see `methods_gpu.py`.
+which `run_finetune.py --model_name_or_path` takes. For one GPU there is `methods_gpu.py`.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -37,14 +38,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.images import FOLDER  # noqa: E402
-from benchmarks.in_memory import Schedule, Step, features, fine_tune, load, moved, normalize, predict, train  # noqa: E402
-from benchmarks.judging import FOLDS, linear_probes, scores  # noqa: E402
+from benchmarks.in_memory import Schedule, features, load  # noqa: E402
+from benchmarks.judging import linear_probes, scores  # noqa: E402
+from benchmarks.methods_run import (  # noqa: E402
+    MANY,
+    SCRATCH,
+    encoder_with,
+    learn,
+    probe_rows,
+    rounded,
+    subsets_of,
+    tuned_rows,
+)
 from benchmarks.methods_table import plot, tables  # noqa: E402
 from benchmarks.rates import CELL, SIZE  # noqa: E402
 from benchmarks.rates import ENCODERS as SIZES  # noqa: E402
-from benchmarks.rivals import METHODS, Supervised  # noqa: E402
+from benchmarks.rivals import METHODS  # noqa: E402
 from modeling_a2mim import A2MIMConfig, A2MIMModel  # noqa: E402
-from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.evaluation.frozen import frozen_metrics, nearest_neighbors  # noqa: E402
 from modeling_a2mim.export.folder import export_model  # noqa: E402
 
@@ -55,68 +65,19 @@ ENCODERS = {
     "vit 0.5M": (SIZES["vit 0.5M"][0], SIZES["vit 0.5M"][1] | POOLED, "linear"),
 }
 SETS = ("solar_cells", "fashion_mnist_60000")
-SCRATCH = "scratch"
 ORDER = (SCRATCH, *METHODS)
 BATCH = 64
 RATES, TRIAL = [3e-4, 1e-3, 3e-3], 0.2
 # Labels of each class (`None`: all), images in a batch at most, and steps of fine-tuning, and its learning rate.
-LABELS = {"10": (10, 64, 100), "50": (50, 64, 100), "all": (None, 64, 200)}
+LABELS = {"10": (10, 64, 100), "50": (50, 64, 100), "all": (None, 64, 400)}
+COUNTS = {name: count for name, (count, _, _) in LABELS.items()}
 TUNING_RATE = 1e-3
-MANY = 5000  # images, from which on one fold chooses the decay of a linear probe
-ENDS = 20  # steps at either end of training over which the loss is averaged
 
 
 def config_of(encoder: str) -> A2MIMConfig:
     architecture, model_args, decoder = ENCODERS[encoder]
     shape = {"image_size": SIZE, "mask_patch_size": CELL, "num_channels": 1, "decoder": decoder}
     return A2MIMConfig.for_architecture(architecture, model_args=model_args, **shape)
-
-
-def learn(method: str, config: A2MIMConfig, images: torch.Tensor, labels: torch.Tensor, schedule: Schedule) -> tuple:
-    """Pre-train on uint8 images.
-
-    Returns:
-        The weights of the encoder, and {"cpu_seconds", "steps_per_second", "first_loss", "last_loss", ...}.
-    """
-    torch.manual_seed(schedule.seed)
-    device, extra = images.device, {}
-    if METHODS[method] is Supervised:
-        extra = {"classes": int(labels.max()) + 1}
-    model = moved(METHODS[method](config, schedule.steps, **extra), device).train()
-    generator = torch.Generator(device).manual_seed(schedule.seed)
-    losses = torch.zeros(schedule.steps + 8, device=device)  # a step that is recorded is tried before
-    place = torch.zeros(1, dtype=torch.long, device=device)
-
-    def make(rows):
-        return model.inputs(normalize(images[rows], config), labels[rows], generator)
-
-    def loss(*inputs):
-        found = model(*inputs)
-        losses.index_copy_(0, place, found.detach().float().view(1))
-        place.add_(1)
-        return found
-
-    begin = time.process_time()
-    step = Step(model, model.groups(schedule.learning_rate), loss, schedule)
-    result = train(step, make, len(images), schedule)
-    ends = min(ENDS, max(1, schedule.steps // 2))
-    known = losses[: int(place)]
-    found = {
-        "cpu_seconds": round(time.process_time() - begin, 1),
-        "steps_per_second": result["steps_per_second"],
-        "first_loss": round(float(known[:ends].mean()), 4),
-        "last_loss": round(float(known[-ends:].mean()), 4),
-    }
-    return model.encoder_weights(), found | {key: result[key] for key in ("graph_failure",) if key in result}
-
-
-def encoder_with(config: A2MIMConfig, weights: dict[str, torch.Tensor] | None, seed: int) -> A2MIMModel:
-    """The encoder with these weights; `None`: with the random ones of a seed."""
-    torch.manual_seed(seed)
-    core = A2MIMModel(config)
-    if weights is not None:
-        core.encoder.load_state_dict(weights)
-    return core
 
 
 def choose_rate(method: str, config: A2MIMConfig, data: tuple, steps: int) -> dict:
@@ -140,44 +101,13 @@ def frozen_rows(core: A2MIMModel, data: tuple, draws: int) -> list[dict]:
     """Figures of linear probes and of nearest neighbors."""
     (images, labels), (test, known) = data
     own, others = features(core, images), features(core, test)
-    subsets, names = [], []
-    for name, (count, _, _) in LABELS.items():
-        for draw in range(draws if count else 0):
-            subsets.append(draw_subset(labels.tolist(), per_class=count, seed=draw))
-            names.append((name, draw))
-    subsets.append(list(range(len(labels))))
-    names.append(("all", 0))
-    rows = []
-    for kind in own:
-        # One at a time: all at once would compute each on the images of all.
-        folds = [1 if len(subset) > MANY else FOLDS for subset in subsets]
-        logits = [
-            linear_probes(own[kind], labels, others[kind], [subset], held_out)[0]
-            for subset, held_out in zip(subsets, folds, strict=True)
-        ]
-        for (name, draw), part in zip(names, logits, strict=True):
-            rows.append({"by": f"probe, {kind}", "labels": name, "draw": draw, **scores(part, known)})
-    for (name, draw), subset in zip(names, subsets, strict=True):
+    subsets = subsets_of(labels, COUNTS, draws)
+    rows = probe_rows(own, labels, others, known, subsets)
+    wanted = ("accuracy", "balanced_accuracy", "auroc", "average_precision")
+    for name, draw, subset in subsets:
         neighbors = nearest_neighbors((own["last map"][subset].numpy(), labels[subset]))
         found = frozen_metrics(neighbors, (others["last map"].numpy(), known), len(np.unique(labels)))
-        wanted = ("accuracy", "balanced_accuracy", "auroc", "average_precision")
         rows.append({"by": "k-NN", "labels": name, "draw": draw, **{key: found[key] for key in wanted}})
-    return rows
-
-
-def tuned_rows(config: A2MIMConfig, weights: dict[str, torch.Tensor] | None, data: tuple, draws: int, seed: int):
-    """Figures of fine-tuning; of all labels, the draw is the seed of the training."""
-    (images, labels), (test, known) = data
-    rows = []
-    for name, (count, batch_size, steps) in LABELS.items():
-        for draw in range(draws):
-            chosen = np.arange(len(labels))
-            if count:
-                chosen = np.array(draw_subset(labels.tolist(), per_class=count, seed=draw))
-            schedule = Schedule(steps, min(batch_size, len(chosen)), TUNING_RATE, 100 * seed + draw)
-            targets = torch.from_numpy(labels[chosen])
-            model, _ = fine_tune(config, weights, images[chosen], targets, int(labels.max()) + 1, schedule)
-            rows.append({"by": "fine-tuning", "labels": name, "draw": draw, **scores(predict(model, test), known)})
     return rows
 
 
@@ -213,11 +143,13 @@ def read(path: Path, settings: dict) -> dict:
 
 def add(path: Path, settings: dict, part: str, key: str, result: dict):
     """Add a result to what others, who may run beside this one, have written."""
-    record = read(path, settings)
-    record[part][key] = result
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(scratch, path)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = read(path, settings)
+        record[part][key] = result
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(scratch, path)
 
 
 def run(key: str, what: tuple, data: tuple, args, settings: dict):
@@ -231,28 +163,26 @@ def run(key: str, what: tuple, data: tuple, args, settings: dict):
         if common not in read(args.output, settings)["rates"]:
             add(args.output, settings, "rates", common, choose_rate(method, config, data, round(TRIAL * args.steps)))
         rate = read(args.output, settings)["rates"][common]["chosen"]
-        if (folder / "pretraining.json").exists():  # written last
-            found, weights = (
-                json.loads((folder / "pretraining.json").read_text()),
-                load_file(folder / "model.safetensors"),
-            )
+        made, about = folder / "pretraining.json", {"steps": args.steps, "learning_rate": rate}
+        found = json.loads(made.read_text()) if made.exists() else {}
+        if about.items() <= found.items():
+            weights = load_file(folder / "model.safetensors")
         else:
+            made.unlink(missing_ok=True)
             schedule = Schedule(args.steps, BATCH, rate, seed)
             weights, found = learn(method, config, images, torch.from_numpy(labels), schedule)
             export_model(encoder_with(config, weights, seed), folder)
-            (folder / "pretraining.json").write_text(json.dumps(found))
-        result |= {"pre-training": found | {"learning_rate": rate}}
+            found |= about
+            made.write_text(json.dumps(found))
+        result["pre-training"] = found
     begin = time.process_time()
     rows = frozen_rows(encoder_with(config, weights, seed), data, args.draws)
-    rows += tuned_rows(config, weights, data, args.draws, seed)
-    rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    add(
-        args.output,
-        settings,
-        "runs",
-        key,
-        result | {"evaluation_cpu_seconds": round(time.process_time() - begin)} | {"rows": rounded},
-    )
+    for labels, (count, batch_size, steps) in LABELS.items():
+        subsets = subsets_of(data[0][1], {labels: count}, args.draws, args.draws)
+        schedule = Schedule(steps, batch_size, TUNING_RATE, seed)
+        rows += tuned_rows(config, weights, data, subsets, schedule)
+    result["evaluation_cpu_seconds"] = round(time.process_time() - begin)
+    add(args.output, settings, "runs", key, result | {"rows": rounded(rows)})
 
 
 def main():
