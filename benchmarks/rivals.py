@@ -253,7 +253,8 @@ class MoCoV3(WithTeacher):
 
 class DINO(WithTeacher):
     """https://arxiv.org/abs/2104.14294: the teacher's temperature rises from 0.04 to 0.07 in the first 10% of the
-    steps, in which the last layer of the head stays as it is for the first third."""
+    steps, in which the last layer of the head stays as it is for the first third. With BatchNorm in the head, which
+    is an option there: without it the outputs of small encoders soon were uniform."""
 
     def __init__(self, config, steps):
         super().__init__(config, steps)
@@ -266,7 +267,7 @@ class DINO(WithTeacher):
 
         with warnings.catch_warnings():  # torch's old weight norm, in lightly
             warnings.simplefilter("ignore", FutureWarning)
-            return DINOProjectionHead(width, HIDDEN, OUTPUT, DINO_OUTPUT)
+            return DINOProjectionHead(width, HIDDEN, OUTPUT, DINO_OUTPUT, batch_norm=True)
 
     def forward(self, one, other):
         share = min(1.0, 10 * self.count / self.steps)
@@ -397,7 +398,8 @@ class MAE(Method):
         return self.model(views, noise=noise).loss
 
     def encoder_weights(self):
-        return timm_weights(self.model.config.to_dict(), self.model.state_dict())[0]
+        weights, _ = timm_weights(self.model.config.to_dict(), self.model.state_dict())
+        return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 class Supervised(Method):
