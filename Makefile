@@ -6,8 +6,8 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers first-run transfer dense interactions gpu cards \
-	quality style docs clean
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods first-run transfer \
+	dense interactions gpu cards quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -68,6 +68,15 @@ probe-layers: $(VENV)/installed  ## what to read from a frozen encoder (goes on 
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
 	$(BIN)/python benchmarks/images.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/probe_layers.py --output benchmarks/results/probe_layers.json
+
+# Of lightly only losses and heads are used, which need none of what it would install.
+methods: $(VENV)/installed  ## other ways of pre-training beside A2MIM (a day on 2 cores; goes on where it was stopped)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps lightly lightly_utils
+	$(BIN)/python benchmarks/images.py --sets solar_cells
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json --only solar_cells
+	$(BIN)/python benchmarks/images.py --sets fashion_mnist_60000
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

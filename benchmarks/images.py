@@ -1,16 +1,19 @@
 """The real images that the benchmarks learn from, written to benchmarks/data/ (which git ignores): as .npz files, all
 images of a set in one array, or with --folders as files in a folder for each class, as users have them.
 
-    python benchmarks/images.py [--folders]
+    python benchmarks/images.py [--folders] [--sets ...]
 
 - solar_cells: 2,624 photographs of 300 x 300 px, grey, from `pip install elpv-dataset` (Buerhop-Lutz et al., 2018;
   CC BY-NC-SA 4.0: for measuring only, never part of this repository). 75% for training, 25% for testing, stratified by
   probability of a defect and type of cell; a cell counts as defective above a probability of 0.5. In the .npz 128 px.
 - fashion_mnist: the bundled sample, 10,000 images for training and 2,000 for testing, 28 x 28 px, grey, MIT.
+- fashion_mnist_60000: all of it, 60,000 and 10,000 images, if asked for; from Debian's dataset-fashion-mnist.
 """
 
 import argparse
+import gzip
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent / "data"
 SAMPLE = FOLDER.parent.parent / "data"
+WHOLE = Path("/usr/share/datasets/fashion-mnist")
+NAMES = ("T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SOLAR_SIZE = 128
 SOLAR_CLASSES = ("functional", "defective")
 
@@ -54,7 +59,26 @@ def fashion_mnist() -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]
     return found
 
 
-SETS = {"solar_cells": (solar_cells, SOLAR_SIZE), "fashion_mnist": (fashion_mnist, None)}
+def whole_fashion_mnist(folder: Path = WHOLE) -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
+    """{split: (images, labels, names of the classes)}"""
+    if not folder.is_dir():
+        sys.exit("--sets fashion_mnist_60000: needs `apt-get install dataset-fashion-mnist`, or that package unpacked")
+    found = {}
+    for split, name in (("train", "train"), ("test", "t10k")):
+        pixels, labels = (
+            np.frombuffer(gzip.decompress((folder / f"{name}-{kind}-ubyte.gz").read_bytes())[start:], np.uint8)
+            for kind, start in (("images-idx3", 16), ("labels-idx1", 8))
+        )
+        images = [Image.fromarray(image) for image in pixels.reshape(-1, 28, 28)]
+        found[split] = (images, labels.astype(np.int64), list(NAMES))
+    return found
+
+
+SETS = {
+    "solar_cells": (solar_cells, SOLAR_SIZE),
+    "fashion_mnist": (fashion_mnist, None),
+    "fashion_mnist_60000": (whole_fashion_mnist, None),
+}
 
 
 def write_arrays(name: str, folder: Path = FOLDER) -> Path:
@@ -81,7 +105,7 @@ def write_folders(name: str, folder: Path = FOLDER) -> Path:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS)[:2])
     parser.add_argument("--folders", action="store_true", help="write files as well")
     args = parser.parse_args()
     for name in args.sets:

@@ -29,7 +29,8 @@ def load(path, split: str, size: int | None = None, device: str = "cpu") -> tupl
         images, labels = torch.from_numpy(arrays[split])[:, None], arrays[f"{split}_labels"]
     if size is not None and images.shape[-1] != size:
         kind = {"mode": "area"} if images.shape[-1] > size else {"mode": "bicubic", "align_corners": False}
-        images = F.interpolate(images.float(), size=(size, size), **kind).round().clamp(0, 255).byte()
+        resized = (F.interpolate(part.float(), size=(size, size), **kind) for part in images.split(4096))
+        images = torch.cat([part.round().clamp(0, 255).byte() for part in resized])
     return images.to(device), labels
 
 

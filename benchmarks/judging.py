@@ -10,8 +10,8 @@ STEPS = 100  # of L-BFGS
 
 
 def scores(logits: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall of the classes) and AUROC (of more than two classes the mean of each
-    against the others)."""
+    """Accuracy, balanced accuracy (mean recall of the classes), AUROC and average precision (means over the classes,
+    each against the others)."""
     logits = logits.double().cpu()
     found, classes = logits.argmax(1).numpy(), np.unique(labels)
     others = [logits[:, [other for other in range(logits.shape[1]) if other != c]].logsumexp(1) for c in classes]
@@ -20,6 +20,9 @@ def scores(logits: torch.Tensor, labels: np.ndarray) -> dict[str, float]:
         "accuracy": float((found == labels).mean()),
         "balanced_accuracy": float(np.mean([(found[labels == c] == c).mean() for c in classes])),
         "auroc": float(np.mean([auroc(labels == c, odd) for c, odd in zip(classes, odds, strict=True)])),
+        "average_precision": float(
+            np.mean([average_precision(labels == c, odd) for c, odd in zip(classes, odds, strict=True)])
+        ),
     }
 
 
@@ -31,10 +34,20 @@ def auroc(positive: np.ndarray, values: np.ndarray) -> float:
     return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def linear_probes(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor, subsets: list[list[int]]):
+def average_precision(positive: np.ndarray, values: np.ndarray) -> float:
+    """The mean precision over the positive samples, each at its own value as the threshold."""
+    _, place, counts = np.unique(-values, return_inverse=True, return_counts=True)
+    found = np.bincount(place, positive)  # positive samples at each value, the highest first
+    return float((found * found.cumsum() / counts.cumsum()).sum() / positive.sum())
+
+
+def linear_probes(
+    train: torch.Tensor, labels: np.ndarray, test: torch.Tensor, subsets: list[list[int]], held_out: int = FOLDS
+):
     """Logits of `test` by logistic regression on each subset of the rows of `train`; both are standardised by the mean
     and deviation of all of `train`, which takes no labels. The decay of the weights is the one of `DECAYS` with the
-    least log loss in a cross-validation of the subset alone.
+    least log loss in a cross-validation of the subset alone; `held_out` of its `FOLDS` folds are in turn, which one is
+    enough for where there are many images.
 
     Returns:
         (subsets, test images, classes), float64.
@@ -50,14 +63,14 @@ def linear_probes(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor, s
             own = np.flatnonzero(chosen[number] & (labels == label))
             folds[number, np.random.default_rng(number).permutation(own)] = np.arange(len(own)) % FOLDS
     known = torch.from_numpy(labels).to(x.device)
-    held_out = np.stack([folds == fold for fold in range(FOLDS)], 1)  # (subsets, folds, images)
-    problems = (chosen[:, None] & ~held_out)[:, :, None].repeat(len(DECAYS), 2)
+    out = np.stack([folds == fold for fold in range(held_out)], 1)  # (subsets, folds, images)
+    problems = (chosen[:, None] & ~out)[:, :, None].repeat(len(DECAYS), 2)
     shape = problems.shape[:3]
     decays = torch.tensor(DECAYS, dtype=torch.float64, device=x.device)
     weight, bias = _fit(x, known, problems.reshape(-1, len(used)), decays.repeat(shape[0] * shape[1]))
     losses = _losses(_logits(x, weight, bias), known).view(len(used), *shape)
-    held_out = torch.from_numpy(held_out).to(x).permute(2, 0, 1)[..., None]
-    best = (losses * held_out).sum((0, 2)).argmin(1)
+    kept = torch.from_numpy(out).to(x).permute(2, 0, 1)[..., None]
+    best = (losses * kept).sum((0, 2)).argmin(1)
     weight, bias = _fit(x, known, chosen, decays[best])
     return _logits(others, weight, bias).transpose(0, 1)
 
