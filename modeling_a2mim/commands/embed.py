@@ -35,17 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder, or id on the Hub, of an encoder or classifier")
     add_image_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="FILE.parquet or FILE.npy")
-    parser.add_argument(
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument(
         "--layer",
-        "--probe_layers",
         nargs="+",
         default=["pooled"],
         help="pooled: timm's own pooled features; cls: the class token; last: the mean of the last feature map; "
-        "indices of feature maps (negative from the end). Several are concatenated (default: pooled). all: mean and "
-        "standard deviation of the maps of every stage",
+        "indices of feature maps (negative from the end); all of them. Several are concatenated (default: pooled). "
+        "stages: mean and standard deviation of the maps of every stage",
+    )
+    layers.add_argument(
+        "--probe_layers", nargs="+", help="the same by the names that fine-tuning has: all is --layer stages"
     )
     parser.add_argument(
-        "--normalize", action="store_true", help="vectors of length 1; of all, parts of equal length for each map"
+        "--normalize", action="store_true", help="vectors of length 1; of stages, parts of equal length for each map"
     )
     parser.add_argument(
         "--store", choices=["float32", "float16"], default="float32", help="of the vectors in the file (%(default)s)"
@@ -70,7 +73,7 @@ def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
     from ..data.fingerprints import fingerprint_of_images
-    from ..inference.embedding import ALL, embedder, layer_names
+    from ..inference.embedding import ALL, STAGES, embedder, layer_names
     from ..inference.images import InferenceImages
     from ..inference.parts import parts_of
     from ..inference.running import process_state
@@ -84,10 +87,12 @@ def embed(args: argparse.Namespace):
         logger.setLevel(logging.WARNING)
     check_numbers(args)
     check_images(args)
+    if args.probe_layers is not None:
+        args.layer = [STAGES if layer == ALL else layer for layer in args.probe_layers]
     looks = args.neighbors is not None or args.duplicates is not None
-    if looks and not args.normalize and layer_names(args.layer) == [ALL]:
+    if layer_names(args.layer) == [STAGES] and looks and not args.normalize:
         raise ValueError(
-            "normalize: the cosine of --layer all would be that of the map of the largest values; add --normalize, "
+            "normalize: the cosine of all stages would be that of the map of the largest values; add --normalize, "
             "with which each map weighs the same"
         )
     if args.duplicates is not None:

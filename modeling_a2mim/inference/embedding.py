@@ -15,14 +15,16 @@ from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, load_m
 from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
-from ..models.pooled_features import ALL, Layer, layer_features, layer_index, layer_widths, stage_indices, unit_maps
+from ..models.pooled_features import ALL as EVERY_STAGE
+from ..models.pooled_features import Layer, layer_features, layer_index, layer_widths, stage_indices, unit_maps
 from .running import fingerprint_of_model
 from .similarity import nearest
 from .vectors import read_embeddings
 
 
-POOLED, CLS, LAST = "pooled", "cls", "last"
-NO_INDEX = f"layer: expected {POOLED}, {CLS}, {LAST}, {ALL}, or indices of feature maps, got "
+POOLED, CLS, LAST, ALL, STAGES = "pooled", "cls", "last", "all", "stages"
+ALONE = (ALL, STAGES)  # of which no others can be concatenated
+NO_INDEX = f"layer: expected {POOLED}, {CLS}, {LAST}, {ALL}, {STAGES}, or indices of feature maps, got "
 # What tokens before those of the image are called in models of transformers.
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
@@ -36,7 +38,7 @@ class Embedder:
             width), as the model was trained with them.
         description: what the vectors depend on, as JSON holds it: `model` (its name), `architecture`, `layer`,
             `normalize`, `dim` (features of a vector), `dtype`, `weights` and `transform` (fingerprints); for the
-            layer `all` also `maps`: for each map, in the order of the vector, `index` (in timm's `feature_info`),
+            layer `stages` also `maps`: for each map, in the order of the vector, `index` (in timm's `feature_info`),
             `module` and `channels`, of which there are the means and then the standard deviations.
     """
 
@@ -73,7 +75,7 @@ class Embedder:
             "weights": weights,
             "transform": f"{zlib.crc32(transform.encode()):08x}",
         }
-        if isinstance(self._read, TimmReader) and self._read.layers == [ALL]:
+        if isinstance(self._read, TimmReader) and self._read.layers == [STAGES]:
             self.description["maps"] = self._read.maps()
 
     @property
@@ -83,8 +85,8 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, pixel_values: torch.Tensor) -> np.ndarray:
-        """(images, features) float32, of unit length with `normalize`, for the layer `all` with parts of equal
-        length for each map (`pooled_features.unit_maps`).
+        """(images, features) float32, of unit length with `normalize`, for `stages` with parts of equal length
+        for each map (`pooled_features.unit_maps`).
 
         Args:
             pixel_values: (images, channels, height, width), normalised as by `transform`, on any device.
@@ -115,9 +117,10 @@ class TimmReader:
     def __init__(self, core: A2MIMModel, layers: list[str | int]):
         self.core, encoder = core, core.encoder
         self.layers = layers
-        self.widths = layer_widths(core, ALL) if layers == [ALL] else None  # of several maps
+        self._each = list(range(len(encoder.feature_info))) if layers == [ALL] else layers
+        self.widths = layer_widths(core, EVERY_STAGE) if layers == [STAGES] else None
         self._indices: list[Layer] = []
-        for layer in layers:
+        for layer in self._each:
             if layer == CLS:
                 layout = core.plan.map_layout
                 first = layout.kind == "NLC" and layout.prefix and not layout.path and not core.plan.from_intermediates
@@ -127,8 +130,8 @@ class TimmReader:
                         f"features, {LAST} the mean of the last feature map"
                     )
             else:
-                index = layer if layer == ALL else None if layer == POOLED else -1 if layer == LAST else int(layer)
-                self._indices.append(layer_index(core, index))
+                named: dict[str | int, Layer] = {POOLED: None, LAST: -1, STAGES: EVERY_STAGE}
+                self._indices.append(layer_index(core, named[layer] if layer in named else int(layer)))
 
     def __call__(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         found = layer_features(self.core, pixel_values, self._indices) if self._indices else []
@@ -136,11 +139,11 @@ class TimmReader:
         maps = iter(found)
         return [
             self.core.encoder.forward_features(pixel_values)[:, 0] if layer == CLS else next(maps)
-            for layer in self.layers
+            for layer in self._each
         ]
 
     def maps(self) -> list[dict]:
-        """What `all` reads, as in `Embedder.description`."""
+        """What `stages` reads, as in `Embedder.description`."""
         indices, stages = stage_indices(self.core), self.core.encoder.feature_info
         return [
             {"index": index, "module": stages[index]["module"], "channels": width // 2}
@@ -226,19 +229,19 @@ def layer_names(layer: str | int | Sequence[str | int]) -> list[str | int]:
     """Layers as they are given, one or several (a string may name several, with spaces between), as names and numbers.
 
     Raises:
-        ValueError: naming `layer`, if one is neither, or `all` is not alone.
+        ValueError: naming `layer`, if one is neither, or one of `ALONE` is not alone.
     """
     given = [layer] if isinstance(layer, int) else layer.split() if isinstance(layer, str) else list(layer)
     names: list[str | int] = []
     for name in given:
-        if name in (POOLED, CLS, LAST, ALL):
+        if name in (POOLED, CLS, LAST, *ALONE):
             names.append(name)
             continue
         try:
             names.append(int(name))
         except ValueError:
             raise ValueError(f"{NO_INDEX}{name!r}") from None
-    if not names or (ALL in names and len(names) > 1):
+    if not names or (len(names) > 1 and not set(ALONE).isdisjoint(names)):
         raise ValueError(f"{NO_INDEX}{' '.join(map(str, names)) or 'none'}")
     return names
 
@@ -258,9 +261,9 @@ def embedder(
             of transformers; or one that is loaded (`analysis.comparison.load_model`).
         layer: one or several, whose features are concatenated in this order. `pooled`: timm's own pooled features;
             `cls`: the class token; `last`: the mean of the last feature map; an index into timm's `feature_info`
-            (negative from the end): the mean of that map; `all`: mean and standard deviation of the maps of every
-            stage (`models.pooled_features`). Of transformers' models see `TransformersReader`.
-        normalize: divide each vector by its length; for `all` the part of each map, so that none counts more.
+            (negative from the end): the mean of that map; `all`: of all maps; `stages`: mean and standard deviation
+            of the maps of every stage (`models.pooled_features`). Of transformers' models see `TransformersReader`.
+        normalize: divide each vector by its length; for `stages` the part of each map, so that none counts more.
         dtype: of autocast, one of `analysis.comparison.DTYPES`; the vectors are float32 in any case.
         device: where the model is to run; where it is, if not given.
         loading: of a model that is not loaded yet: `value_range`, `revision`, `token` (see `load_model`).

@@ -209,7 +209,7 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     run(model, photos, "--out", out, "--duplicates", "0.01")
     assert "duplicates: more than half of the images, where" in caplog.text
     assert "Nearest" not in (tmp_path / "v.html").read_text(encoding="utf-8")
-    assert "other layer, dim" in fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--layer", "0")
+    assert "other layer, dim" in fails(capsys, model, photos, "--out", out, "--neighbors", "2", "--layer", "all")
     assert "other normalize" in fails(capsys, model, photos, "--out", out, "--duplicates", "1", "--normalize")
     changed = tmp_path / "photos"
     shutil.copytree(photos, changed)
@@ -255,11 +255,11 @@ def test_rows_of_shards(model, tmp_path):
     ("argv", "words"),
     [
         (["--out", "v.csv"], "out: v.csv must end in .parquet or .npy"),
-        (["--out", "v.npy", "--layer", "first"], "layer: expected pooled, cls, last, all, or indices"),
+        (["--out", "v.npy", "--layer", "first"], "layer: expected pooled, cls, last, all, stages, or indices"),
         (["--out", "v.npy", "--layer", "cls"], "layer: test_resnet has no class token"),
         (
             ["--out", "v.npy", "--probe_layers", "all", "--neighbors", "1"],
-            "normalize: the cosine of --layer all",
+            "normalize: the cosine of all stages",
         ),
         (["--out", "v.npy", "--layer", "-9"], "layer: test_resnet has 5 feature maps, there is no index -9"),
         (["--out", "v.npy", "--duplicates", "1.5"], "duplicates: must be a cosine similarity above 0, at most 1"),

@@ -63,12 +63,18 @@ def test_pooled_features_are_those_of_timm(exports, family):
 def test_layers(exports, family):
     core, images = make(family).a2mim.eval(), make_images()
     count = len(core.encoder.feature_info)
-    for layer, wanted in (("last", [-1]), (-2, [-2]), ([0, "-1", "pooled"], [0, -1, None]), ("all", ["all"])):
+    for layer, wanted in (
+        ("last", [-1]),
+        (-2, [-2]),
+        ([0, "-1", "pooled"], [0, -1, None]),
+        ("all", range(count)),
+        ("stages", ["all"]),
+    ):
         found = embedder(str(exports[family]), layer)
         expected = torch.cat(layer_features(core, images, list(wanted)), dim=1)
         np.testing.assert_allclose(found.embed(images), expected.numpy(), rtol=1e-5, atol=1e-5)
         assert layer_names(found.description["layer"]) == layer_names(layer)
-    found, unit = (embedder(str(exports[family]), "all", normalize=value) for value in (False, True))
+    found, unit = (embedder(str(exports[family]), "stages", normalize=value) for value in (False, True))
     maps, stages = found.description["maps"], core.encoder.feature_info
     assert [each["index"] for each in maps] == stage_indices(core)
     assert [each["module"] for each in maps] == [stages[index]["module"] for index in stage_indices(core)]
@@ -97,7 +103,7 @@ def test_class_token(exports):
 def test_names_of_layers():
     assert layer_names("0 -1 pooled") == layer_names([0, "-1", "pooled"]) == [0, -1, "pooled"]
     for wrong in ("first", "1.5", [], "all 1"):
-        with pytest.raises(ValueError, match="^layer: expected pooled, cls, last, all, or indices"):
+        with pytest.raises(ValueError, match="^layer: expected pooled, cls, last, all, stages, or indices"):
             layer_names(wrong)
 
 
