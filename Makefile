@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods first-run transfer \
+.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors first-run transfer \
 	dense interactions gpu cards quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -77,6 +77,12 @@ methods: $(VENV)/installed  ## other ways of pre-training beside A2MIM (a day on
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json --only solar_cells
 	$(BIN)/python benchmarks/images.py --sets fashion_mnist_60000
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json
+
+factors: $(VENV)/installed  ## when a CNN gains, one factor at a time (a day on 2 cores; goes on where it was stopped)
+	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps lightly lightly_utils
+	$(BIN)/python benchmarks/images.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/factors.py --output benchmarks/results/factors.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

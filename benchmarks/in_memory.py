@@ -263,7 +263,7 @@ def fine_tune(
     def make(rows):
         return random_views(normalize(images[rows], config), schedule.crop_scale, generator), labels[rows]
 
-    groups = parameter_groups(model, schedule.learning_rate, 0.05)
+    groups = parameter_groups(model, schedule.learning_rate, 0.05, layer_decay=schedule.layer_decay)
     step = Step(model, groups, lambda views, known: model(views, labels=known).loss, schedule)
     return model, train(step, make, len(images), schedule)
 

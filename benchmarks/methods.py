@@ -41,7 +41,6 @@ from benchmarks.images import FOLDER  # noqa: E402
 from benchmarks.in_memory import Schedule, features, load  # noqa: E402
 from benchmarks.judging import linear_probes, scores  # noqa: E402
 from benchmarks.methods_run import (  # noqa: E402
-    MANY,
     SCRATCH,
     encoder_with,
     learn,
@@ -51,8 +50,8 @@ from benchmarks.methods_run import (  # noqa: E402
     tuned_rows,
 )
 from benchmarks.methods_table import plot, tables  # noqa: E402
-from benchmarks.rates import CELL, SIZE  # noqa: E402
 from benchmarks.rates import ENCODERS as SIZES  # noqa: E402
+from benchmarks.rates import SIZE  # noqa: E402
 from benchmarks.rivals import METHODS  # noqa: E402
 from modeling_a2mim import A2MIMConfig, A2MIMModel  # noqa: E402
 from modeling_a2mim.evaluation.frozen import frozen_metrics, nearest_neighbors  # noqa: E402
@@ -66,8 +65,9 @@ ENCODERS = {
 }
 SETS = ("solar_cells", "fashion_mnist_60000")
 ORDER = (SCRATCH, *METHODS)
-BATCH = 64
+CELL, BATCH = 16, 64  # a cell of the mask is one of the map that the token of the CNN enters
 RATES, TRIAL = [3e-4, 1e-3, 3e-3], 0.2
+TRIED = 5000  # images at most that a rate is evaluated with
 # Labels of each class (`None`: all), images in a batch at most, and steps of fine-tuning, and its learning rate.
 LABELS = {"10": (10, 64, 100), "50": (50, 64, 100), "all": (None, 64, 400)}
 COUNTS = {name: count for name, (count, _, _) in LABELS.items()}
@@ -90,7 +90,7 @@ def choose_rate(method: str, config: A2MIMConfig, data: tuple, steps: int) -> di
         schedule = Schedule(steps, BATCH, rate)
         weights, _ = learn(method, config, images[fit], torch.from_numpy(labels[fit]), schedule)
         core = encoder_with(config, weights, 0)
-        few = fit[:MANY], held[:MANY]
+        few = fit[:TRIED], held[:TRIED]
         own, others = (features(core, images[rows])["every stage"] for rows in few)
         logits = linear_probes(own, labels[few[0]], others, [list(range(len(own)))], 1)[0]
         tried[str(rate)] = round(scores(logits, labels[few[1]])["auroc"], 4)

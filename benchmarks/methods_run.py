@@ -2,6 +2,7 @@
 it, with nothing but torch, timm and transformers."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,20 +17,23 @@ from modeling_a2mim.data.subsets import draw_subset
 
 SCRATCH = "scratch"
 ENDS = 20  # steps at either end of training over which the loss is averaged
-MANY = 5000  # images, from which on one fold chooses the decay of a linear probe
+MANY = 1000  # images, from which on one fold chooses the decay of a linear probe
 
 
-def learn(method: str, config: A2MIMConfig, images: torch.Tensor, labels: torch.Tensor, schedule: Schedule) -> tuple:
-    """Pre-train on uint8 images.
+def learn(
+    method: str | Callable, config: A2MIMConfig, images: torch.Tensor, labels: torch.Tensor, schedule: Schedule
+) -> tuple:
+    """Pre-train on uint8 images by a method of `METHODS`, or by another one of its kind.
 
     Returns:
         The weights of the encoder, and {"cpu_seconds", "steps_per_second", "first_loss", "last_loss", ...}.
     """
     torch.manual_seed(schedule.seed)
     device, extra = images.device, {}
-    if METHODS[method] is Supervised:
+    make_method = METHODS[method] if isinstance(method, str) else method
+    if make_method is Supervised:
         extra = {"classes": int(labels.max()) + 1}
-    model = moved(METHODS[method](config, schedule.steps, **extra), device).train()
+    model = moved(make_method(config, schedule.steps, **extra), device).train()
     generator = torch.Generator(device).manual_seed(schedule.seed)
     losses = torch.zeros(schedule.steps + 8, device=device)  # a step that is recorded is tried before
     place = torch.zeros(1, dtype=torch.long, device=device)

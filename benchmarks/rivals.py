@@ -280,15 +280,16 @@ class DINO(WithTeacher):
 
 
 class A2MIM(Method):
-    """The package's model, with the settings of `config`."""
+    """The package's model, with the settings of `config`, on crops of shares `crops` of the area."""
 
-    def __init__(self, config, steps):
+    def __init__(self, config, steps, crops: tuple[float, float] = CROPS):
         super().__init__(config, steps)
+        self.crops = crops
         self.model = A2MIMForPreTraining(config)
         self.a2mim = self.model.a2mim
 
     def inputs(self, pixels, labels, generator):
-        config, views = self.config, random_views(pixels, CROPS, generator)
+        config, views = self.config, random_views(pixels, self.crops, generator)
         return views, random_mask(len(pixels), config.mask_grid, config.num_masked, generator, pixels.device)
 
     def groups(self, learning_rate):

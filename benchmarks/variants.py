@@ -1,0 +1,120 @@
+"""Changes of A2MIM that are tried in `factors.py` and are no options of the package: what the masked cells are
+compared with, and what their pixels do to BatchNorm."""
+
+import torch
+from torch import nn
+
+from benchmarks.rivals import A2MIM
+from modeling_a2mim.losses import frequency_loss, spatial_loss
+from modeling_a2mim.masking import resize_mask
+
+
+class NormalisedTarget(A2MIM):
+    """The target is each cell of the mask less its mean, divided by its deviation, as in MAE
+    (https://arxiv.org/abs/2111.06377)."""
+
+    def forward(self, views, mask):
+        config, core = self.config, self.a2mim
+        stages = getattr(self.model.decoder, "indices", None)
+        last, maps = core.encode(views, mask, stages is not None, decoded=True)
+        features = core.feature_map(last, tuple(views.shape[-2:]))
+        found = self.model.decode(
+            features if stages is None else [*(maps[i] for i in stages), features], tuple(views.shape[-2:])
+        )
+        target = normalised_cells(views, config.mask_cell_size)
+        loss = spatial_loss(found, target, mask, config.spatial_loss)
+        if config.frequency_loss_weight:
+            loss = loss + config.frequency_loss_weight * frequency_loss(
+                found,
+                target,
+                mask,
+                focal=config.frequency_focal,
+                replacement=config.frequency_replacement,
+                unmasked_weight=config.frequency_unmasked_weight,
+                batch_average=config.frequency_batch_average,
+                kind=config.spatial_loss,
+            )
+        return loss
+
+
+def normalised_cells(images: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
+    """Images (batch, channels, height, width) of which each cell (height, width in pixels) has mean 0 and variance 1
+    over its pixels and channels; 1e-6 is added to the variance."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // cell[0], width // cell[1]
+    cells = images.view(batch, channels, rows, cell[0], columns, cell[1])
+    variance, mean = torch.var_mean(cells, (1, 3, 5), keepdim=True)
+    return ((cells - mean) / (variance + 1e-6).sqrt()).view_as(images)
+
+
+class VisibleBatchNorm(nn.BatchNorm2d):
+    """Statistics of the visible cells alone; all are normalised by them."""
+
+    mask: torch.Tensor | None = None  # (batch, rows, columns), 1 = masked
+
+    def forward(self, input):
+        if not self.training or self.mask is None:
+            return super().forward(input)
+        visible = (~resize_mask(self.mask, tuple(input.shape[-2:])))[:, None].to(input.dtype)
+        count = (visible.sum()).clamp_min(1)
+        mean = (input * visible).sum((0, 2, 3)) / count
+        variance = ((input - mean.view(1, -1, 1, 1)).square() * visible).sum((0, 2, 3)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return input * scale.view(1, -1, 1, 1) + (self.bias - mean * scale).view(1, -1, 1, 1)
+
+
+class VisibleNorm(A2MIM):
+    """BatchNorm of the encoder takes its statistics from visible cells."""
+
+    def __init__(self, config, steps, **options):
+        super().__init__(config, steps, **options)
+        self.norms = [module for module in self.a2mim.encoder.modules() if type(module) is nn.BatchNorm2d]
+        if not self.norms:
+            raise ValueError(f"{config.architecture} has no BatchNorm")
+        for module in self.norms:
+            module.__class__ = VisibleBatchNorm
+
+    def forward(self, views, mask):
+        for module in self.norms:
+            module.mask = mask
+        return super().forward(views, mask)
+
+
+class RunningNorm(A2MIM):
+    """BatchNorm of the encoder normalises masked images by the statistics of whole ones: before each step its averages
+    follow the same images without a mask."""
+
+    def forward(self, views, mask):
+        encoder = self.a2mim.encoder
+        with torch.no_grad():
+            self.a2mim.encode(views)
+        norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in norms:
+            module.eval()
+        loss = super().forward(views, mask)
+        for module in norms:
+            module.train()
+        return loss
+
+
+VARIANTS = {"normalised target": NormalisedTarget, "visible norm": VisibleNorm, "running norm": RunningNorm}
+
+
+@torch.no_grad()
+def recalibrated(core: nn.Module, batches) -> None:
+    """Give BatchNorm the mean and variance of whole images, averaged over batches of them (normalised)."""
+    norms = [module for module in core.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # the mean of all
+    core.train()
+    for pixels in batches:
+        core.encode(pixels)
+    core.eval()
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
