@@ -131,6 +131,7 @@ def test_maskfeat_predicts_masked_cells_only():
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("method", rivals.METHODS)
+@pytest.mark.slow
 def test_every_method_learns_a_batch_by_its_loss_and_changes_the_encoder(method, encoder):
     needs(method)
     if (method, encoder) == ("MAE", "cnn"):
@@ -216,6 +217,7 @@ def small(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_and_its_encoders_are_timm_checkpoints(small, tmp_path, monkeypatch):
     small("--only", "scratch")
     record = small("--only", "SimCLR")
