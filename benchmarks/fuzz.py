@@ -24,6 +24,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import imagecodecs
@@ -61,6 +62,8 @@ PRISTINE_EVERY = 10
 MOST_MEGABYTES = 1024
 DEEP = ("png 16 bit", "tiff 16 bit", "tiff float")  # beside the photographs, but not of 8 bits
 FIRST_CHANNEL = PixelSpec(1, channels=(1,), value_range=ValueRange((0.0,), (4095.0,)), pages="first")
+OF_CHANNELS = replace(FIRST_CHANNEL, pages=None)
+CHANNELS_ALONE = ("NumPy channels", "NumPy deflate")  # three axes, which may be pages wherever --pages is given
 EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
 
@@ -218,13 +221,13 @@ def attempt(transform: PreTrainTransform, data: bytes, number: int) -> tuple[str
     return ("failed", f"{tuple(pixels.shape)}, {pixels.dtype}, or not finite") if wrong else ("decoded", "")
 
 
-def attempt_array(data: bytes, number: int) -> tuple[str, str]:
-    """As `attempt`, of a file that is no photograph: all of it, and a crop."""
+def attempt_array(data: bytes, number: int, spec: PixelSpec = FIRST_CHANNEL) -> tuple[str, str]:
+    """As `attempt`, of a file that is no photograph, read by `spec`: all of it, and a crop."""
     generator = np.random.default_rng(number)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
-            image = open_stored({"bytes": data, "path": None}, FIRST_CHANNEL)
+            image = open_stored({"bytes": data, "path": None}, spec)
             height, width = upright_size(image)
             rows, columns = int(generator.integers(1, height + 1)), int(generator.integers(1, width + 1))
             box = (
@@ -234,8 +237,8 @@ def attempt_array(data: bytes, number: int) -> tuple[str, str]:
                 columns,
             )
             image = as_array(image) if isinstance(image, Image.Image) else image
-            whole = read_values(image, FIRST_CHANNEL)
-            crop = resized_crop(image, box, (224, 224), FIRST_CHANNEL)
+            whole = read_values(image, spec)
+            crop = resized_crop(image, box, (224, 224), spec)
     except BrokenImage as error:
         return "skipped", str(error)
     except Exception as error:
@@ -262,7 +265,8 @@ def run_child(arrays: bool, numbers: range, connection) -> None:
         connection.send((number, name))
         start = time.perf_counter()
         alone = arrays or name in DEEP
-        outcome, reason = attempt_array(data, number) if alone else attempt(transform, data, number)
+        spec = OF_CHANNELS if name in CHANNELS_ALONE else FIRST_CHANNEL
+        outcome, reason = attempt_array(data, number, spec) if alone else attempt(transform, data, number)
         seconds = time.perf_counter() - start
         if pristine and outcome != "decoded":
             outcome, reason = "failed", f"undamaged, but {outcome}: {reason}"
