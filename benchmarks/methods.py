@@ -135,7 +135,7 @@ def read(path: Path, settings: dict) -> dict:
         record = json.loads(path.read_text())
         if record["settings"] != settings:
             sys.exit(f"--output: {path.name} has results of other settings, {record['settings']}; give another file")
-    record["command"] = f"python benchmarks/methods.py --output {path.name}"
+    record["command"] = f"python benchmarks/{Path(sys.argv[0]).name} --output {path.name}"
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread each run, {platform.system()}"
     record["versions"] = {m.__name__: m.__version__ for m in (torch, timm, transformers)}
     return record

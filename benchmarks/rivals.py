@@ -7,6 +7,7 @@ DINO get two views without small crops.
 BEiT is left out: it needs the tokenizer of DALL-E, whose weights are not in any package.
 """
 
+import abc
 import math
 import warnings
 
@@ -86,16 +87,16 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> t
     return 2 * temperature * F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-class Method(nn.Module):
+class Method(nn.Module, abc.ABC):
     """A way of pre-training the encoder `a2mim` of `config` for so many `steps`."""
 
     def __init__(self, config: A2MIMConfig, steps: int):
         super().__init__()
         self.config, self.steps, self.count = config, steps, 0
 
+    @abc.abstractmethod
     def inputs(self, pixels: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> tuple:
         """What `forward` takes, of a batch of normalised images; only supervised training uses their labels."""
-        raise NotImplementedError
 
     def groups(self, learning_rate: float) -> list[dict]:
         """Groups of parameters for the optimiser."""
@@ -115,9 +116,9 @@ class TwoViews(Method):
         self.a2mim = A2MIMModel(config)
         self.head = self.make_head(self.a2mim.encoder.num_features)
 
+    @abc.abstractmethod
     def make_head(self, width: int) -> nn.Module:
         """What projects pooled features of this width."""
-        raise NotImplementedError
 
     def inputs(self, pixels, labels, generator):
         return augment(pixels, generator), augment(pixels, generator)

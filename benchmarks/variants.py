@@ -14,13 +14,7 @@ class NormalisedTarget(A2MIM):
     (https://arxiv.org/abs/2111.06377)."""
 
     def forward(self, views, mask):
-        config, core = self.config, self.a2mim
-        stages = getattr(self.model.decoder, "indices", None)
-        last, maps = core.encode(views, mask, stages is not None, decoded=True)
-        features = core.feature_map(last, tuple(views.shape[-2:]))
-        found = self.model.decode(
-            features if stages is None else [*(maps[i] for i in stages), features], tuple(views.shape[-2:])
-        )
+        config, found = self.config, self.model(views, mask).reconstruction  # beside its own losses
         target = normalised_cells(views, config.mask_cell_size)
         loss = spatial_loss(found, target, mask, config.spatial_loss)
         if config.frequency_loss_weight:

@@ -159,15 +159,18 @@ def _render(
 ) -> ModelCard:
     """The card with what every kind has: its channels, the table of facts, and the papers to cite."""
     facts = [*facts, *run_facts(record), ("licence of the weights", record.get("license") or "not stated")]
-    source = _environment().get_template(template)
-    content = source.render(
-        channels=config.num_channels,
-        mode=None if stored_text(config) else MODES.get(config.num_channels),
-        stored=stored_text(config),
-        stored_code=stored_code(config),
-        facts=markdown_table(("", ""), facts),
-        citations=[BIBTEX[name] for name in names_in(method)],
-        **parts,
+    content = (
+        _environment()
+        .get_template(template)
+        .render(
+            channels=config.num_channels,
+            mode=None if stored_text(config) else MODES.get(config.num_channels),
+            stored=stored_text(config),
+            stored_code=stored_code(config),
+            facts=markdown_table(("", ""), facts),
+            citations=[BIBTEX[name] for name in names_in(method)],
+            **parts,
+        )
     )
     return ModelCard(content)
 

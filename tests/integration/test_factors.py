@@ -63,8 +63,7 @@ def test_recalibrated_statistics_are_those_of_all_batches():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_train_the_encoder_alone_differently(variant):
-    """The same loss and gradients on repeated calls, none missing, and other than A2MIM's."""
+def test_variants_train_the_whole_encoder_by_another_loss(variant):
     losses = {}
     for make in (VARIANTS[variant], VARIANTS[variant].__mro__[1]):
         torch.manual_seed(0)
