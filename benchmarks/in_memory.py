@@ -198,9 +198,8 @@ def clock(device: torch.device) -> float:
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device, in the layout of memory that is fastest there."""
-    layout = torch.channels_last if device.type == "cuda" else torch.preserve_format
-    return model.to(device, memory_format=layout)
+    """The model on the device, in the layout of memory in which convolutions are fastest."""
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def pretrain(

@@ -58,7 +58,8 @@ def learn(
         "first_loss": round(float(known[:ends].mean()), 4),
         "last_loss": round(float(known[-ends:].mean()), 4),
     }
-    return model.encoder_weights(), found | {key: result[key] for key in ("graph_failure",) if key in result}
+    weights = {name: weight.contiguous() for name, weight in model.encoder_weights().items()}
+    return weights, found | {key: result[key] for key in ("graph_failure",) if key in result}
 
 
 def encoder_with(config: A2MIMConfig, weights: dict[str, torch.Tensor] | None, seed: int) -> A2MIMModel:

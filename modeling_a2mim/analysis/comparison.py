@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,7 @@ def load_model(
     kind: str = "encoder",
     partial: bool = False,
     value_range: ValueRange | None = None,
+    pages: str | None = None,
     **hub_kwargs: Any,
 ) -> NamedModel:
     """A model by its folder or its id on the Hub: exports and checkpoints of this package, models of timm, models of
@@ -110,7 +111,7 @@ def load_model(
         kind: what of it is needed: "encoder", "classifier" or "pretraining" (A2MIMForPreTraining).
         partial: take a timm encoder without the weights at its end as well, as exported segmenters have them. They are
             named in `NamedModel.missing` and are NaN, so that nothing that depends on them looks like a feature.
-        value_range: what stored values become, in place of what the model keeps.
+        value_range, pages: of stored images (`PixelSpec`), in place of what the model keeps; which is logged.
         hub_kwargs: `revision`, `token`.
 
     Raises:
@@ -148,9 +149,7 @@ def load_model(
             model, missing_weights = found[0], sorted(found[1]["missing_keys"])
         ours_too = isinstance(model, A2MIMPreTrainedModel)
         spec = PixelSpec.from_config(find_core(model).config if ours_too else model.config)
-        if value_range is not None:
-            value_range.check(spec.num_channels)
-            spec = replace(spec, value_range=value_range)
+        spec = spec.with_given(value_range, pages, say=True)
         if ours_too:
             transform = FineTuneTransform(timm_pretrained_cfg(find_core(model)), False, spec)
         else:

@@ -110,6 +110,7 @@ def embed(args: argparse.Namespace):
     model = embedder(
         *(args.model, args.layer, args.normalize, args.dtype, args.device or state.device),
         value_range=value_range(args),
+        pages=args.pages,
         revision=args.revision,
     )
     check_bytes(args, source, model.transform.spec)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from ..arguments.analysis import DTYPES
+from ..utils.value_range import PAGES
 
 
 def add_image_arguments(parser: argparse.ArgumentParser, split: str = "of a dataset; needed where it has several"):
@@ -24,6 +25,7 @@ def add_run_arguments(parser: argparse.ArgumentParser):
         nargs="+",
         help="what stored values become 0 and 1: LOW HIGH, percentile LOW HIGH, or window (default: the model's own)",
     )
+    parser.add_argument("--pages", choices=PAGES, help="what further pages of a file are (default: the model's own)")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--batch_size", type=int, default=64, help="images in a forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")

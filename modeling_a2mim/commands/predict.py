@@ -59,7 +59,7 @@ def predict(args: argparse.Namespace):
     options = RunOptions(args.batch_size, args.num_workers, args.device, args.dtype, args.overwrite)
     check_images(args)
     hub_kwargs = {} if args.revision is None else {"revision": args.revision}
-    model = find_model(args.model, value_range(args), **hub_kwargs)
+    model = find_model(args.model, value_range(args), args.pages, **hub_kwargs)
     if model.kind != CLASSIFIER and args.positive_class is not None:
         raise ValueError(f"positive_class: is for classifiers, and {args.model} holds a {model.kind}; leave it out")
     if model.kind == SEGMENTER and args.threshold is not None:

@@ -97,7 +97,8 @@ def image_suffixes() -> dict[str, str]:
 
 def is_image_file(name: str) -> bool:
     """Whether the name of a file says that `open_stored` reads it."""
-    return os.path.splitext(name)[1].lower() in image_suffixes()
+    suffix = ".nii.gz" if name.lower().endswith(".nii.gz") else os.path.splitext(name)[1].lower()
+    return suffix in image_suffixes()
 
 
 def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:

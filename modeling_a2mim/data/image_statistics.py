@@ -25,6 +25,7 @@ LOOKED_AT = 16  # images whose headers tell how all are stored
 BYTES = "8 bits"  # of `stored_types`
 FEW = 4  # images of which it is told how much of a range they fill
 SAMPLE = 512  # images that are measured, all if there are no more
+FAINT = 0.02  # of the range of all channels: one that fills less is hardly seen
 NARROW = 0.25  # of a range: most values lie in less
 
 
@@ -124,7 +125,7 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
     Raises:
         ValueError: naming `value_range`, if there are no such values, or if some of the images are of 8 bits.
     """
-    lowest, highest, parts = np.inf, -np.inf, []
+    lowest, highest, parts, channels = np.inf, -np.inf, [], []
     reasons: list[str] = []
     of_bytes: list[int] = []
     rows = spread_rows(SAMPLE, source.chunks).tolist()
@@ -139,10 +140,11 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
             continue
         except ValueError as error:
             raise _of_row(source, row, error) from error
-        values = values[np.isfinite(values)]
+        known, values = values, values[np.isfinite(values)]
         if values.size:
             lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
             parts.append(values[:: max(1, values.size // 4096)].astype(np.float64))
+            channels.append([_middle(channel) for channel in known])
     if not parts:
         why = f"; {reasons[0]}" if reasons else ""
         raise ValueError(f"value_range: of {len(rows)} images none has values that can be read; give LOW HIGH{why}")
@@ -158,7 +160,47 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
             "%g %g would give more contrast, and cut the others off",
             *(low, high, lowest, highest, low, high),
         )
+    _tell_faint(np.array(channels), highest - lowest)
     return ValueRange((lowest,), (highest if highest > lowest else lowest + 1.0,), clip=False)
+
+
+def _middle(channel: np.ndarray) -> tuple[float, float]:
+    """Between which values 98% of the finite ones of (height, width) lie; NaN if there are none."""
+    finite = channel[np.isfinite(channel)]
+    if not finite.size:
+        return np.nan, np.nan
+    low, high = np.percentile(finite[:: max(1, finite.size // 4096)], [1, 99]).tolist()
+    return low, high
+
+
+def _tell_faint(channels: np.ndarray, width: float):
+    """Warn of channels that are nearly the same everywhere in a range that is that of all.
+
+    Args:
+        channels: (images, channels, 2), of `_middle`.
+        width: of the range.
+    """
+    some = ~np.isnan(channels[..., 0]).all(0)
+    if len(some) < 2 or not width:
+        return
+    lows, highs = np.nanmin(channels[:, some, 0], 0), np.nanmax(channels[:, some, 1], 0)
+    faint = [
+        number
+        for number, share in zip(np.flatnonzero(some) + 1, (highs - lows) / width, strict=True)
+        if 0 < share < FAINT
+    ]
+    if faint:
+        pairs = " ".join(f"{a:g} {b if b > a else a + 1:g}" for a, b in zip(lows, highs, strict=True))
+        ranges = (
+            f", or --value_range {pairs}, which gives each a range of its own and cuts off the rest"
+            if some.all()
+            else ""
+        )
+        logger.warning(
+            "value_range: channel(s) %s fill less than %g%% of the range of all, and count little beside the others; "
+            "--image_mean auto --image_std auto gives all the same weight%s",
+            *(", ".join(map(str, faint)), 100 * FAINT, ranges),
+        )
 
 
 def filled_share(source: RowSource, spec: PixelSpec) -> float | None:

@@ -1,7 +1,8 @@
 """What a model takes of a stored image: which channels, and which numbers its values become."""
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,8 @@ from ..utils.value_range import PERCENTILE, STORED, ValueRange
 from .arrays import ArrayImage, BrokenImage
 from .arrays.array_image import Box
 
+
+logger = logging.getLogger("a2mim")
 
 NO_RANGE = "its values are of {}, the model takes those of 8 bits; --value_range says what they become"
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
@@ -54,6 +57,26 @@ class PixelSpec:
             stored.get("pages"),
             max_pixels,
         )
+
+    def with_given(self, value_range: ValueRange | None, pages: str | None, say: bool = False) -> Self:
+        """As this, with a range and a meaning of pages that a user gives, if any.
+
+        Args:
+            value_range, pages: as the fields; `None` for those of this one.
+            say: log which of this one is not used.
+
+        Raises:
+            ValueError: naming `value_range`, if it is of other channels.
+        """
+        both: dict[str, Any] = {"value_range": value_range, "pages": pages}
+        given = {name: value for name, value in both.items() if value is not None}
+        if value_range is not None:
+            value_range.check(self.num_channels)
+        for name, value in given.items():
+            own = getattr(self, name)
+            if say and own is not None and own != value:
+                logger.warning("%s: %s, as given; the model was trained with %s, which is not used", name, value, own)
+        return replace(self, **given)
 
     @property
     def plain(self) -> bool:

@@ -24,6 +24,8 @@ from .pixel_spec import PixelSpec
 
 ASPECT_RATIO = (3 / 4, 4 / 3)
 DRAWS = 10  # crops among which one with content is looked for
+# Where one is looked for in evaluation, shares of the way down and to the right: the middle first, corners last.
+PLACES = sorted(((i / 4, j / 4) for i in range(5) for j in range(5)), key=lambda p: math.dist(p, (0.5, 0.5)))
 
 
 def random_crop(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -63,8 +65,8 @@ class PreTrainTransform:
         grayscale: share of images of 3 channels that lose their colour.
         crop_pixels: side of a square that is cropped at the resolution of the image, in place of `crop_scale`; in
             evaluation from its middle.
-        min_content: the least share of a crop that is no background (see `content.Content`); of `DRAWS` crops the
-            first that has it, else the one with the most.
+        min_content: the least share of a crop that is no background (see `content.Content`); of `DRAWS` crops, in
+            evaluation of those at `PLACES`, the first that has it, else the one with the most.
 
     Raises:
         ValueError: naming `grayscale`, if it is for images of another number of channels.
@@ -153,12 +155,12 @@ class PreTrainTransform:
         side, (height, width) = self.crop_pixels, upright_size(image)
         if min(height, width) < side:
             raise BrokenImage(f"{width} x {height} pixels, which --crop_pixels {side} does not fit into")
-        if not self.train:
-            return image, ((height - side) // 2, (width - side) // 2, side, side)
-        draws = torch.rand(1 if self.min_content is None else DRAWS, 2).tolist()
-        boxes = [
-            (int(down * (height - side + 1)), int(right * (width - side + 1)), side, side) for down, right in draws
-        ]
+        down, right = height - side, width - side
+        if self.train:
+            draws = torch.rand(1 if self.min_content is None else DRAWS, 2).tolist()
+            boxes = [(int(y * (down + 1)), int(x * (right + 1)), side, side) for y, x in draws]
+        else:
+            boxes = [(int(y * down), int(x * right), side, side) for y, x in PLACES]
         if self.min_content is None:
             return image, boxes[0]
         image = as_array(image) if isinstance(image, Image.Image) else image
@@ -170,7 +172,7 @@ class PreTrainTransform:
             if share >= self.min_content:
                 break
         if not most:
-            raise BrokenImage(f"of {DRAWS} crops of {side} x {side} pixels none shows anything but background")
+            raise BrokenImage(f"of {len(boxes)} crops of {side} x {side} pixels none shows anything but background")
         return image, best
 
     def _jittered(self, pixels: torch.Tensor) -> torch.Tensor:

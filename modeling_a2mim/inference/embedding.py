@@ -266,7 +266,7 @@ def embedder(
         normalize: divide each vector by its length; for `stages` the part of each map, so that none counts more.
         dtype: of autocast, one of `analysis.comparison.DTYPES`; the vectors are float32 in any case.
         device: where the model is to run; where it is, if not given.
-        loading: of a model that is not loaded yet: `value_range`, `revision`, `token` (see `load_model`).
+        loading: of a model that is not loaded yet: `value_range`, `pages`, `revision`, `token` (see `load_model`).
 
     Raises:
         ValueError: naming the model if it cannot be loaded, `layer` if it has no such layer, or `dtype`.

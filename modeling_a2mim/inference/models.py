@@ -1,6 +1,5 @@
 """What kind of predictions a trained model gives: classes or values of images, maps of classes, or objects."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,7 @@ class TrainedModel(NamedTuple):
         kind: "classifier" (regressions among them), "segmenter" or "detector".
         config: of transformers.
         hub_kwargs: `revision`, `token`.
-        value_range: what stored values become, in place of what the model keeps.
+        value_range, pages: of stored images (`PixelSpec`), in place of what the model keeps.
     """
 
     source: str
@@ -49,6 +48,7 @@ class TrainedModel(NamedTuple):
     config: PreTrainedConfig
     hub_kwargs: dict[str, Any]
     value_range: ValueRange | None = None
+    pages: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,8 +58,7 @@ class TrainedModel(NamedTuple):
     @property
     def spec(self) -> PixelSpec:
         """What it takes of an image, as far as its configuration says."""
-        spec = PixelSpec.from_config(self.config)
-        return spec if self.value_range is None else replace(spec, value_range=self.value_range)
+        return PixelSpec.from_config(self.config).with_given(self.value_range, self.pages)
 
     def load_dense(self) -> tuple[PreTrainedModel, Any]:
         """A segmenter or detector, and its image processor. No code of a repository is run, no pickle is read.
@@ -67,6 +66,7 @@ class TrainedModel(NamedTuple):
         Raises:
             ValueError: naming `model`, if it cannot be loaded.
         """
+        PixelSpec.from_config(self.config).with_given(self.value_range, self.pages, say=True)
         try:
             model = DENSE[self.kind].from_pretrained(self.source, config=self.config, **SAFE, **self.hub_kwargs)
             return model.eval(), AutoImageProcessor.from_pretrained(self.source, **self.hub_kwargs)
@@ -74,9 +74,11 @@ class TrainedModel(NamedTuple):
             raise ValueError(f"model: {self.source} cannot be loaded: {error}") from error
 
 
-def find_model(source: str, value_range: ValueRange | None = None, **hub_kwargs: Any) -> TrainedModel:
+def find_model(
+    source: str, value_range: ValueRange | None = None, pages: str | None = None, **hub_kwargs: Any
+) -> TrainedModel:
     """What is in a folder or a repository of the Hub, by its configuration. `hub_kwargs`: `revision`, `token`.
-    `value_range`: as `TrainedModel`.
+    `value_range`, `pages`: as `TrainedModel`.
 
     Raises:
         ValueError: naming `model`, if there is none, or none that predicts what is known here.
@@ -108,7 +110,7 @@ def find_model(source: str, value_range: ValueRange | None = None, **hub_kwargs:
             )
         if kind is None:
             raise no_head(source, f"{architecture or config.model_type} of transformers")
-    return TrainedModel(source, kind, config, hub_kwargs, value_range)
+    return TrainedModel(source, kind, config, hub_kwargs, value_range, pages)
 
 
 def no_head(source: str, what: str) -> ValueError:

@@ -180,7 +180,8 @@ def predict_classes(
     logger.info("decision: %s", shown)
     if kind == MULTI and not decisions.lists and (odd := [name for name in names if JOIN in name]):
         logger.warning("class: %r holds the %s that stands between classes in CSV; parquet has lists", odd[0], JOIN)
-    named = load_model(model.source, kind="classifier", value_range=model.value_range, **model.hub_kwargs)
+    given: dict[str, Any] = {"value_range": model.value_range, "pages": model.pages, **model.hub_kwargs}
+    named = load_model(model.source, kind="classifier", **given)
     network = ready(named.model, options)
     images = InferenceImages(source, named.transform)
     kept = {"decision": None if rule is None else rule.to_config(), "classes": names, "problem_type": kind}

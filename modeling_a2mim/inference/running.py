@@ -1,10 +1,11 @@
 """A model over all images, part by part, in one process or several."""
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -81,7 +82,7 @@ def run_over(
     )
     broken: list[str] = []
     total = sum(len(table.rows(part)) for part in own)
-    with tqdm(total=total, unit=" images", disable=not state.is_main_process) as bar:
+    with _leaving_nothing(table, state), tqdm(total=total, unit=" images", disable=not state.is_main_process) as bar:
         found: list[pa.Table] = []
         for batch in loader:
             found.append(_rows(images, batch, run, schema))
@@ -100,6 +101,17 @@ def run_over(
         logger.warning("%d of %d images could not be read (column %r): %s", len(broken), total, ERROR, shown)
     state.wait_for_everyone()
     return state.is_main_process
+
+
+@contextlib.contextmanager
+def _leaving_nothing(table: PartedTable, state: PartialState) -> Iterator[None]:
+    """A run that fails before its first part is written leaves no folder that another one would have to go on with."""
+    try:
+        yield
+    except BaseException:
+        if state.num_processes == 1 and len(table.missing()) == table.count:
+            table.remove()
+        raise
 
 
 def _rows(images: InferenceImages, batch: Batch, run: Callable, schema: pa.Schema) -> pa.Table:

@@ -183,8 +183,10 @@ def _open(
 
 
 def _open_folder(root: str, split: str | None, image_column: str | None) -> dict[str, Dataset | RowSource]:
-    kind, files = Census.of(walk(root, LeftOut(root))).choose(root)
+    census = Census.of(walk(root, LeftOut(root)))
+    kind, files = census.choose(root, log=False)  # of images it is said below
     if kind != IMAGES:
+        census.report(root, kind, files)
         names = list(split_files(root, files))
         chosen = names if split is None else [split]
         return {key: _files(kind, root, files_of_split(root, key, files), key, image_column) for key in chosen}

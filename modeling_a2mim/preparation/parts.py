@@ -40,6 +40,7 @@ ROWS = {  # what is known of each piece, kept beside the images until all are th
     "before": pa.int64(),  # bytes of the image, told with its first row
     "after": pa.int64(),
     "kept": pa.bool_(),  # a JPEG that is as it was
+    "lost": pa.list_(pa.string()),  # what of the image is not written, told with its first row
     "hash": pa.binary(),
     "perceptual": pa.uint64(),
 }
@@ -169,6 +170,7 @@ class PartWriter(Dataset):
         names, others = split.names(rows.tolist(), images), split.values(rows)
         for image, name, values in zip(images, names, others, strict=True):
             found: dict[str, Any] = {"file": name, "left_out": 0, "before": size_of(image)}
+            first = True
             try:
                 if isinstance(image, BrokenImage):
                     raise image
@@ -185,13 +187,15 @@ class PartWriter(Dataset):
                             "piece": path,
                             "after": len(data),
                             "kept": data is piece.original,
+                            "lost": list(piece.lost) if first else [],
                             "hash": hash_of(piece.values),
                             "perceptual": self._perceptual(piece.values),
                         }
                     )
                     found["left_out"] = found["before"] = 0
+                    first = False
                     written = decode(data, suffix) if suffix == ".jpg" else piece.values
-                    statistics.add(written, piece.alpha)
+                    statistics.add(written, piece.alpha, piece.unknown)
                     yield {"image": {"bytes": data, "path": path}, column: name, **values}, len(data)
                 if found["left_out"]:
                     known.append(found)

@@ -25,7 +25,10 @@ from ..data.decoding import (
 )
 from ..data.pixel_spec import PixelSpec
 from ..utils.value_range import SAMPLES
-from .options import SHORTER, Options
+from .options import NPY, SHORTER, Options
+
+
+TRANSPARENCY, WINDOW = "transparency", "DICOM window"
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Piece:
         alpha: whether the last channel is transparency.
         jpeg: whether the image came as a JPEG.
         original: the bytes of a JPEG that is written as it is.
+        unknown: the value of pixels of which nothing is known, if there are such.
+        lost: what is not written of the image (`TRANSPARENCY`, `WINDOW`).
     """
 
     place: str
@@ -45,6 +50,8 @@ class Piece:
     alpha: bool = False
     jpeg: bool = False
     original: bytes | None = None
+    unknown: float | None = None
+    lost: tuple[str, ...] = ()
 
 
 def pieces_of(value: Any, options: Options) -> Iterator[Piece | None]:
@@ -64,10 +71,22 @@ def pieces_of(value: Any, options: Options) -> Iterator[Piece | None]:
     for page in pages:
         spec = PixelSpec(1, (1,), None, options.pages, options.max_pixels)  # opens whatever there is
         stored = value if page is None else {**value, "page": page}
-        for piece in _pieces(open_stored(stored, spec), stored, options):
+        image = open_stored(stored, spec)
+        for piece in _pieces(image, stored, options):
             if piece is not None and page is not None:
                 piece.place = f"_p{page:04d}{piece.place}"
+            if piece is not None:
+                _leave_out(piece, image, options)
             yield piece
+
+
+def _leave_out(piece: Piece, image: Any, options: Options):
+    """Drop what the file that is written has no place for: an array does not say that a channel is transparency, and
+    nothing but DICOM holds a window."""
+    if piece.alpha and (piece.values.dtype != np.uint8 or options.encode == NPY):
+        piece.values, piece.alpha, piece.lost = piece.values[:-1], False, (TRANSPARENCY,)
+    if getattr(image, "window", None) is not None:
+        piece.lost += (WINDOW,)
 
 
 def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
@@ -83,9 +102,10 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         if max(options.channels) > len(values):
             raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")
         values, alpha = values[[channel - 1 for channel in options.channels]], False
-    known = _without_nodata(values, image.nodata)
+    known, unknown = _without_nodata(values, image.nodata)
     if options.tile is None:
-        yield Piece("", _smaller(known, target_size(values.shape[1], values.shape[2], options)), alpha, jpeg)
+        smaller = _smaller(known, target_size(values.shape[1], values.shape[2], options))
+        yield Piece("", smaller, alpha, jpeg, unknown=unknown)
         return
     content = None if options.min_content is None else Content.of(values)
     for place, box in tiles(values.shape[1], values.shape[2], options.tile, options.tile_overlap):
@@ -94,21 +114,22 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         if content is not None and content.share(values[inside]) < options.min_content:
             yield None
         else:
-            yield Piece(place, np.ascontiguousarray(known[inside]), alpha, jpeg)
+            yield Piece(place, np.ascontiguousarray(known[inside]), alpha, jpeg, unknown=unknown)
 
 
-def _without_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
-    """Values with NaN where a GeoTIFF marks that nothing is known, as no file that is written has such a mark.
-    Integers become floating-point values for it, unless 0 is the mark; those of 8 bits become 0, as in training."""
+def _without_nodata(values: np.ndarray, nodata: float | None) -> tuple[np.ndarray, float | None]:
+    """Values with NaN where a file marks that nothing is known, as no file that is written has such a mark, and the
+    mark that is left, if any: integers become floating-point values for NaN, unless 0 is the mark; those of 8 bits
+    become 0, as in training."""
     if nodata is None or not (missing := values == nodata).any():
-        return values
+        return values, None
     if values.dtype.itemsize == 1:
-        return np.where(missing, values.dtype.type(0), values)
+        return np.where(missing, values.dtype.type(0), values), 0
     if np.issubdtype(values.dtype, np.integer):
         if nodata == 0:
-            return values
+            return values, 0
         values = values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
-    return np.where(missing, values.dtype.type(np.nan), values)
+    return np.where(missing, values.dtype.type(np.nan), values), None
 
 
 def _photograph(image: Image.Image, value: Any, options: Options, jpeg: bool) -> Piece:

@@ -8,8 +8,13 @@ import yaml
 
 from .options import PARQUET, Options
 from .parts import Part, PartFolder
+from .pixels import TRANSPARENCY, WINDOW
 
 
+LOST = {
+    TRANSPARENCY: "transparency is not written, as arrays do not say which channel it is (training drops it, too)",
+    WINDOW: "windows of DICOM are not written, so that --value_range window does not know them",
+}
 SHOWN = 5  # names in the summary
 GROUPS = 1000  # of duplicates that are listed
 
@@ -81,6 +86,7 @@ def make_report(
         "skipped": counts["skipped"],
         "tiles_without_content": counts["tiles_without_content"],
         "jpegs_as_they_were": sum(bool(pieces[n]["kept"]) for n in kept),
+        "not_written": dict(collections.Counter(what for piece in pieces for what in piece["lost"] or ())),
         "bytes_before": counts["bytes_before"],
         "bytes_after": after,
         "mean_bytes": after / len(kept),
@@ -139,6 +145,8 @@ def summary_of(report: dict[str, Any]) -> list[str]:
         lines.append(f"tiles left out for their content: {report['tiles_without_content']:,}")
     if report["jpegs_as_they_were"]:
         lines.append(f"JPEGs written as they were, with what their headers hold: {report['jpegs_as_they_were']:,}")
+    for what, count in report["not_written"].items():
+        lines.append(f"{LOST[what]}: {count:,} images")
     across = f", {duplicates['across_splits']:,} groups across splits" if len(report["splits"]) > 1 else ""
     lines.append(
         f"duplicates ({duplicates['of']}): {duplicates['images']:,} in {duplicates['groups']:,} groups{across}, "

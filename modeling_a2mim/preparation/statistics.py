@@ -30,12 +30,15 @@ class Group:
         self.counts = np.zeros((channels, bins), dtype=np.int64)
         self.sums = np.zeros((channels, 2))  # of values and of their squares
         self.limits = np.array([[np.inf, -np.inf]] * channels)
-        self.unknown = np.zeros(channels, dtype=np.int64)  # values that are not finite
+        self.unknown = np.zeros(channels, dtype=np.int64)  # values that are not finite, or marked
 
-    def add(self, values: np.ndarray):
-        """Count an image (channels, height, width)."""
+    def add(self, values: np.ndarray, unknown: float | None = None):
+        """Count an image (channels, height, width), but for values of which nothing is known."""
         self.images += 1
         for channel, own in enumerate(values.reshape(len(values), -1)):
+            if unknown is not None:
+                self.unknown[channel] += np.count_nonzero(own == unknown)
+                own = own[own != unknown]
             if self.exact:
                 bins = own.astype(np.int64) - np.iinfo(self.dtype).min
             else:
@@ -78,8 +81,8 @@ class Group:
             std = np.sqrt(
                 np.array([own @ np.square(levels - m) for own, m in zip(self.counts, mean, strict=True)]) / some
             )
-            ranges = [np.flatnonzero(own)[[0, -1]] for own in self.counts]
-            limits = np.array([levels[own] for own in ranges])
+            ranges = [np.flatnonzero(own)[[0, -1]] if own.any() else None for own in self.counts]
+            limits = np.array([(0.0, 0.0) if own is None else levels[own] for own in ranges])
         else:
             mean = self.sums[:, 0] / some
             std = np.sqrt(np.maximum(self.sums[:, 1] / some - np.square(mean), 0))
@@ -96,7 +99,7 @@ class Group:
             "max": limits[:, 1].tolist(),
             "percentiles": {f"{p:g}": self._percentile(p, levels, limits).tolist() for p in PERCENTILES},
         }
-        return {**found, "not_finite": int(self.unknown.sum())} if self.unknown.any() else found
+        return {**found, "unknown": int(self.unknown.sum())} if self.unknown.any() else found
 
     def _percentile(self, percent: float, levels: np.ndarray, limits: np.ndarray) -> np.ndarray:
         """The smallest value that so many percent of the pixels do not exceed."""
@@ -129,10 +132,10 @@ class Statistics:
     def __init__(self) -> None:
         self.groups: dict[str, Group] = {}
 
-    def add(self, values: np.ndarray, alpha: bool = False):
-        """Count an image (channels, height, width)."""
+    def add(self, values: np.ndarray, alpha: bool = False, unknown: float | None = None):
+        """Count an image (channels, height, width), but for values of which nothing is known."""
         key = f"{values.dtype}-{len(values)}" + "-alpha" * alpha
-        self.groups.setdefault(key, Group(values.dtype, len(values))).add(values)
+        self.groups.setdefault(key, Group(values.dtype, len(values))).add(values, unknown)
 
     def save(self, path: str | os.PathLike):
         """Write what was counted to a file."""

@@ -70,7 +70,11 @@ def make_trainer(
         **augmentation,
     )
     whole = PreTrainTransform(
-        config, train=False, max_pixels=data_args.max_image_pixels, crop_pixels=data_args.crop_pixels
+        config,
+        train=False,
+        max_pixels=data_args.max_image_pixels,
+        crop_pixels=data_args.crop_pixels,
+        min_content=data_args.min_content,
     )
     seed = data_seed(args)
     train_samples = image_samples(data_args, train, crop, seed)

@@ -22,6 +22,7 @@ from modeling_a2mim.inference.images import InferenceImages, open_every_image
 from modeling_a2mim.inference.similar_images import SHOWN_QUERIES
 from modeling_a2mim.inference.vectors import read_rows
 from modeling_a2mim.tasks.segmentation.model import image_processor, without_package
+from modeling_a2mim.utils.value_range import ValueRange
 
 from ..families import family_config
 from ..image_files import write_parquet
@@ -493,6 +494,31 @@ def test_a_segmenter(photos, tmp_path, capsys):
     found = fails(capsys, tmp_path / "test_efficientnet", photos, "--out", tmp_path / "x.npy")
     assert "conv_head" in found
     assert "it has --layer " in found
+
+
+def test_what_is_given_of_stored_images_is_said(tmp_path, capsys, caplog):
+    """Pages and a range in place of those that the model keeps."""
+    import tifffile
+
+    config = family_config("resnet", image_size=32, num_labels=2, num_channels=1, value_range=ValueRange((0,), (999,)))
+    folder = str(export_model(A2MIMForImageClassification(config), tmp_path / "net"))
+    stack = np.random.default_rng(0).integers(0, 999, (3, 40, 40), np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
+    run(folder, tmp_path / "stack.tif", "--out", tmp_path / "none.npy")
+    assert "3 pages; --pages channels, samples or first says what they are" in caplog.text
+    assert not len(read_embeddings(tmp_path / "none.npy").vectors)
+    run(folder, tmp_path / "stack.tif", "--out", tmp_path / "own.npy", "--pages", "samples")
+    own = read_embeddings(tmp_path / "own.npy").vectors
+    assert own.shape == (3, 96)
+    assert "as given" not in caplog.text
+    run(folder, tmp_path / "stack.tif", "--out", tmp_path / "a.npy", "--pages", "first", "--value_range", "0", "500")
+    other = read_embeddings(tmp_path / "a.npy").vectors
+    assert other.shape == (1, 96)
+    assert not np.allclose(other, own[:1], atol=1e-3)
+    told = "value_range: 0 to 500, as given; the model was trained with 0 to 999, which is not used"
+    assert caplog.text.count(told) == 1
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path / "stack.tif", "--out", tmp_path / "b.npy", "--pages", "all")
 
 
 def rank_embeds(rank, *argv):

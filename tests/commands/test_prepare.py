@@ -11,6 +11,7 @@ import time
 import datasets
 import numpy as np
 import pytest
+import tifffile
 from datasets import load_dataset
 from PIL import Image
 
@@ -22,6 +23,7 @@ from modeling_a2mim.preparation.shards import write_shards
 
 from ..image_files import encoded, write_images, write_parquet
 from ..processes import forked
+from ..scientific_images import dicom
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +240,27 @@ def test_sixteen_bits_stay(tmp_path):
     reference = np.asarray(Image.fromarray(values.astype(np.float32)).resize((30, 25), Image.Resampling.BICUBIC))
     assert small.dtype == np.uint16
     assert np.abs(small - reference).max() <= 1
+
+
+def test_what_is_not_written_is_said(tmp_path, caplog):
+    """Transparency of 16 bits and windows; and what is left out of the folder, once."""
+    images, values = tmp_path / "images", np.random.default_rng(0).integers(0, 4096, (30, 30, 4), dtype=np.uint16)
+    images.mkdir()
+    tifffile.imwrite(images / "a.tif", values, photometric="rgb", extrasamples=["unassalpha"])
+    (images / "b.dcm").write_bytes(dicom(values[..., 0], WindowCenter="40", WindowWidth="400"))
+    (images / "notes.svg").write_text("<svg/>")
+    (images / ".hidden.png").write_bytes(b"")
+    with caplog.at_level(logging.INFO, "a2mim"):
+        report = prepare(images, tmp_path / "out", "--size", "20", "--tile_overlap", "0")
+    assert report["not_written"] == {"transparency": 1, "DICOM window": 1}
+    assert [own["channels"] for own in report["statistics"]] == [3, 1]
+    for words in (
+        "transparency is not written",
+        "windows of DICOM are not written",
+        "left out: 1 .svg file",
+        "hidden files",
+    ):
+        assert caplog.text.count(words) == 1, words
 
 
 def test_any_number_of_channels_and_floats(tmp_path, capsys):

@@ -65,3 +65,18 @@ def test_crops_with_content():
     assert all(torch.equal(one, two) for one, two in zip(crops(chosen, slide()), crops(chosen, slide()), strict=True))
     with pytest.raises(BrokenImage, match="of 10 crops of 32 x 32 pixels none shows anything but background"):
         chosen.draw(np.full((1, 64, 64), 3900, np.uint16))
+
+
+def test_crops_with_content_in_evaluation():
+    """The middle, or where else there is something to be seen; an empty image is none, as in training."""
+    transform = PreTrainTransform(CONFIG, train=False, crop_pixels=32, min_content=0.3)
+    plain = PreTrainTransform(CONFIG, train=False, crop_pixels=32)
+    assert torch.equal(transform.draw(slide())["pixel_values"], plain.draw(slide())["pixel_values"])
+    corner = np.roll(slide(), (-40, -30), (1, 2))
+    corner[0, 0], corner[0, :, 0] = 3900, 3900  # the border is glass
+    assert (plain.draw(corner)["pixel_values"] > 0.9).all()
+    found = transform.draw(corner)["pixel_values"]
+    assert float((found < 0.9).float().mean()) >= 0.3
+    assert torch.equal(transform.draw(corner)["pixel_values"], found)
+    with pytest.raises(BrokenImage, match="of 25 crops of 32 x 32 pixels none shows anything but background"):
+        transform.draw(np.full((1, 64, 64), 3900, np.uint16))

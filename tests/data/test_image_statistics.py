@@ -88,6 +88,22 @@ def test_outliers_are_told(caplog):
     assert "the highest 65535; --value_range" in caplog.text
 
 
+def test_a_channel_that_is_hardly_seen_in_the_range_of_all_is_told(caplog):
+    rng = np.random.default_rng(0)
+    bright, faint = rng.integers(0, 10_000, (8, 1, 30, 30)), rng.integers(200, 300, (8, 1, 30, 30))
+    data = list(np.concatenate([bright, faint, np.full_like(faint, 7)], 1).astype(np.uint16))
+    assert find_range(Arrays(data), PixelSpec(3)).high == (9999.0,)
+    assert "channel(s) 2 fill less than 2% of the range of all" in caplog.text
+    assert "--image_mean auto --image_std auto" in caplog.text
+    words = caplog.text.partition("or --value_range ")[2].split(",")[0].split()
+    pairs = np.array(words, dtype=float).reshape(3, 2)
+    assert (pairs[:, 0] < 210).all()
+    assert 290 < pairs[1, 1] < 300
+    caplog.clear()
+    find_range(Arrays([image[:1] for image in data]), PixelSpec(1))
+    assert "fill less" not in caplog.text
+
+
 def test_statistics_are_those_of_numpy():
     data, spec = images(), PixelSpec(2, value_range=ValueRange((0.0,), (4095.0,)))
     found = find_statistics(Arrays(data), spec)

@@ -120,6 +120,7 @@ def test_nothing_but_broken_images(tmp_path):
         (tmp_path / f"{number}.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match="images: none of 10 could be read; 0.png: .*header"):
         run(tmp_path, tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv.parts").exists()  # of which nothing could go on
 
 
 def test_two_processes_share_the_parts(folder, tmp_path):

@@ -142,9 +142,39 @@ def test_marks_that_integers_keep():
     tifffile.imwrite(file, values, extratags=[(42113, "s", 0, "0", True)])
     [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, Options(size=None))
     np.testing.assert_array_equal(piece.values[0], values)
+    assert piece.unknown == 0
     file = io.BytesIO()
     values = np.arange(2 * 64 * 64, dtype=np.uint16).reshape(64, 64, 2) % 256
     tifffile.imwrite(file, values.astype(np.uint8), extratags=[(42113, "s", 0, "7", True)], planarconfig="contig")
     [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, Options(size=None))
     assert piece.values.dtype == np.uint8
     np.testing.assert_array_equal(piece.values.transpose(1, 2, 0), np.where(values == 7, 0, values))
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "encode", "channels", "lost"),
+    [
+        ("RGBA", 16, "auto", 3, True),
+        ("LA", 16, "auto", 1, True),
+        ("RGBA", 8, "npy", 3, True),
+        ("RGBA", 8, "auto", 4, False),
+        ("RGB", 16, "auto", 3, False),
+    ],
+)
+@pytest.mark.parametrize("tile", [None, 20])
+def test_transparency_is_no_channel_of_an_array(mode, bits, encode, channels, lost, tile):
+    """Training drops it where an image says what it is, which arrays do not."""
+    values = np.random.default_rng(0).integers(0, 1 << bits, (40, 40, len(mode)), dtype=f"uint{bits}")
+    file = io.BytesIO()
+    extra = {"extrasamples": ["unassalpha"]} if mode.endswith("A") else {}
+    tifffile.imwrite(
+        file, values, photometric="rgb" if "RGB" in mode else "minisblack", planarconfig="contig", **extra
+    )
+    options = Options(size=None, encode=encode, tile=tile)
+    for piece in pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, options):
+        assert piece.lost == (("transparency",) if lost else ())
+        np.testing.assert_array_equal(piece.values, values.transpose(2, 0, 1)[:channels, : tile or 40, : tile or 40])
+        break
+    chosen = Options(size=None, encode="npy", channels=tuple(range(1, len(mode) + 1)))
+    [piece] = pieces_of({"bytes": file.getvalue(), "path": "a.tif"}, chosen)
+    assert (len(piece.values), piece.lost) == (len(mode), ())  # as asked for

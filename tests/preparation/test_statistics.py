@@ -46,7 +46,7 @@ def test_as_numpy(dtype, tmp_path):
 def test_values_that_are_not_finite_are_counted_apart():
     values = np.array([[[-1.0, np.nan, 3.0, np.inf]]], dtype=np.float32)
     [found] = counted([values]).summary()
-    assert (found["mean"], found["min"], found["max"], found["not_finite"]) == ([1.0], [-1.0], [3.0], 2)
+    assert (found["mean"], found["min"], found["max"], found["unknown"]) == ([1.0], [-1.0], [3.0], 2)
 
 
 def test_channels_without_any_value():
@@ -85,3 +85,15 @@ def test_flags_of_a_range():
 def test_a_constant_image_gives_no_range():
     [found] = counted([np.full((1, 4, 4), 7, dtype=np.uint16)]).summary()
     assert (found["std"], found["flags"]) == ([0.0], "")
+
+
+def test_marked_values_are_not_counted():
+    """As those that are not finite; a channel of nothing else has no range."""
+    values = np.arange(1000, 2000, dtype=np.uint16).reshape(1, 25, 40).repeat(2, 0)
+    values[0, :5], values[1] = 0, 0
+    found = Statistics()
+    found.add(values, unknown=0)
+    [own] = found.summary()
+    assert (own["min"], own["max"], own["unknown"]) == ([1200.0, 0.0], [1999.0, 0.0], 200 + 1000)
+    np.testing.assert_allclose(own["mean"], [values[0, 5:].mean(), 0])
+    assert "--value_range 1203 1995" in own["flags"]  # percentiles 0.5 and 99.5

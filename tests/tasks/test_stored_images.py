@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -249,3 +250,35 @@ def test_a_classifier_is_not_evaluated_on_photographs_that_it_sees_as_black(deep
         shutil.copytree(found, tmp_path / "photographs" / names[found.name])
     with pytest.raises(ValueError, match=r"^value_range: the model takes values .* are of 8 bits.*evaluates it as it"):
         run_finetune.main([*again, str(tmp_path / "photographs"), "--output_dir", str(tmp_path / "eval")])
+
+
+def test_empty_crops_are_not_evaluated(tmp_path, caplog):
+    """`--min_content` holds there as well; without it they would be scored."""
+    for number, values in enumerate(SCENE):
+        slide = np.full((80, 80), 4000, np.uint16)
+        if number % 3:
+            slide[30:60, 20:60] = values[:30, :40] // 2
+        path = tmp_path / "slides" / ("train", "validation")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(slide).save(path)
+    crops = ["--num_channels", "1", "--value_range", "0", "4095", "--crop_pixels", "32"]
+    crops += ["--eval_strategy", "epoch", "--max_skipped_ratio", "1"]
+    caplog.set_level("INFO")
+    for name, flags, count in (("all", [], 0), ("some", ["--min_content", "0.3"], 2)):
+        out = tmp_path / name
+        caplog.clear()
+        data = ["--train_dir", str(tmp_path / "slides" / "train"), "--validation_dir"]
+        main = [*SMALL, *FAST, *data, str(tmp_path / "slides" / "validation"), "--output_dir", str(out), *crops]
+        run_pretraining.main([*main, *flags])
+        told = [line for line in caplog.text.splitlines() if "replaced by the next image" in line]
+        assert len({line.partition(": of 25 crops")[0] for line in told}) == count
+
+
+def test_volumes_of_nifti_with_gzip(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for number in range(4):
+        path = tmp_path / "brains" / f"sub-{number:02}" / "anat.nii.gz"
+        path.parent.mkdir(parents=True)
+        nibabel.Nifti1Image(SCENE.transpose(2, 1, 0)[..., :5].astype(np.int16), np.eye(4)).to_filename(path)
+    pretrain(tmp_path / "brains", tmp_path / "out", "--num_channels", "1", "--pages", "samples")
+    assert "20 images; test_convnext" in caplog.text

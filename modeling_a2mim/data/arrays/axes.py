@@ -16,6 +16,7 @@ ORIENTATIONS = {
     8: (True, True, False),
 }
 UPRIGHT = (False, False, False)
+FEW = 16  # channels, those of satellites: an axis that is no longer is taken for them
 
 
 def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
@@ -27,7 +28,7 @@ def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
             they are the shorter one of the first and last axis.
 
     Raises:
-        BrokenImage: if it has another number of axes.
+        BrokenImage: if it has another number of axes, or if nothing tells which of them are the channels.
     """
     if values.ndim == 2:
         return values[None]
@@ -40,6 +41,12 @@ def channels_first(values: np.ndarray, channels: int | None) -> np.ndarray:
         is_last = first == middle
     else:
         is_last = last < first
+        most, sides = (last, (first, middle)) if is_last else (first, (middle, last))
+        if channels is None and (first == last or (most > FEW and 2 * most > min(sides))):
+            raise BrokenImage(
+                f"an array {values.shape}, of which nothing tells which axis are the channels; store it as TIFF, "
+                "which says so, or train with --num_channels in place of --channels"
+            )
     return values.transpose(2, 0, 1) if is_last else values
 
 

@@ -44,6 +44,7 @@ HEADER = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", *PER_FRAME),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *(
         f"{colour}PaletteColorLookupTable{part}"
         for colour in ("Red", "Green", "Blue")
@@ -139,6 +140,7 @@ class _Header:
     intercept: float
     table: np.ndarray | None  # modality LUT
     first: int  # stored value of its first entry
+    padding: tuple[int, int] | None  # stored values of pixels outside the image: the one that marks them, and a limit
     window: tuple[float, float] | None
 
 
@@ -196,9 +198,12 @@ def _header(found: Any, frame: int, remaining: int, real: np.dtype | None, max_p
     if colours not in GREY or table is not None:
         slope, intercept = None, None
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    if slope == 0:
+        raise BrokenImage("a rescale slope of 0 in DICOM, with which all values are the same")
     head = _Header(
         (3 if palette else samples, rows, columns), frames, frame, codec, stored, bits, stored, palette,
-        colours == "MONOCHROME1", slope, intercept, table, first, None,
+        colours == "MONOCHROME1", slope, intercept, table, first,
+        _padding(found, stored) if colours in GREY else None, None,
     )  # fmt: skip
     window = _window(_functional(found, frame, "FrameVOILUTSequence") or found)
     if window and head.inverted:
@@ -220,6 +225,22 @@ def _span(head: _Header) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def _padding(found: Any, stored: np.dtype) -> tuple[int, int] | None:
+    """The stored value of pixels outside the image, and the other end of the range of them."""
+    mark, limit = found.get("PixelPaddingValue"), found.get("PixelPaddingRangeLimit")
+    if mark is None or mark == "" or stored.kind not in "iu":
+        return None
+    ends = [mark, mark if limit is None or limit == "" else limit]
+    low = np.iinfo(stored).min  # the header may say a value with a sign where pixels have none, or the reverse
+    first, last = ((int(end) - low) % (1 << 8 * stored.itemsize) + low for end in ends)
+    return first, last
+
+
+def _stored_span(head: _Header) -> tuple[float, float]:
+    """As `_span`, before the modality transformation."""
+    return _span(_Header(**{**vars(head), "slope": 1.0, "intercept": 0.0, "table": None}))
+
+
 def _dtype(head: _Header, found: Any) -> np.dtype:
     """Of the values that are read: whole numbers as long as all possible ones are exact."""
     if head.palette:
@@ -231,6 +252,11 @@ def _dtype(head: _Header, found: Any) -> np.dtype:
     if head.stored.kind == "f":
         return np.dtype(np.float64)
     low, high = _span(head)
+    if head.padding is not None:  # which may be beyond the bits that are stored
+        turn = sum(_span(head)) if head.inverted else None
+        mark = head.padding[0] * head.slope + head.intercept
+        mark = mark if turn is None else turn - mark
+        low, high = min(low, mark), max(high, mark)
     if not (head.slope.is_integer() and head.intercept.is_integer() and max(-low, high) < MOST):
         return np.dtype(np.float64)
     kinds = [np.dtype(f"{kind}{size}") for size in (1, 2, 4, 8) for kind in "ui"]
@@ -288,11 +314,26 @@ class DicomImage(ArrayImage):
         channels, height, width = first.shape
         dtype = np.result_type(*{head.dtype for head in frames})
         super().__init__("DICOM", (channels * len(frames), height, width), dtype, first.window)
+        marks = {None if head.padding is None else self._mark(head) for head in frames}
+        self.nodata = next(iter(marks)) if len(marks) == 1 else None
+        if len(marks) > 1:  # by the slope of each frame
+            self.dtype = np.dtype(np.float64)
+
+    def _mark(self, head: _Header) -> float:
+        """What pixels outside the image become."""
+        assert head.padding is not None
+        return float(self._modality(np.full((1, 1, 1), head.padding[0], head.stored), head)[0, 0, 0])
 
     def read(self, box: Box | None = None) -> np.ndarray:
         with _silent("decoding"):
             found = _dataset(io.BytesIO(self.data), True)
-            values = np.concatenate([self._frame(found, head) for head in self.frames])
+            parts = [self._frame(found, head) for head in self.frames]
+            if self.nodata is None:
+                parts = [
+                    part if head.padding is None else np.where(part == self._mark(head), np.nan, part)
+                    for part, head in zip(parts, self.frames, strict=True)
+                ]
+            values = np.concatenate(parts)
             top, left, height, width = box or (0, 0, self.height, self.width)
             return native(values[:, top : top + height, left : left + width], self.dtype)
 
@@ -309,13 +350,18 @@ class DicomImage(ArrayImage):
             raise BrokenImage("a frame of DICOM of another size than its header says")
         if head.palette or head.shape[0] == 3:
             return values
+        if head.stored.kind != "f":
+            low, high = _stored_span(head)
+            if values.min() < low or values.max() > high:
+                raise BrokenImage("values in DICOM beyond the bits that its header says are stored")
+        if head.padding is not None:
+            first, last = min(head.padding), max(head.padding)
+            beyond = first < low or last > high  # where the bits that are used do not tell it from others
+            whole = frame(found, head.frame, head.codec, all_bits=True)[None] if beyond else values
+            values = np.where((whole >= first) & (whole <= last), head.stored.type(head.padding[0]), values)
         return self._modality(values, head)
 
     def _modality(self, values: np.ndarray, head: _Header) -> np.ndarray:
-        if head.stored.kind != "f":
-            low, high = _span(_Header(**{**vars(head), "slope": 1.0, "intercept": 0.0, "table": None}))
-            if values.min() < low or values.max() > high:
-                raise BrokenImage("values in DICOM beyond the bits that its header says are stored")
         if head.table is not None:
             values = head.table[np.clip(values.astype(np.int64) - head.first, 0, len(head.table) - 1)]
         elif head.slope != 1 or head.intercept != 0:

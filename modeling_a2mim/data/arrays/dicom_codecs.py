@@ -17,8 +17,9 @@ def is_available(uid: str) -> bool:
     return True
 
 
-def frame(found: Any, index: int, codec: str) -> np.ndarray:
+def frame(found: Any, index: int, codec: str, all_bits: bool = False) -> np.ndarray:
     """The stored values of a frame of a dataset, (height, width) or (height, width, channels); YCbCr as RGB.
+    `all_bits`: with the bits beyond those that the header says are used, which else are left out.
 
     Raises:
         BrokenImage: if a library is missing, or the frame has another size than the header of the file says.
@@ -34,7 +35,8 @@ def frame(found: Any, index: int, codec: str) -> np.ndarray:
         plugin = NAME
         if NAME not in decoder.available_plugins:
             decoder.add_plugin(NAME, (__name__, "decode_frame"))
-    return decoder.as_array(found, index=index, decoding_plugin=plugin)[0]
+    options: Any = {"index": index, "decoding_plugin": plugin, "correct_unused_bits": not all_bits}
+    return decoder.as_array(found, **options)[0]
 
 
 def decode_frame(data: bytes, runner: Any) -> bytearray:

@@ -12,15 +12,22 @@ from .axes import native
 from .limits import EXTRA, VALUES_PER_PIXEL, check_size, choose_pages, reading
 
 
-MAGIC, GZIP = b"n+1\0", b"\x1f\x8b"
-HEADER = 352
+MAGIC, MAGIC_2, GZIP = b"n+1\0", b"n+2\0", b"\x1f\x8b"
+HEADER = 544  # the longer one of both versions
 
 
 def is_nifti(data: bytes, path: Any) -> bool:
-    """NIfTI-1 in one file, or that with gzip by its name."""
-    return data[344:348] == MAGIC or (
-        data[:2] == GZIP and path is not None and PurePath(path).suffixes[-2:] == [".nii", ".gz"]
+    """NIfTI in one file, or that with gzip by its name."""
+    return (
+        data[344:348] == MAGIC
+        or _is_second(data)
+        or (data[:2] == GZIP and path is not None and PurePath(path).suffixes[-2:] == [".nii", ".gz"])
     )
+
+
+def _is_second(data: bytes) -> bool:
+    """Whether a header is of NIfTI-2."""
+    return data[4:8] == MAGIC_2
 
 
 def _nibabel() -> Any:
@@ -35,7 +42,8 @@ def _header(head: bytes) -> tuple[Any, tuple[int, int, int]]:
     if head[:2] == GZIP:
         head = zlib.decompressobj(31).decompress(head, HEADER)
     with reading("NIfTI header"):
-        header = _nibabel().Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
+        kind = _nibabel().Nifti2Header if _is_second(head) else _nibabel().Nifti1Header
+        header = kind.from_fileobj(io.BytesIO(head), check=False)
         shape = tuple(int(number) for number in header.get_data_shape())
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]

@@ -11,7 +11,7 @@ from .dicom import count_frames, has_mark, is_named_dicom, open_dicom
 from .jpeg2000 import is_jpeg2000, open_jpeg2000
 from .limits import MAX_PAGES
 from .netpbm import is_netpbm, open_netpbm
-from .nifti import count_slices, is_nifti, open_nifti
+from .nifti import HEADER, count_slices, is_nifti, open_nifti
 from .numpy_files import NPY, ZIP, is_numpy, open_numpy, page_count, read_header
 from .png import is_png, open_png
 from .tiff import count_tiff_pages, open_tiff
@@ -23,7 +23,7 @@ ARRAY_SUFFIXES: dict[str, str] = {
     **dict.fromkeys((".npy", ".npz"), "NumPy"),
     **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
     **dict.fromkeys((".btf", ".tf8"), "TIFF"),
-    ".nii": "NIfTI",
+    **dict.fromkeys((".nii", ".nii.gz"), "NIfTI"),
 }
 
 
@@ -94,7 +94,7 @@ def count_pages(data: bytes | Path, path: str | os.PathLike | None = None, num_c
 
 
 def _count(file: BinaryIO, path: str | os.PathLike | None, num_channels: int | None) -> int:
-    head = file.read(352)
+    head = file.read(HEADER)
     if has_mark(head):
         return count_frames(file)
     if head[:4] in SIGNATURES:

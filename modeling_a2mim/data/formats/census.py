@@ -39,7 +39,7 @@ FORMATS = {  # what the name of a file ends in, and the format; the order breaks
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 # Images of formats that nothing here reads: they are named more loudly than notes and labels.
 FOREIGN = {".dcm", ".nii", ".eps", ".svg", ".exr", ".hdr", ".jxr", ".bpg", ".npy", ".dng", ".cr2", ".cr3", ".nef"}
-FOREIGN |= {".arw", ".orf", ".rw2", ".raw", ".webm", ".mp4", ".rar", ".7z", ".gz", ".nii.gz", ".zst", ".h5", ".hdf5"}
+FOREIGN |= {".arw", ".orf", ".rw2", ".raw", ".webm", ".mp4", ".rar", ".7z", ".gz", ".zst", ".h5", ".hdf5"}
 NEEDS = {suffix: plugin for plugin, suffixes in PLUGINS.items() for suffix in suffixes}
 IGNORED = {"readme.md", "license", "license.txt", "dataset_info.json", "dataset_infos.json", "config.json"}  # no data
 SHOWN = 3  # names in a message
@@ -163,8 +163,6 @@ class Census:
         """What would make images of files that are none by their names, to end a list of them; else nothing."""
         if suffix in NEEDS:
             return f"; pip install {NEEDS[suffix]} to read them"
-        if suffix == ".nii.gz":
-            return "; decompress them with gunzip to read them"
         if not suffix and any(map(_is_dicom, self.names[suffix])):
             return "; DICOM, read if their names end in .dcm"
         return ""

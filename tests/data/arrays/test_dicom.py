@@ -17,7 +17,7 @@ from pydicom.sequence import Sequence
 
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array
 from modeling_a2mim.data.decoding import load_tensor
-from modeling_a2mim.data.pixel_spec import PixelSpec
+from modeling_a2mim.data.pixel_spec import PixelSpec, known_values
 from modeling_a2mim.utils.value_range import ValueRange
 
 
@@ -213,6 +213,60 @@ def test_rescale_of_each_frame():
         check(opened(data, pages="samples", page=frame), stack[frame : frame + 1].astype(np.int16) + intercept)
     both = stack.astype(np.int16) - np.array([10, 20], np.int16)[:, None, None]
     check(opened(data, pages="channels"), both)
+
+
+def test_a_slope_of_zero_is_refused():
+    with pytest.raises(BrokenImage, match="^a rescale slope of 0 in DICOM"):
+        opened(dicom(scene(40, 50), RescaleSlope="0", RescaleIntercept="5"))
+
+
+@pytest.mark.parametrize("colours", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize("slope", ["1", "2", "0.5"])
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+def test_padding_is_not_part_of_the_image(syntax, slope, colours):
+    """What scanners write outside their circle, which may be beyond the bits that the header says are stored."""
+    array = scene(40, 50)
+    rescale = {"RescaleSlope": slope, "RescaleIntercept": "-1024", "PhotometricInterpretation": colours}
+    whole = opened(dicom(array, syntax, bits=12, **rescale)).read()
+    outside = np.zeros(array.shape, bool)
+    outside[:7] = outside[:, 45:] = True
+    padded = np.where(outside, np.uint16(63536), array)
+    image = opened(dicom(padded, syntax, bits=12, PixelPaddingValue=63536, **rescale))
+    values = image.read()
+    assert np.array_equal(values[0][~outside], whole[0][~outside].astype(values.dtype))
+    assert set(values[0][outside].tolist()) == {image.nodata}
+    pixels = load_tensor(image.data, PixelSpec(1, value_range=ValueRange((-1024.0,), (8000.0,))))[0].numpy()
+    assert not pixels[outside].any()
+    assert pixels[~outside].any()
+    found = known_values(values, image)
+    np.testing.assert_array_equal(np.isnan(found[0]), outside)
+
+
+def test_padding_may_be_a_range_and_signed():
+    array = scene(40, 50, dtype=np.int16)
+    array[:4], array[4:8] = -2048, -2000
+    found = {"PixelPaddingValue": -2048, "PixelPaddingRangeLimit": -1990}
+    array[8:][array[8:] < -1980] = 0
+    values = opened(dicom(array, bits=12, **found)).read()[0]
+    assert (values[:8] == -2048).all()
+    assert np.array_equal(values[8:], array[8:])
+    image = opened(dicom(array, bits=12, **found))
+    assert (image.nodata, image.dtype) == (-2048, np.int16)
+
+
+def test_padding_of_frames_with_slopes_of_their_own():
+    stack, groups = scene(2, 40, 50), []
+    stack[:, :5] = 0
+    for intercept in ("-10", "-20"):
+        item, group = Dataset(), Dataset()
+        item.RescaleSlope, item.RescaleIntercept = "1", intercept
+        group.PixelValueTransformationSequence = Sequence([item])
+        groups.append(group)
+    data = dicom(stack, bits=12, frames=2, PixelPaddingValue=0, PerFrameFunctionalGroupsSequence=Sequence(groups))
+    values = opened(data, pages="channels").read()
+    expected = np.where(stack == 0, np.nan, stack - np.array([10.0, 20.0])[:, None, None])
+    assert np.array_equal(values, expected, equal_nan=True)
+    assert opened(data, pages="samples", page=1).nodata == -20
 
 
 def test_modality_table():

@@ -94,6 +94,21 @@ def test_pages_that_may_be_channels_are_refused(pages):
         count_pages(stack)
 
 
+@pytest.mark.parametrize("shape", [(83, 86, 204), (45, 60, 100), (512, 217, 204), (13, 50, 13), (9, 9, 9)])
+def test_spectra_of_which_the_axis_is_unclear_are_refused(shape):
+    cube = npy(np.zeros(shape, np.uint16))
+    with pytest.raises(BrokenImage, match=r"^an array \(.*of which nothing tells which axis are the channels"):
+        opened(cube, None)
+    assert opened(cube, shape[0]).channels == shape[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((610, 340, 103), 103), ((3, 40, 4), 3), ((40, 5, 4), 4), ((13, 20, 24), 13)]
+)
+def test_spectra_of_which_it_is_clear(shape, count):
+    assert opened(npy(np.zeros(shape, np.uint16)), None).channels == count
+
+
 def test_several_pages_are_refused():
     data = npy(np.zeros((6, 3, 12, 13)))
     with pytest.raises(BrokenImage, match="^6 images along the first axis; --pages channels, samples or first"):

@@ -113,18 +113,19 @@ def test_jpeg_2000(bits, channels):
     assert opened(imagecodecs.jpeg2k_encode(stored.astype(np.uint8), level=0)) is None
 
 
-def nifti(array, slope=None, intercept=None):
-    image = nibabel.Nifti1Image(array, np.eye(4))
+def nifti(array, slope=None, intercept=None, kind=nibabel.Nifti1Image):
+    image = kind(array, np.eye(4))
     if slope is not None:
         image.header.set_slope_inter(slope, intercept)
     return image.to_bytes()
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32, np.uint8])
-def test_slices_of_nifti(dtype, tmp_path):
+def test_slices_of_nifti(dtype, kind, tmp_path):
     volume = (GENERATOR.random((30, 40, 5)) * 200).astype(dtype)
     path = tmp_path / "scan.nii.gz"
-    for data, name in ((nifti(volume), "scan.nii"), (gzip.compress(nifti(volume)), path)):
+    for data, name in ((nifti(volume, kind=kind), "scan.nii"), (gzip.compress(nifti(volume, kind=kind)), path)):
         path.write_bytes(data)
         assert count_pages(data, name) == 5
         with pytest.raises(BrokenImage, match="^5 slices; --pages"):

@@ -92,7 +92,6 @@ def test_scans_that_are_no_images_by_their_names(tmp_path, caplog):
     for name in (*(f"IM{number:04d}" for number in range(50)), "1.2.840.113619.2.55", "series/1.2.840.113619.2.56"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
-    (folder / "sub-01.nii.gz").write_bytes(b"\x1f\x8b")
     (folder / "b.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match="no images found; ") as caught:
         numbers(train_dir=[str(folder)])
@@ -100,7 +99,6 @@ def test_scans_that_are_no_images_by_their_names(tmp_path, caplog):
     assert "52 files without an ending (" in told
     assert ", ...; DICOM, read if their names end in .dcm)" in told
     assert "1 .gz file (b.gz)" in told
-    assert "1 .nii.gz file (sub-01.nii.gz; decompress them with gunzip to read them)" in told
     assert len(told) < 600  # not the name of each file
     write_images(folder, ["0.png"])
     assert numbers(train_dir=[str(folder)]) == [0]
