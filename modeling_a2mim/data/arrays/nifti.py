@@ -39,9 +39,9 @@ def _nibabel() -> Any:
 
 
 def _header(head: bytes) -> tuple[Any, tuple[int, int, int]]:
-    if head[:2] == GZIP:
-        head = zlib.decompressobj(31).decompress(head, HEADER)
     with reading("NIfTI header"):
+        if head[:2] == GZIP:
+            head = zlib.decompressobj(31).decompress(head, HEADER)
         kind = _nibabel().Nifti2Header if _is_second(head) else _nibabel().Nifti1Header
         header = kind.from_fileobj(io.BytesIO(head), check=False)
         shape = tuple(int(number) for number in header.get_data_shape())

@@ -157,3 +157,11 @@ def test_nifti_that_is_refused():
     for broken, name in ((bytes(data), None), (gzip.compress(bytes(data)), "a.nii.gz")):
         with pytest.raises(BrokenImage, match="expected 1 to|cannot be in"):
             opened(broken, name)
+
+
+def test_broken_gzip_of_nifti():
+    whole = bytearray(gzip.compress(nifti(np.zeros((4, 4, 3), np.int16))))
+    whole[10] = 0xFF  # an unknown kind of block
+    for read in (lambda: opened(bytes(whole), "a.nii.gz", "first"), lambda: count_pages(bytes(whole), "a.nii.gz")):
+        with pytest.raises(BrokenImage, match="^NIfTI header: error: "):
+            read()
