@@ -7,7 +7,7 @@ ARCH ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors first-run transfer \
-	dense interactions gpu cards quality style docs clean
+	dense interactions gpu cards results quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -109,6 +109,9 @@ gpu:  ## effect, cost and memory on one GPU (8 minutes)
 
 cards: $(VENV)/installed  ## the model cards of what `make demo` left here, and of the official models
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/cards.py
+
+results:  ## put the tables of benchmarks/results/ into the documentation
+	$(PYTHON) benchmarks/results_page.py
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from transformers.trainer_utils import set_seed
 
 import modeling_a2mim
 from a2mim.__main__ import COMMANDS
+from benchmarks.results_page import PLACE, pages, with_tables
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.commands.export import main as export
 from modeling_a2mim.export.folder import export_model
@@ -339,12 +340,13 @@ def rows_of(path: str) -> list[str]:
 
 
 def test_tables_are_those_of_the_results():
-    results = set(rows_of("docs/results.md"))
-    for name in ("transfer", "rates", "adapt", "first_run", "first_run_labels", "few_labels"):
-        assert set(rows_of(f"benchmarks/results/{name}.md")) <= results, name
-    families = (ROOT / "benchmarks/results/architectures.md").read_text().split("\n\n")[1].splitlines()
-    assert families == rows_of("docs/encoders.md")
-    assert set(rows_of("benchmarks/results/loader.md")) <= set(rows_of("docs/performance.md"))
+    """`make results` writes them."""
+    shown = [found[1] for page in pages() for found in PLACE.findall(page.read_text(encoding="utf-8"))]
+    expected = ["transfer", "rates", "adapt", "first_run", "first_run_labels", "few_labels", "architectures", "loader"]
+    assert set(expected) <= set(shown)
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert with_tables(text) == text, f"{name_of(page)} has other tables than benchmarks/results/; make results"
 
 
 def test_numbers_of_the_readme():
