@@ -30,6 +30,20 @@ def guarded_connect(self, address):
 socket.socket.connect = guarded_connect
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items):
+    """`few(n)`: of the parameters of a test, n run in the ordinary suite, evenly spaced; the others are slow."""
+    groups = {}
+    for item in items:
+        if (mark := item.get_closest_marker("few")) is not None:
+            groups.setdefault((item.path, item.originalname), (mark.args[0], []))[1].append(item)
+    for most, group in groups.values():
+        kept = {index * len(group) // most for index in range(most)}
+        for index, item in enumerate(group):
+            if index not in kept:
+                item.add_marker("slow")
+
+
 def pytest_collection_finish():
     """Runs of Trainer end with `gc.collect`, which need not look at all that was imported: it takes half a second."""
     gc.collect()

@@ -217,6 +217,7 @@ def test_gradient_checkpointing_of_the_classifier(family):
     assert_gradients_close(gradients(model, actual.loss), gradients(plain, expected.loss))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("family", "decoder"), [*((name, "linear") for name in FAMILIES), *((name, "multiscale") for name in HIERARCHICAL)]
 )

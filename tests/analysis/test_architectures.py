@@ -158,11 +158,13 @@ def marked(names, quick=QUICK):
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [*marked(NAMES), *OTHERS])
 def test_pretrains(name, pretrained):
     pretrained(name)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", marked((name for name in NAMES if name not in ISOTROPIC), QUICK_MULTISCALE))
 def test_pretrains_with_the_multiscale_decoder(name, tmp_path):
     """The maps that it reads are those that timm declares, and nothing else than without them is computed or made."""
@@ -192,6 +194,7 @@ def test_encoders_of_one_resolution_have_no_multiscale_decoder(name):
         A2MIMForPreTraining(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*marked((name for name in NAMES if name not in LARGE), QUICK_LOADED), *OTHERS])
 def test_loads_without_this_package(name, published, without_package):
     """From a Hub over HTTP, without this package: everything equal, bit for bit, to the encoder that was trained."""
@@ -218,6 +221,7 @@ def test_loads_without_this_package(name, published, without_package):
         assert told["answers"] == pytest.approx(scores, abs=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "test_vit"])
 @pytest.mark.parametrize("kwargs", [{"image_size": (64, 96)}, {"num_channels": 1}, {"num_channels": 5}])
 def test_other_images(name, kwargs):

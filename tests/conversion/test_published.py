@@ -89,6 +89,7 @@ def test_which_model_it_is(unfilled, name):
     assert (config.architecture, config.mask_site, method, config.image_size, published) == FOUND[name]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", PLACED)
 def test_every_weight_finds_its_place(unfilled, name):
     state = empty_weights(name)

@@ -332,6 +332,7 @@ STORED = {  # an image with that orientation, from the upright one
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("orientation", STORED)
 def test_orientations(orientation):
     """A crop of a rotated file is that of the upright one, whole or at reduced scale; edges are no multiples of 8."""
@@ -386,6 +387,7 @@ def large(name: str) -> Image.Image:
     return Image.fromarray(np.tile(tile, repeats)[:3000, :4000])
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["china", "flower", *PHOTOGRAPHS])
 def test_reduced_decoding_is_as_good_as_full(name):
     data = encode(large(name), "JPEG", quality=90)

@@ -107,6 +107,7 @@ def whole(numbered):
     return go_on(numbered, None, COUNT // 16 + 40)[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), pytest.param(1, 4, marks=pytest.mark.slow), (2, 1)])
 def test_ten_thousand_ids_interrupted_at_ten_points(numbered, whole, world, workers):
     """0 lost, 0 repeated, and the same batches as without the interruptions."""

@@ -30,6 +30,7 @@ def flat(batches):
     return [key for parts in batches for part in parts for key in part]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_batches_do_not_depend_on_the_number_of_processes(world):
     for order, total, _ in random_orders(25):

@@ -229,6 +229,7 @@ def test_only_the_export_leaves(hub, folder):
     assert b"mine" not in hub.received()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", ["resnet", "vit"])
 @pytest.mark.parametrize("classifies", [False, True])
 def test_the_code_of_a_card_runs(hub, tmp_path, monkeypatch, family, classifies):
@@ -248,6 +249,7 @@ def test_the_code_of_a_card_runs(hub, tmp_path, monkeypatch, family, classifies)
     assert len(names["backbone"](torch.zeros(1, 3, 64, 64)).feature_maps) == len(names["backbone"].out_indices)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA"), (5, None)])
 @pytest.mark.parametrize("classifies", [False, True])
 def test_the_code_of_a_card_takes_any_file(tmp_path, monkeypatch, channels, mode, classifies):

@@ -68,6 +68,7 @@ def expected_of(folder, photos, file, threshold):
     return model.post_process_object_detection(outputs, threshold, [(image.height, image.width)])[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("flags", [[], ["--batch_size", "2"], ["--threshold", "0.3"], ["--threshold", "0.1"]])
 def test_objects_are_those_of_the_model(instances, photos, tmp_path, flags, caplog):
     data = predict(instances, photos, tmp_path / "out.json", *flags)

@@ -70,6 +70,7 @@ QUICK = ["resnet", "efficientnet multiscale"]
 OTHERS = [kind for kind in (*FAMILIES, *MULTISCALE) if kind not in QUICK]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
 def test_compiled_in_one_graph(kind):
     """One graph with a mask and one without, whatever the mask and however often. Its gradients are compiled too for
@@ -185,6 +186,7 @@ def test_channels_last(kind):
     assert_close(loss_and_gradients(model, images, MASKS[:4]), expected, 1e-4)
 
 
+@pytest.mark.few(4)
 def test_bfloat16(kind):
     """Eight bits of mantissa: 0.4% for each operation, of which some dozens follow each other."""
     model, images = make(kind).eval(), make_images(2)

@@ -37,6 +37,7 @@ def run_without(*args, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_steps_without_datasets_and_all_else_that_may_be_missing(tmp_path):
     result = run_without("--small", "--parts", "steps", "--output", str(tmp_path / "gpu.json"))
     assert result.returncode == 0, result.stdout + result.stderr

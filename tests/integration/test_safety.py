@@ -81,6 +81,7 @@ def edit(path, **values):
 LINKS = {"a symbolic link": tarfile.SYMTYPE, "a hard link": tarfile.LNKTYPE, "a device": tarfile.CHRTYPE}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["../../canary", "/{outside}/canary", "a/../../../canary", *LINKS])
 def test_members_of_tar_files(place, name):
     """They are read where they lie; links and devices hold no image."""

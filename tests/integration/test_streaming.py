@@ -62,6 +62,7 @@ LONG = pytest.param(11, 29, 4, marks=pytest.mark.slow)
 
 
 # Saved at 2 (inside the first epoch), 6 (the end of the second), 28 (in the tenth).
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("epochs", "stop", "workers"), [(3, 3, 0), (3, 7, 1), LONG])
 def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, tmp_path, epochs, stop, workers):
     def make(**kwargs):
@@ -81,6 +82,7 @@ def test_interrupted_streams_end_with_the_same_weights(uninterrupted, parquet, t
     assert losses(resumed) == losses(whole)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("limit", [{"num_train_epochs": 3}, {"max_steps": 9}])
 def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
     """Every image still comes once in an epoch; epochs end where they should, or the number of steps is kept."""
@@ -111,6 +113,7 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
     assert "made with 8 images in a step, this run has 16" in caplog.text
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_augmented_streams_end_with_the_same_weights(parquet, tmp_path, workers):
     common = ["--train_dir", parquet, *AUGMENTATION, "--per_device_train_batch_size", 8, "--num_train_epochs", 2]

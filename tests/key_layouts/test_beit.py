@@ -64,6 +64,7 @@ def test_the_norm_after_pooling(tmp_path):
     assert set(encoder.fc_norm.bias.tolist()) == {0.0}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("data", "name", "args"),
     published(

@@ -92,6 +92,7 @@ def test_features_of_backbones(cls, tmp_path):
     assert set(encoder.head.norm.weight.tolist()) == {1.0}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("data", "name"),
     published(

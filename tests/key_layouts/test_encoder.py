@@ -21,6 +21,7 @@ def test_other_models(data):
     assert encoder_fields(data) is None
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
 def test_a_configuration_of_defaults(model_type):
     """A config.json holds what differs from the class, which may be nothing: the plan of it is an encoder that can be

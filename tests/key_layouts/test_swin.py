@@ -67,6 +67,7 @@ def test_a_backbone_without_a_last_norm(tmp_path):
 RATE = {"drop_path_rate": 0.1}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("data", "name", "args"),
     published(

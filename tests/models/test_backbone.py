@@ -127,6 +127,7 @@ def test_load_from_an_export_and_a_classifier(family, tmp_path):
     assert backbone.out_indices == [len(backbone.stage_names) - 1]  # as for any backbone of transformers
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("head", [upernet, mask2former])
 def test_head_trains_and_comes_back(family, head, tmp_path):
     model, images = pretrained(family)

@@ -32,6 +32,7 @@ def labels():
     return [{**some, "masks": masks}, none]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_and_comes_back_from_a_folder(family, tmp_path):
     model, images = detector(family), torch.randn(2, 3, 64, 64)
@@ -118,6 +119,7 @@ def test_it_is_the_mask_r_cnn_of_torchvision():
         assert wrong.float().mean() < 1e-3  # at the edge of rounding
 
 
+@pytest.mark.slow
 def test_it_learns_an_image():
     torch.manual_seed(0)
     model = detector(detections_per_image=20, score_threshold=0.05)

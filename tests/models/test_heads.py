@@ -91,6 +91,7 @@ def segmenter(request, scenes, tmp_path_factory):
     return out, run(*UPERNET, *FAST, *source, "--learning_rate", "1e-3")
 
 
+@pytest.mark.few(2)
 def test_a_segmenter_is_evaluated(segmenter, scenes, renamed, tmp_path, caplog):
     out, trained = segmenter
     before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -212,6 +213,7 @@ def detector(objects, tmp_path_factory):
     return out, found
 
 
+@pytest.mark.few(1)
 def test_a_detector_is_evaluated(detector, objects, tmp_path):
     out, trained = detector
     source = ["--model_name_or_path", out, "--dataset_name", objects, "--eval_only", "--use_cpu"]

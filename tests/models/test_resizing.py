@@ -68,6 +68,7 @@ def equal(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_absolute_positions(name):
     args, side, prefix = ABSOLUTE[name]
@@ -85,6 +86,7 @@ def test_absolute_positions(name):
             assert equal(found, loaded_by_timm(weights, old, new))
 
 
+@pytest.mark.few(2)
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")  # of torch, on how timm interpolates
 @pytest.mark.parametrize("name", RELATIVE)
 def test_relative_positions(name):

@@ -41,6 +41,7 @@ def test_every_recipe_says_what_it_is():
 # Two steps of each on a small encoder. The batch of a recipe would be hundreds of small ones.
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", recipes("run_pretraining.py"))
 def test_two_steps_of_pretraining(tmp_path, name):
     small = ["--architecture", "test_vit" if "vit" in name else "test_convnext", "--image_size", "32"]
@@ -56,6 +57,7 @@ def test_two_steps_of_pretraining(tmp_path, name):
     assert 0 < metrics["train_loss"] < 10
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", recipes("run_finetune.py", "image-classification"))
 def test_two_steps_of_fine_tuning(tmp_path, name):
     small = ["--architecture", "test_vit" if name == "vit_finetune" else "test_convnext", "--image_size", "32"]
@@ -97,6 +99,7 @@ SMALL_DETECTOR = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", DENSE)
 def test_two_steps_of_segmentation_and_detection(tmp_path, canvases, name):
     steps = ["--max_steps", "2", "--total_train_batch_size", "4", "--per_device_train_batch_size", "2"]
@@ -135,6 +138,7 @@ def groups_of(trainer):
     return optimizer, dict(found)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("recipe", "architecture", "optimizer", "rate", "decay", "scale"),
     [

@@ -71,6 +71,7 @@ def test_weights_at_another_size(family, tmp_path):
         assert grid.mean() == pytest.approx(7.5, abs=0.1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", ENCODERS)
 def test_a_file_of_weights(family, tmp_path):
     """Classifiers and backbones start from what pre-training starts from."""

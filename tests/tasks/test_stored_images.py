@@ -143,6 +143,7 @@ def of_deep(deep, tmp_path_factory):
     return out
 
 
+@pytest.mark.few(1)
 def test_photographs_are_not_read_as_nearly_black(of_deep, folder, tmp_path, caplog):
     """A model whose values go to 4,059 would see 0 to 255 as one grey: that is refused, unless it is asked for."""
     caplog.set_level("INFO")

@@ -154,6 +154,7 @@ def killed_at(moment, step):
 MUCH_ALIKE = ("half of the optimiser", "after the optimiser", "after the scheduler", "after the random state")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "moment", [pytest.param(m, marks=[pytest.mark.slow] if m in MUCH_ALIKE else []) for m in MOMENTS]
 )
@@ -169,6 +170,7 @@ def test_killed_while_saving(whole, tmp_path, moment):
     assert names(tmp_path) == names(whole.args.output_dir)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("moment", "broken"),
     [

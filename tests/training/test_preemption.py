@@ -40,6 +40,7 @@ def whole(tmp_path_factory):
 
 
 # 16 images in batches of 8 are 2 steps an epoch; the signal inside a step is that of the forward or backward.
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("event", "step", "saved", "accumulated"),
     [

@@ -129,6 +129,7 @@ def test_classifying_rows(rows, tmp_path):
     assert load_file(tmp_path / "tuned" / "model.safetensors")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_of_rows(rows, tmp_path, workers):
     """With three epochs of a stream whose length is not known, killed and resumed to the same weights."""
@@ -184,6 +185,7 @@ class Stream(IterableDataset):
         yield from self.samples
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [pretraining, classifier])
 def test_datasets_of_tensors(tmp_path, make):
     """With labels that pre-training has no use for."""

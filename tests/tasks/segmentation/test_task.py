@@ -105,6 +105,7 @@ print(json.dumps({{"classes": classes.tolist(), "pipeline": found}}))
 """
 
 
+@pytest.mark.slow
 def test_the_figures_without_this_package(trained, maps, tmp_path):
     """The code of the card, as printed, in a process without this package; and the metrics, from its predictions."""
     out, metrics = trained
