@@ -29,7 +29,10 @@ from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 SEEDS = (0, 1, 2, 3, 4)
 METRICS = ("accuracy", "balanced_accuracy", "auroc")
-MODES = {"frozen": ["--knn"], "fine-tuned": ["--eval_strategy", "no", "--save_strategy", "no"]}
+MODES = {
+    "frozen": ["--knn", "--probe_layers", "last"],
+    "fine-tuned": ["--eval_strategy", "no", "--save_strategy", "no"],
+}
 PRETRAINED, RANDOM = "pre-trained", "random weights"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PLACE = re.compile(r"(<!-- table: ([\w/]+)(?: (\d+))? -->\n)\n((?:\|.*\n)*)")
+PLACE = re.compile(r"(<!-- table: ([\w/]+)(?: (\d+))? -->\n)\n(?:\|.*\n)*\n?")
 
 
 def table(name: str, number: int = 1) -> str:
@@ -21,7 +21,7 @@ def table(name: str, number: int = 1) -> str:
 
 def with_tables(text: str) -> str:
     """A page with the tables of today."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{table(found[2], int(found[3] or 1))}", text)
+    return PLACE.sub(lambda found: f"{found[1]}\n{table(found[2], int(found[3] or 1))}\n", text)
 
 
 def pages() -> list[Path]:

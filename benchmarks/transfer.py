@@ -71,6 +71,8 @@ def commands(kind: str, folder: Path) -> list[tuple[str, list[str]]]:
                         *seeds,
                         *common,
                         "--knn",
+                        "--probe_layers",
+                        "last",
                         "--probe_strength",
                         "0.1",
                         "--output_dir",

@@ -12,7 +12,7 @@ from ..utils.value_range import AUTO, PAGES, ValueRange
 
 
 TASK_NAMES = ("image-classification", "semantic-segmentation", "object-detection", "instance-segmentation")
-KNN_LAYERS = ["last"]  # what `--knn` reads without `--probe_layers`
+KNN_LAYERS = ["all"]  # what `--knn` reads without `--probe_layers`
 PRESETS = ("auto", "resnet", "convnext", "vit", "swin", "simmim")
 
 

@@ -343,6 +343,7 @@ def test_tables_are_those_of_the_results():
     """`make results` writes them."""
     shown = [found[1] for page in pages() for found in PLACE.findall(page.read_text(encoding="utf-8"))]
     expected = ["transfer", "rates", "adapt", "first_run", "first_run_labels", "few_labels", "architectures", "loader"]
+    expected += ["factors", "probe_layers"]
     assert set(expected) <= set(shown)
     for page in pages():
         text = page.read_text(encoding="utf-8")
@@ -367,8 +368,9 @@ def test_numbers_of_the_readme():
     )
 
 
-def test_numbers_of_the_demo():
-    accuracy = json.loads((ROOT / "benchmarks/results/demo.json").read_text())["accuracy"]
+@pytest.mark.parametrize("name", ["demo", "demo_convnext"])
+def test_numbers_of_the_demo(name):
+    accuracy = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())["accuracy"]
     table = rows_of("docs/quickstart.md")
     for protocol, values in accuracy.items():
         cells = [f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in values.values()]
