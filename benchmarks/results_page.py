@@ -21,7 +21,8 @@ def table(name: str, number: int = 1) -> str:
 
 def with_tables(text: str) -> str:
     """A page with the tables of today."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{table(found[2], int(found[3] or 1))}\n", text)
+    found = PLACE.sub(lambda place: f"{place[1]}\n{table(place[2], int(place[3] or 1))}\n", text)
+    return found.rstrip("\n") + "\n"
 
 
 def pages() -> list[Path]:
