@@ -21,7 +21,7 @@ class ArrayImage(abc.ABC):
         dtype: of the values, a real number of NumPy in the order of bytes of this machine.
         window: the values between which a DICOM file is to be shown, if it says so.
         alpha: whether the last channel is transparency.
-        nodata: the value of pixels of which nothing is known (GeoTIFF), if there is one.
+        nodata: the value of pixels of which nothing is known (GeoTIFF's nodata, DICOM's padding), if there is one.
     """
 
     nodata: float | None = None
