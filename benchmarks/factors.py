@@ -23,22 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.images import FOLDER  # noqa: E402
-from benchmarks.in_memory import Schedule, features, load, normalize  # noqa: E402
-from benchmarks.methods import add, read  # noqa: E402
+from benchmarks.in_memory import Schedule, features, moved, normalize  # noqa: E402
+from benchmarks.methods import add, images_of, read  # noqa: E402
 from benchmarks.methods_run import encoder_with, learn, probe_rows, rounded, subsets_of, tuned_rows  # noqa: E402
 from benchmarks.methods_table import difference, values  # noqa: E402
 from benchmarks.rivals import A2MIM  # noqa: E402
 from benchmarks.variants import VARIANTS, recalibrated  # noqa: E402
+from benchmarks.workers import run_all  # noqa: E402
 from modeling_a2mim import A2MIMConfig, decoders  # noqa: E402
 from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
@@ -160,14 +158,14 @@ def pretrained(setting: Setting, data: tuple, seed: int, folder: Path) -> tuple[
             return load_file(path), json.loads(file.metadata()["found"])
     (images, labels), _ = data
     config = config_of(setting)
-    schedule = Schedule(setting.steps, BATCH, setting.rate, seed)
+    schedule = Schedule(setting.steps, BATCH, setting.rate, seed, graph=images.is_cuda)
     make = functools.partial(VARIANTS.get(setting.variant, A2MIM), crops=setting.crop)
     with decoder_width(setting.width):
-        weights, found = learn(make, config, images, torch.from_numpy(labels), schedule)
+        weights, found = learn(make, config, images, labels, schedule)
     if setting.recalibrate:
-        core = encoder_with(config, weights, seed)
+        core = moved(encoder_with(config, weights, seed), images.device)
         recalibrated(core, (normalize(part, config) for part in images[: CALIBRATION * BATCH].split(BATCH)))
-        weights = {name: core.encoder.state_dict()[name].clone() for name in weights}
+        weights = {name: core.encoder.state_dict()[name].contiguous().clone() for name in weights}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, path, {"found": json.dumps(found)})
     return weights, found
@@ -176,11 +174,12 @@ def pretrained(setting: Setting, data: tuple, seed: int, folder: Path) -> tuple[
 def evaluate(setting: Setting, weights: dict | None, data: tuple, seed: int) -> list[dict]:
     """Figures of linear probes and of fine-tuning with few labels."""
     config, ((images, labels), (test, known)) = config_of(setting), data
-    core = encoder_with(config, weights, seed)
+    core = moved(encoder_with(config, weights, seed), images.device)
     own, others = features(core, images), features(core, test)
     rows = probe_rows(own, labels, others, known, subsets_of(labels, {"10": 10, "50": 50, "all": None}, DRAWS))
     for name, (count, batch_size, steps) in TUNED.items():
-        schedule = Schedule(steps, batch_size, setting.tuning_rate, seed, layer_decay=setting.layer_decay)
+        options = {"layer_decay": setting.layer_decay, "graph": images.is_cuda}
+        schedule = Schedule(steps, batch_size, setting.tuning_rate, seed, **options)
         rows += tuned_rows(config, weights, data, subsets_of(labels, {name: count}, DRAWS), schedule)
     return rounded(rows)
 
@@ -225,22 +224,29 @@ def main():
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of pre-training (default: 0)")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "factors", help="for the encoders")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    settings, loaded = {"size": SIZE, "batch_size": BATCH, "draws": DRAWS, "base": dataclasses.asdict(BASE)}, {}
-    settings = json.loads(json.dumps(settings))
-    for what in tqdm(plan(args.sets, args.seeds), unit="run"):
-        (name, factor, value, seed), key = what, ", ".join(map(str, what))
-        if key in read(args.output, settings)["runs"] or not all(word in what for word in args.only):
-            continue
-        if name not in loaded:
-            loaded = {name: [load(FOLDER / f"{name}.npz", split, SIZE) for split in ("train", "test")]}
-        begin, setting, data = time.process_time(), FACTORS[factor][value], loaded[name]
-        weights, found = pretrained(setting, data, seed, args.folder)
-        run = {"set": name, "factor": factor, "value": value, "seed": seed, "pre-training": found}
-        run["rows"] = evaluate(setting, weights, data, seed)
-        add(args.output, settings, "runs", key, run | {"cpu_seconds": round(time.process_time() - begin)})
-        args.output.with_suffix(".md").write_text(f"{HEAD}\n\n{table(read(args.output, settings))}\n")
+    settings = {"size": SIZE, "batch_size": BATCH, "draws": DRAWS, "base": dataclasses.asdict(BASE)}
+    settings = json.loads(json.dumps(settings | {"device": args.device}))
+    known = read(args.output, settings)["runs"]
+    left = [what for what in plan(args.sets, args.seeds) if all(word in what for word in args.only)]
+    left = [what for what in left if ", ".join(map(str, what)) not in known]
+    run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
+
+
+def report(args, settings: dict):
+    args.output.with_suffix(".md").write_text(f"{HEAD}\n\n{table(read(args.output, settings))}\n")
+
+
+def run(args, settings: dict, what: tuple[str, str, str, int]):
+    name, factor, value, seed = what
+    begin, setting, data = time.process_time(), FACTORS[factor][value], images_of(name, args.device)
+    weights, found = pretrained(setting, data, seed, args.folder)
+    result = {"set": name, "factor": factor, "value": value, "seed": seed, "pre-training": found}
+    result["rows"] = evaluate(setting, weights, data, seed)
+    result["cpu_seconds"] = round(time.process_time() - begin)
+    add(args.output, settings, "runs", ", ".join(map(str, what)), result)
 
 
 if __name__ == "__main__":

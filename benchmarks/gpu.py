@@ -14,6 +14,7 @@ exit status 1.
 import argparse
 import contextlib
 import gc
+import io
 import itertools
 import json
 import os
@@ -46,6 +47,7 @@ from benchmarks.straightforward import compare_times, logits_of  # noqa: E402
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, A2MIMModel  # noqa: E402
 from modeling_a2mim.data.subsets import draw_subset  # noqa: E402
 from modeling_a2mim.export.record import hardware  # noqa: E402
+from modeling_a2mim.utils.tables import markdown_table  # noqa: E402
 
 
 try:
@@ -147,7 +149,8 @@ class Run:
         known = args.output is not None and args.output.exists()
         self.parts = json.loads(args.output.read_text())["parts"] if known else {}
         self.about = {
-            "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+            # Without the folder, which is of this machine alone.
+            "command": " ".join(["python", "benchmarks/gpu.py", *(Path(word).name for word in sys.argv[1:])]),
             "machine": f"{hardware(self.device, 1)}, {os.cpu_count()} cores, {platform.system()}",
             "versions": installed() | {"python": platform.python_version(), "cuda": torch.version.cuda},
             "precision": "bfloat16" if args.bf16 else "float32",
@@ -535,10 +538,7 @@ def interactions(run: Run, settings: Settings, results: dict):
 
 
 def table(title: str, lines: list[list[str]]):
-    print(f"\n{title}")
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+    print(f"\n{title}\n\n{markdown_table(lines[0], lines[1:])}")
 
 
 def interval(values: list[float], others: list[float] | None = None) -> str:
@@ -631,24 +631,35 @@ TABLES = {
 MEASURES = {f.__name__: f for f in (effect, steps, fourier, interactions, compiled)}
 
 
-def report(parts: dict) -> bool:
-    """Print the tables, the effect last, and what was skipped or failed; whether something has failed."""
+def report(parts: dict, output: Path | None) -> bool:
+    """Print the tables, the effect last, and what was skipped or failed; all of that is written beside `output`, too.
+
+    Returns:
+        Whether something has failed.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        tell(parts)
+    print(text.getvalue())
+    if output is not None:
+        output.with_suffix(".md").write_text(text.getvalue().lstrip("\n"), encoding="utf-8")
+    return any(part["errors"] for part in parts.values())
+
+
+def tell(parts: dict):
     for name in reversed(PARTS):
         if parts.get(name, {}).get("results"):
             TABLES[name](parts[name]["results"])
     if mean_and_interval is None:
         print("\nscipy is not installed: no intervals; the values of all draws are in the JSON")
     for about in {json.dumps(part["run"]): part["run"] for part in parts.values()}.values():
-        print(
-            "\n" + ", ".join([about["command"], about["machine"], about["precision"], json.dumps(about["versions"])])
-        )
+        of = [about["command"], about["machine"], about["precision"], json.dumps(about["versions"])]
+        print("\n" + ", ".join(of) + "\n")
     for name, part in parts.items():
-        print(f"{name}: {part['seconds']} s, {len(part['skipped'])} skipped, {len(part['errors'])} failed")
+        print(f"- {name}: {part['seconds']} s, {len(part['skipped'])} skipped, {len(part['errors'])} failed")
         for what, why in part["skipped"].items():
-            print(f"  skipped: {what}: {why}")
+            print(f"    - skipped: {what}: {why}")
         for what, why in part["errors"].items():
-            print(f"  FAILED: {what}: {why}")
-    return any(part["errors"] for part in parts.values())
+            print(f"    - FAILED: {what}: {why}")
 
 
 def main() -> int:
@@ -658,11 +669,11 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="tiny encoders and few images, on a CPU")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs in the effect")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: bfloat16, with --small float32")
-    parser.add_argument("--output", type=Path, help="write the results there as JSON")
-    parser.add_argument("--show", action="store_true", help="only print the tables of --output")
+    parser.add_argument("--output", type=Path, help="write the results there as JSON, and the tables beside it")
+    parser.add_argument("--show", action="store_true", help="only print the tables of --output, and write them again")
     args = parser.parse_args()
     if args.show:
-        report(json.loads(args.output.read_text())["parts"])
+        report(json.loads(args.output.read_text())["parts"], args.output)
         return 0
     args.device = "cpu" if args.small else "cuda"
     args.bf16 = (args.dtype or ("float32" if args.small else "bfloat16")) == "bfloat16"
@@ -676,7 +687,7 @@ def main() -> int:
     ends = list(itertools.accumulate(PARTS[name] for name in chosen))
     for name, end in zip(chosen, ends, strict=True):
         run.part(name, 60 * args.minutes * end / ends[-1], MEASURES[name])
-    return int(report({name: run.parts[name] for name in chosen}))
+    return int(report({name: run.parts[name] for name in chosen}, args.output))
 
 
 if __name__ == "__main__":

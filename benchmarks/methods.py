@@ -20,6 +20,7 @@ which `run_finetune.py --model_name_or_path` takes. For one GPU there is `method
 
 import argparse
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -38,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.images import FOLDER  # noqa: E402
-from benchmarks.in_memory import Schedule, features, load  # noqa: E402
+from benchmarks.in_memory import Schedule, features, load, moved  # noqa: E402
 from benchmarks.judging import linear_probes, scores  # noqa: E402
 from benchmarks.methods_run import (  # noqa: E402
     SCRATCH,
@@ -53,9 +54,11 @@ from benchmarks.methods_table import plot, tables  # noqa: E402
 from benchmarks.rates import ENCODERS as SIZES  # noqa: E402
 from benchmarks.rates import SIZE  # noqa: E402
 from benchmarks.rivals import METHODS  # noqa: E402
+from benchmarks.workers import run_all  # noqa: E402
 from modeling_a2mim import A2MIMConfig, A2MIMModel  # noqa: E402
 from modeling_a2mim.evaluation.frozen import frozen_metrics, nearest_neighbors  # noqa: E402
 from modeling_a2mim.export.folder import export_model  # noqa: E402
+from modeling_a2mim.export.record import hardware  # noqa: E402
 
 
 POOLED = {"global_pool": "avg", "fc_norm": False}  # masked pre-training teaches the class token nothing
@@ -87,9 +90,9 @@ def choose_rate(method: str, config: A2MIMConfig, data: tuple, steps: int) -> di
     fit, held = order[len(order) // 5 :], order[: len(order) // 5]
     tried = {}
     for rate in RATES:
-        schedule = Schedule(steps, BATCH, rate)
-        weights, _ = learn(method, config, images[fit], torch.from_numpy(labels[fit]), schedule)
-        core = encoder_with(config, weights, 0)
+        schedule = Schedule(steps, BATCH, rate, graph=images.is_cuda)
+        weights, _ = learn(method, config, images[fit], labels[fit], schedule)
+        core = moved(encoder_with(config, weights, 0), images.device)
         few = fit[:TRIED], held[:TRIED]
         own, others = (features(core, images[rows])["every stage"] for rows in few)
         logits = linear_probes(own, labels[few[0]], others, [list(range(len(own)))], 1)[0]
@@ -103,10 +106,11 @@ def frozen_rows(core: A2MIMModel, data: tuple, draws: int) -> list[dict]:
     own, others = features(core, images), features(core, test)
     subsets = subsets_of(labels, COUNTS, draws)
     rows = probe_rows(own, labels, others, known, subsets)
+    last, other = (of["last map"].cpu().numpy() for of in (own, others))
     wanted = ("accuracy", "balanced_accuracy", "auroc", "average_precision")
     for name, draw, subset in subsets:
-        neighbors = nearest_neighbors((own["last map"][subset].numpy(), labels[subset]))
-        found = frozen_metrics(neighbors, (others["last map"].numpy(), known), len(np.unique(labels)))
+        neighbors = nearest_neighbors((last[subset], labels[subset]))
+        found = frozen_metrics(neighbors, (other, known), len(np.unique(labels)))
         rows.append({"by": "k-NN", "labels": name, "draw": draw, **{key: found[key] for key in wanted}})
     return rows
 
@@ -121,7 +125,8 @@ def settings_of(args) -> dict:
     labels = {name: {"batch_size": batch, "steps": steps} for name, (_, batch, steps) in LABELS.items()}
     tuning = {"learning_rate": TUNING_RATE, "labels": labels}
     common = {"size": SIZE, "mask_patch_size": CELL, "batch_size": BATCH}
-    return {"steps": args.steps, "draws": args.draws, "rates": RATES, "trial": TRIAL, **common, "fine-tuning": tuning}
+    settings = {"steps": args.steps, "draws": args.draws, "rates": RATES, "trial": TRIAL, **common}
+    return settings | {"fine-tuning": tuning, "device": args.device}
 
 
 def read(path: Path, settings: dict) -> dict:
@@ -135,9 +140,6 @@ def read(path: Path, settings: dict) -> dict:
         record = json.loads(path.read_text())
         if record["settings"] != settings:
             sys.exit(f"--output: {path.name} has results of other settings, {record['settings']}; give another file")
-    record["command"] = f"python benchmarks/{Path(sys.argv[0]).name} --output {path.name}"
-    record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, 1 thread each run, {platform.system()}"
-    record["versions"] = {m.__name__: m.__version__ for m in (torch, timm, transformers)}
     return record
 
 
@@ -147,14 +149,20 @@ def add(path: Path, settings: dict, part: str, key: str, result: dict):
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = read(path, settings)
         record[part][key] = result
+        device = torch.device(settings["device"])
+        on_gpu = "" if device.type == "cpu" else f" --device {device.type}"
+        record["command"] = f"python benchmarks/{Path(sys.argv[0]).name} --output {path.name}{on_gpu}"
+        record["machine"] = f"{hardware(device, 1)}, 1 thread each run, {platform.system()}"
+        record["versions"] = {m.__name__: m.__version__ for m in (torch, timm, transformers)}
         scratch = path.with_suffix(".tmp")
         scratch.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(scratch, path)
 
 
-def run(key: str, what: tuple, data: tuple, args, settings: dict):
+def run(args, settings: dict, what: tuple[str, str, str, int]):
     """Pre-train and evaluate; what is there of it is not made again."""
     name, encoder, method, seed = what
+    key, data = ", ".join(map(str, what)), images_of(name, args.device)
     config, common = config_of(encoder), f"{name}, {encoder}, {method}"
     result, weights = {"set": name, "encoder": encoder, "method": method, "seed": seed}, None
     if method != SCRATCH:
@@ -169,17 +177,18 @@ def run(key: str, what: tuple, data: tuple, args, settings: dict):
             weights = load_file(folder / "model.safetensors")
         else:
             made.unlink(missing_ok=True)
-            schedule = Schedule(args.steps, BATCH, rate, seed)
-            weights, found = learn(method, config, images, torch.from_numpy(labels), schedule)
+            schedule = Schedule(args.steps, BATCH, rate, seed, graph=images.is_cuda)
+            weights, found = learn(method, config, images, labels, schedule)
             export_model(encoder_with(config, weights, seed), folder)
             found |= about
             made.write_text(json.dumps(found))
         result["pre-training"] = found
     begin = time.process_time()
-    rows = frozen_rows(encoder_with(config, weights, seed), data, args.draws)
+    device = data[0][0].device
+    rows = frozen_rows(moved(encoder_with(config, weights, seed), device), data, args.draws)
     for labels, (count, batch_size, steps) in LABELS.items():
         subsets = subsets_of(data[0][1], {labels: count}, args.draws, args.draws)
-        schedule = Schedule(steps, batch_size, TUNING_RATE, seed)
+        schedule = Schedule(steps, batch_size, TUNING_RATE, seed, graph=device.type == "cuda")
         rows += tuned_rows(config, weights, data, subsets, schedule)
     result["evaluation_cpu_seconds"] = round(time.process_time() - begin)
     add(args.output, settings, "runs", key, result | {"rows": rounded(rows)})
@@ -193,26 +202,32 @@ def main():
     parser.add_argument("--draws", type=int, default=5, help="of labels (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of pre-training (default: 0)")
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "methods", help="for the encoders")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    settings, loaded = settings_of(args), {}
+    settings = settings_of(args)
     chosen = [(", ".join(map(str, what)), what) for what in plan(args.seeds)]
     chosen = [(key, what) for key, what in chosen if all(word in key.split(", ") for word in args.only)]
     if not chosen:
         parser.error(f"--only: nothing has {args.only} in its name, such as {', '.join(map(str, plan([0])[1]))}")
-    for number, (key, what) in enumerate(chosen):
-        if key in read(args.output, settings)["runs"]:
-            continue
-        if not (FOLDER / f"{what[0]}.npz").exists():
-            sys.exit(f"{what[0]}: no images; first python benchmarks/images.py --sets {what[0]}")
-        if what[0] not in loaded:
-            loaded = {what[0]: [load(FOLDER / f"{what[0]}.npz", split, SIZE) for split in ("train", "test")]}
-        begin = time.time()
-        run(key, what, loaded[what[0]], args, settings)
-        print(f"{number + 1}/{len(chosen)} {key}: {time.time() - begin:.0f} s", flush=True)
-        record = read(args.output, settings)
-        args.output.with_suffix(".md").write_text(tables(record) + "\n")
-        plot(record, args.output.with_suffix(".png"))
+    for name in {what[0] for _, what in chosen}:
+        if not (FOLDER / f"{name}.npz").exists():
+            sys.exit(f"{name}: no images; first python benchmarks/images.py --sets {name}")
+    known = read(args.output, settings)["runs"]
+    left = [what for key, what in chosen if key not in known]
+    run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
+
+
+def report(args, settings: dict):
+    record = read(args.output, settings)
+    args.output.with_suffix(".md").write_text(tables(record) + "\n")
+    plot(record, args.output.with_suffix(".png"))
+
+
+@functools.lru_cache(maxsize=1)
+def images_of(name: str, device: str) -> list[tuple]:
+    """(images, labels) of training and of testing, at `SIZE`, on the device."""
+    return [load(FOLDER / f"{name}.npz", split, SIZE, device) for split in ("train", "test")]
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def compare(name: str, data: tuple, clock: Clock, settings: Settings, args):
             tuning[architecture] += steps / found["steps_per_second"] + around
         for method in METHODS[1:]:
             trial = Schedule(settings.trial, settings.batch_size, rate, **common)
-            speeds[architecture, method] = learn(method, configs[architecture], images, known, trial)[1]
+            speeds[architecture, method] = learn(method, configs[architecture], images, labels, trial)[1]
     left, evaluation = SPARE * clock.left(), 0.0
     for draws in settings.draws:
         evaluation = len(METHODS) * (draws * sum(tuning.values()) + PER_PROBE * len(tuning))
@@ -169,7 +169,7 @@ def compare(name: str, data: tuple, clock: Clock, settings: Settings, args):
                 if not clock.fits(f"pre-training of {what}", steps / speeds[architecture, method]["steps_per_second"]):
                     continue
                 schedule = Schedule(steps, settings.batch_size, rate, **common)
-                weights, found = learn(method, config, images, known, schedule)
+                weights, found = learn(method, config, images, labels, schedule)
                 clock.record["pre-training"][what] = found
             row = {"set": name, "encoder": architecture, "method": method}
             if clock.fits(f"probes of {what}", PER_PROBE):

@@ -21,7 +21,7 @@ MANY = 1000  # images, from which on one fold chooses the decay of a linear prob
 
 
 def learn(
-    method: str | Callable, config: A2MIMConfig, images: torch.Tensor, labels: torch.Tensor, schedule: Schedule
+    method: str | Callable, config: A2MIMConfig, images: torch.Tensor, labels: np.ndarray, schedule: Schedule
 ) -> tuple:
     """Pre-train on uint8 images by a method of `METHODS`, or by another one of its kind.
 
@@ -29,17 +29,18 @@ def learn(
         The weights of the encoder, and {"cpu_seconds", "steps_per_second", "first_loss", "last_loss", ...}.
     """
     torch.manual_seed(schedule.seed)
-    device, extra = images.device, {}
+    device, known, extra = images.device, torch.from_numpy(labels).to(images.device), {}
     make_method = METHODS[method] if isinstance(method, str) else method
     if make_method is Supervised:
         extra = {"classes": int(labels.max()) + 1}
     model = moved(make_method(config, schedule.steps, **extra), device).train()
+    schedule = replace(schedule, graph=schedule.graph and model.same_each_step)
     generator = torch.Generator(device).manual_seed(schedule.seed)
     losses = torch.zeros(schedule.steps + 8, device=device)  # a step that is recorded is tried before
     place = torch.zeros(1, dtype=torch.long, device=device)
 
     def make(rows):
-        return model.inputs(normalize(images[rows], config), labels[rows], generator)
+        return model.inputs(normalize(images[rows], config), known[rows], generator)
 
     def loss(*inputs):
         found = model(*inputs)
@@ -51,12 +52,12 @@ def learn(
     step = Step(model, model.groups(schedule.learning_rate), loss, schedule)
     result = train(step, make, len(images), schedule)
     ends = min(ENDS, max(1, schedule.steps // 2))
-    known = losses[: int(place)]
+    taken = losses[: int(place)]
     found = {
         "cpu_seconds": round(time.process_time() - begin, 1),
         "steps_per_second": result["steps_per_second"],
-        "first_loss": round(float(known[:ends].mean()), 4),
-        "last_loss": round(float(known[-ends:].mean()), 4),
+        "first_loss": round(float(taken[:ends].mean()), 4),
+        "last_loss": round(float(taken[-ends:].mean()), 4),
     }
     weights = {name: weight.contiguous() for name, weight in model.encoder_weights().items()}
     return weights, found | {key: result[key] for key in ("graph_failure",) if key in result}
@@ -85,11 +86,13 @@ def subsets_of(
 
 def probe_rows(own: dict, labels: np.ndarray, others: dict, known: np.ndarray, subsets: list) -> list[dict]:
     """Figures of linear probes on each kind of `features` of training images (`own`) and test images (`others`)."""
-    # All at once would compute each on the images of all, which only a GPU does in no time.
-    groups = [subsets] if next(iter(own.values())).is_cuda else [[subset] for subset in subsets]
+    # Several at once would compute each on the images of all, which only a GPU does in no time.
+    groups = [[subset] for subset in subsets]
+    if next(iter(own.values())).is_cuda:
+        groups = [[subset for subset in subsets if (len(subset[-1]) > MANY) is many] for many in (False, True)]
     rows = []
     for kind, trained in own.items():
-        for group in groups:
+        for group in filter(None, groups):
             held_out = 1 if max(len(subset) for *_, subset in group) > MANY else FOLDS
             logits = linear_probes(trained, labels, others[kind], [subset for *_, subset in group], held_out)
             for (name, draw, _), part in zip(group, logits, strict=True):

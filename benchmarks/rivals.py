@@ -88,7 +88,13 @@ def info_nce(queries: torch.Tensor, keys: torch.Tensor, temperature: float) -> t
 
 
 class Method(nn.Module, abc.ABC):
-    """A way of pre-training the encoder `a2mim` of `config` for so many `steps`."""
+    """A way of pre-training the encoder `a2mim` of `config` for so many `steps`.
+
+    Attributes:
+        same_each_step: whether a step depends on nothing but its inputs and weights, and can be a CUDA graph.
+    """
+
+    same_each_step = True
 
     def __init__(self, config: A2MIMConfig, steps: int):
         super().__init__()
@@ -164,6 +170,8 @@ class BarlowTwins(TwoViews):
 class SwAV(TwoViews):
     """https://arxiv.org/abs/2006.09882, with its queue for small batches, from the step on that fills it."""
 
+    same_each_step = False
+
     def __init__(self, config, steps):
         super().__init__(config, steps)
         from lightly.loss import SwaVLoss
@@ -194,6 +202,7 @@ class WithTeacher(TwoViews):
     """A second encoder and head, whose weights are a moving average of the first ones."""
 
     momentum = 0.99  # at the start; it rises to 1 as half a cosine
+    same_each_step = False
 
     def __init__(self, config, steps):
         super().__init__(config, steps)

@@ -86,7 +86,7 @@ def test_what_fails_or_does_not_fit_is_named_and_ends_nothing(tmp_path, monkeypa
     assert list(part["skipped"]) == ["long"]
     assert part["results"] == {"small": {}}
     assert other["errors"] == {"steps": "ZeroDivisionError: division by zero"}
-    assert gpu.report({"steps": other})
+    assert gpu.report({"steps": other}, None)
     assert "FAILED: steps: ZeroDivisionError" in capsys.readouterr().out
 
 
