@@ -57,7 +57,7 @@ COLUMNS = (
 HEAD = """Figures of the test images (AUROC for solar cells, accuracy for Fashion-MNIST) by what was changed, with
 labels of each class; mean over draws of labels and seeds. In brackets the difference from the base (of the base and of
 other encoders and rates of fine-tuning, from random weights), with half a 95% interval, bold where that leaves 0 out.
-`python benchmarks/factors.py --output benchmarks/results/factors.json` makes this table."""
+`{command}` makes this table."""
 
 
 @dataclass(frozen=True)
@@ -200,15 +200,17 @@ def reference_of(run: dict) -> tuple[str, str]:
 
 
 def table(record: dict) -> str:
-    head = [*("images", "factor", "value", "CPU s"), *(f"{by}, {labels}" for by, labels in COLUMNS)]
+    timed = record["settings"]["device"] == "cpu"  # processes that share a GPU wait for each other
+    head = ["images", "factor", "value", *["CPU s"] * timed, *(f"{by}, {labels}" for by, labels in COLUMNS)]
     rows, runs = [], list(record["runs"].values())
-    for name, factor, value in dict.fromkeys((run["set"], run["factor"], run["value"]) for run in runs):
+    known = {(run["set"], run["factor"], run["value"]) for run in runs}
+    for name, factor, value in (what for *what, _ in plan(SETS, [0]) if tuple(what) in known):
         own = [run for run in runs if (run["set"], run["factor"], run["value"]) == (name, factor, value)]
         reference = reference_of(own[0])
         others = [run for run in runs if (run["set"], run["factor"], run["value"]) == (name, *reference)]
         metric = "auroc" if name == "solar_cells" else "accuracy"
         seconds = [run["pre-training"]["cpu_seconds"] for run in own if run["pre-training"]]
-        cells = [name, factor, value, f"{np.mean(seconds):.0f}" if seconds else ""]
+        cells = [name, factor, value, *[f"{np.mean(seconds):.0f}" if seconds else ""] * timed]
         for column in COLUMNS:
             found, other = values(own, column, metric), values(others, column, metric)
             text = f"{np.mean(list(found.values())):.3f}"
@@ -233,10 +235,14 @@ def main():
     left = [what for what in plan(args.sets, args.seeds) if all(word in what for word in args.only)]
     left = [what for what in left if ", ".join(map(str, what)) not in known]
     run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
+    report(args, settings)
 
 
 def report(args, settings: dict):
-    args.output.with_suffix(".md").write_text(f"{HEAD}\n\n{table(read(args.output, settings))}\n")
+    record = read(args.output, settings)
+    if record["runs"]:
+        head = HEAD.format(command=record["command"])
+        args.output.with_suffix(".md").write_text(f"{head}\n\n{table(record)}\n")
 
 
 def run(args, settings: dict, what: tuple[str, str, str, int]):

@@ -62,6 +62,14 @@ METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "accuracy
 STARTS = ("from scratch", "SimMIM", "A2MIM", "A2MIM, multiscale")
 TUNED = "fine-tuning"
 SUPERVISED = "supervised, 1000 classes"
+# Variants of a step and what their times are divided by, in the summary.
+SUMMARY = (
+    (step.OURS, step.DECODER),
+    (step.OURS, step.ENCODER),
+    (step.MULTISCALE, step.ENCODER),
+    (step.OFFICIAL, step.ENCODER),
+    (step.OURS, SUPERVISED),
+)
 COMPILING = 45.0  # seconds for one variant, until one is known
 PROBING = 4.0  # seconds for one encoder
 
@@ -598,6 +606,16 @@ def steps_tables(results: dict, title: str = "A step, eager"):
             cells += [f"{row['peak_gib']:.2f}", memory]
             lines.append([kind, f"{row['images_per_second']:,}", str(row["milliseconds"]), *cells])
         table(f"{title}: {name}", lines)
+    lines = [["", "images/s", *(f"{kind} / {floor}" for kind, floor in SUMMARY), f"memory / {step.DECODER}"]]
+    for name, found in results.items():
+        if all(kind in found for kind in (step.OURS, step.ENCODER, step.DECODER)):
+            own, cells = found[step.OURS], []
+            for kind, floor in SUMMARY:
+                row = found.get(kind, {}).get(floor)
+                cells.append(f"{row['time']:.2f} ({row['low']:.2f}-{row['high']:.2f})" if row else "-")
+            lines.append([name, f"{own['images_per_second']:,.0f}", *cells, f"{own[step.DECODER]['memory']:.3f}"])
+    if lines[1:]:
+        table(f"{title}, all encoders", lines)
 
 
 def fourier_tables(results: dict):

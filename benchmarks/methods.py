@@ -216,10 +216,13 @@ def main():
     known = read(args.output, settings)["runs"]
     left = [what for key, what in chosen if key not in known]
     run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
+    report(args, settings)
 
 
 def report(args, settings: dict):
     record = read(args.output, settings)
+    if not record["runs"]:
+        return
     args.output.with_suffix(".md").write_text(tables(record) + "\n")
     plot(record, args.output.with_suffix(".png"))
 
