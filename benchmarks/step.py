@@ -48,6 +48,7 @@ ENCODERS = {
 ENCODER, DECODER, OURS = "encoder", "encoder + decoder", "A2MIM"
 OFFICIAL = "A2MIM, loss as in the official code"
 MULTISCALE = "A2MIM, multi-scale decoder"  # of encoders with maps of several resolutions, so not of a ViT
+NORMALISED = "A2MIM, normalised target"
 THEIR_ENCODER, THEIRS = "transformers' ViTModel", "ViTForMaskedImageModeling"
 
 
@@ -91,7 +92,7 @@ class Ours(nn.Module):
         self.model, self.kind, self.config = model, kind, model.config
 
     def forward(self, pixel_values, mask):
-        if self.kind in (OURS, MULTISCALE):
+        if self.kind in (OURS, MULTISCALE, NORMALISED):
             return self.model(pixel_values, mask).loss
         core, size = self.model.a2mim, pixel_values.shape[-2:]
         last, _ = core.encode(pixel_values, mask)
@@ -176,6 +177,8 @@ def variants(name: str, args) -> dict[str, Variant]:
     if not model.a2mim.plan.isotropic:
         multiscale = A2MIMConfig.from_dict({**config.to_dict(), "decoder": "multiscale"})
         models[MULTISCALE] = Ours(A2MIMForPreTraining(multiscale), MULTISCALE)
+    normalised = A2MIMConfig.from_dict({**config.to_dict(), "target": "normalised"})
+    models[NORMALISED] = Ours(A2MIMForPreTraining(normalised), NORMALISED)
     return {kind: Variant(model, config, args) for kind, model in models.items()}
 
 

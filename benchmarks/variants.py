@@ -1,44 +1,11 @@
-"""Changes of A2MIM that are tried in `factors.py` and are no options of the package: what the masked cells are
-compared with, and what their pixels do to BatchNorm."""
+"""Changes of A2MIM that are tried in `factors.py` and are no options of the package, as they gained nothing: what the
+pixels of masked cells do to BatchNorm."""
 
 import torch
 from torch import nn
 
 from benchmarks.rivals import A2MIM
-from modeling_a2mim.losses import frequency_loss, spatial_loss
 from modeling_a2mim.masking import resize_mask
-
-
-class NormalisedTarget(A2MIM):
-    """The target is each cell of the mask less its mean, divided by its deviation, as in MAE
-    (https://arxiv.org/abs/2111.06377)."""
-
-    def forward(self, views, mask):
-        config, found = self.config, self.model(views, mask).reconstruction  # beside its own losses
-        target = normalised_cells(views, config.mask_cell_size)
-        loss = spatial_loss(found, target, mask, config.spatial_loss)
-        if config.frequency_loss_weight:
-            loss = loss + config.frequency_loss_weight * frequency_loss(
-                found,
-                target,
-                mask,
-                focal=config.frequency_focal,
-                replacement=config.frequency_replacement,
-                unmasked_weight=config.frequency_unmasked_weight,
-                batch_average=config.frequency_batch_average,
-                kind=config.spatial_loss,
-            )
-        return loss
-
-
-def normalised_cells(images: torch.Tensor, cell: tuple[int, int]) -> torch.Tensor:
-    """Images (batch, channels, height, width) of which each cell (height, width in pixels) has mean 0 and variance 1
-    over its pixels and channels; 1e-6 is added to the variance."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // cell[0], width // cell[1]
-    cells = images.view(batch, channels, rows, cell[0], columns, cell[1])
-    variance, mean = torch.var_mean(cells, (1, 3, 5), keepdim=True)
-    return ((cells - mean) / (variance + 1e-6).sqrt()).view_as(images)
 
 
 class VisibleBatchNorm(nn.BatchNorm2d):
@@ -95,7 +62,7 @@ class RunningNorm(A2MIM):
         return loss
 
 
-VARIANTS = {"normalised target": NormalisedTarget, "visible norm": VisibleNorm, "running norm": RunningNorm}
+VARIANTS = {"visible norm": VisibleNorm, "running norm": RunningNorm}
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from .encoders.tracing import run_last_map
 from .losses import frequency_loss, spatial_loss
 from .mask_site import choose_site
 from .masking import MaskToken, as_grid, fill_masked, random_mask
+from .targets import cell_statistics, normalise_cells, restore_cells
 
 
 @dataclass
@@ -31,7 +32,8 @@ class A2MIMForPreTrainingOutput(ModelOutput):
         loss: scalar, `spatial_loss + config.frequency_loss_weight * frequency_loss`.
         spatial_loss: scalar, the (focal) L1 error of the masked pixels.
         frequency_loss: scalar, the Fourier term before its weight; `None` where its weight is 0.
-        reconstruction: (batch, channels, height, width), predicted pixels in the normalised scale of `pixel_values`.
+        reconstruction: (batch, channels, height, width), predicted pixels in the normalised scale of `pixel_values`;
+            of a model whose target is normalised cells, with the true mean and deviation of each.
         bool_masked_pos: (batch, rows, columns), the mask that was used, True = 1 = masked.
         hidden_states: the encoder's intermediate feature maps, if `output_hidden_states=True`.
     """
@@ -223,12 +225,16 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
 
         reconstruction = self.decode(features if stages is None else [*(maps[i] for i in stages), features], size)
 
-        loss = spatial = spatial_loss(reconstruction, pixel_values, mask, config.spatial_loss)
+        target, statistics = pixel_values, None
+        if config.target == "normalised":
+            statistics = cell_statistics(pixel_values, config.mask_cell_size)
+            target = normalise_cells(pixel_values, statistics)
+        loss = spatial = spatial_loss(reconstruction, target, mask, config.spatial_loss)
         frequency = None
         if config.frequency_loss_weight:
             frequency = frequency_loss(
                 reconstruction,
-                pixel_values,
+                target,
                 mask,
                 focal=config.frequency_focal,
                 replacement=config.frequency_replacement,
@@ -237,6 +243,8 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
                 kind=config.spatial_loss,
             )
             loss = spatial + config.frequency_loss_weight * frequency
+        if statistics is not None:
+            reconstruction = restore_cells(reconstruction, statistics)
         hidden_states = maps if states else None
         output = A2MIMForPreTrainingOutput(loss, spatial, frequency, reconstruction, mask, hidden_states)
         return output if return_dict else output.to_tuple()

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_a2mim import A2MIMConfig
 from ..data.transforms import PreTrainTransform
+from ..evaluation.baselines import mean_guess
 from ..export.record import versions
 from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
@@ -29,6 +30,7 @@ from .comparison import DTYPES, Images, load_models
 logger = logging.getLogger("a2mim")
 
 COLUMNS = ("original", "masked", "reconstruction", "pasted")
+GUESSES = {"pixels": "mean fill", "normalised": "cells' means"}  # of the target: what its `mean_guess` is called
 CELL = 112  # pixels of the shorter side of an image in a panel, at least
 MOST_SHOWN = 16
 SSIM_WINDOW = 11  # pixels
@@ -38,8 +40,8 @@ SSIM_WINDOW = 11  # pixels
 def reconstruct(
     model: A2MIMForPreTraining, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The four images of each sample, (batch, channels, height, width) with values in [0, 1]; beyond it, where the
-    range of the model cuts nothing off.
+    """The four images of each sample and its `mean_guess`, (batch, channels, height, width) with values in [0, 1];
+    beyond it, where the range of the model cuts nothing off.
 
     Args:
         model: in whatever mode; it is run in evaluation mode and put back.
@@ -60,6 +62,7 @@ def reconstruct(
         "original": pixel_values,
         "masked": fill_masked(pixel_values, mask, fill),
         "reconstruction": prediction,
+        "mean_guess": mean_guess(pixel_values, mask, config),
         "pasted": torch.where(
             pixel_mask(mask, (pixel_values.shape[-2], pixel_values.shape[-1])), prediction, pixel_values
         ),
@@ -77,14 +80,14 @@ def reconstruction_quality(images: dict[str, torch.Tensor], bool_masked_pos: tor
     Returns:
         For each image `psnr` (dB) and `ssim` (at most 1) of the pasted image, by scikit-image, with the Gaussian
         window of Wang et al., 2004; `masked_psnr` (dB) of its masked pixels alone, which does not rise because fewer
-        are masked; and `mean_fill_psnr`, the same of the mean colour of the image. A perfect image has a PSNR of
+        are masked; and `mean_fill_psnr`, the same of `mean_guess`. A perfect image has a PSNR of
         infinity; images of sides below 11 px have an SSIM of NaN.
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
     originals, pasted = (images[name].double().numpy() for name in ("original", "pasted"))
     masks = pixel_mask(bool_masked_pos.cpu(), originals.shape[-2:]).expand(images["original"].shape).numpy()
-    fills = fill_masked(images["original"].double(), bool_masked_pos.cpu()).numpy()
+    fills = images["mean_guess"].double().numpy()
     found = []
     for original, guess, fill, mask in zip(originals, pasted, fills, masks, strict=True):
         with np.errstate(divide="ignore"):  # of no error
@@ -141,17 +144,19 @@ def panel(
     names: Sequence[str] | None = None,
     channels: Sequence[int] | None = None,
     stretch: bool = False,
+    guess: str = "mean fill",
 ) -> Image.Image:
     """One row for each image, one labelled column for each of `COLUMNS`. Images smaller than 112 px are enlarged.
 
     Args:
         images: of `reconstruct`.
-        quality: of `reconstruction_quality`: the PSNR of the masked pixels, filled with the mean and reconstructed, is
+        quality: of `reconstruction_quality`: the PSNR of the masked pixels, of `mean_guess` and reconstructed, is
             written beneath the images.
         title: written above all.
         names: of the images, written beneath the originals; the end of those that are too long.
         channels: which are shown (see `utils.plotting.to_pil_image`).
         stretch: whether the values of each original are stretched from black to white, and those beside it likewise.
+        guess: what `mean_guess` is called.
     """
     count, _, height, width = images["original"].shape
     scale, gap, line = max(1, math.ceil(CELL / min(height, width))), 4, 14
@@ -171,7 +176,7 @@ def panel(
             sheet.paste(tile, (left, top + gap + row * step))
     captions = [(row, 0, _fitting(draw, name, cell[0])) for row, name in enumerate(names or ())]
     for row, values in enumerate(quality or ()):
-        captions.append((row, 1, f"mean fill {values['mean_fill_psnr']:.1f} dB"))
+        captions.append((row, 1, f"{guess} {values['mean_fill_psnr']:.1f} dB"))
         captions.append((row, 3, f"{values['masked_psnr']:.1f} dB, SSIM {values['ssim']:.2f}"))
     for row, column, text in captions:
         place = gap + column * (cell[0] + gap), top + gap + row * step + cell[1]
@@ -198,7 +203,10 @@ def plot_reconstructions(
     images = reconstruct(model, pixel_values[:max_images], bool_masked_pos[:max_images])
     quality = reconstruction_quality(images, bool_masked_pos[:max_images])
     names = None if names is None else names[:max_images]
-    return panel(images, quality, None, names, model.config.display_channels, model.config.value_range is not None)
+    config = model.config
+    return panel(
+        images, quality, None, names, config.display_channels, config.value_range is not None, GUESSES[config.target]
+    )
 
 
 def compare(args: argparse.Namespace):
@@ -218,7 +226,7 @@ def compare(args: argparse.Namespace):
             cast(A2MIMForPreTraining, named.model),
             cast(PreTrainTransform, named.transform).config.mask_ratio,
         )
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in COLUMNS}
+        parts: dict[str, list[torch.Tensor]] = {}
         quality, samples = [], images.samples(named)
         with tqdm(total=len(images), desc=named.name, unit=" images") as bar:
             while batch := list(islice(samples, args.batch_size)):
@@ -227,14 +235,17 @@ def compare(args: argparse.Namespace):
                     part = reconstruct(model, pixels, masks)
                 quality += reconstruction_quality(part, masks)
                 for name, value in part.items():
-                    parts[name].append(value)
+                    parts.setdefault(name, []).append(value)
                 bar.update(len(batch))
         found = {name: torch.cat(values) for name, values in parts.items()}
         title = f"{named.name}, mask ratio {mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
         with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
             displayed, stretch = args.display_channels or model.config.display_channels, model.config.value_range
-            panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None).save(temporary, "PNG")
+            guess = GUESSES[model.config.target]
+            panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None, guess).save(
+                temporary, "PNG"
+            )
         spectra[named.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])
         record[named.name] = {

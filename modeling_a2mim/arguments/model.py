@@ -148,6 +148,11 @@ class PreTrainingModelArguments(EncoderArguments):
     decoder_norm: bool | None = HfArg(
         default=None, help="Decode after the norm of the encoder's head, where it has one."
     )
+    target: str | None = HfArg(
+        default=None,
+        help="What is predicted: pixels (the paper's), or normalised: each cell less its mean, divided by its "
+        "deviation, as in MAE.",
+    )
     spatial_loss: str | None = HfArg(default=None, help="l1 or focal_l1.")
     frequency_loss_weight: float | None = HfArg(default=None, help="Weight of the Fourier term; 0 turns it off.")
     frequency_focal: bool | None = HfArg(

@@ -1,11 +1,13 @@
 """Errors of a reconstruction on masked pixels, beside those of two baselines without learning: the mean colour of the
-image (what masked pixels are filled with) and a blur of the visible pixels."""
+image (what masked pixels are filled with), or of each cell where the model is given that, and a blur of the visible
+pixels."""
 
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..configuration_a2mim import A2MIMConfig
 from ..masking import fill_masked, pixel_mask
+from ..targets import cell_statistics, restore_cells
 
 
 GUESSES = ("masked", "mean_fill", "blur")  # the model's, as in `masked_psnr`, and the two others
@@ -34,6 +36,20 @@ def blur_visible(images: torch.Tensor, mask: torch.Tensor, sigma: float) -> torc
     return torch.where(weight > 1e-4, total / weight.clamp_min(1e-4), images.mean((2, 3), keepdim=True))
 
 
+def mean_guess(pixel_values: torch.Tensor, mask: torch.Tensor, config: A2MIMConfig) -> torch.Tensor:
+    """What a model knows that predicts nothing: images whose masked pixels are the mean colour of the image; or of the
+    cell, for a model whose target is normalised cells, as its reconstruction is given that.
+
+    Args:
+        pixel_values: (batch, channels, height, width), normalised by `config`.
+        mask: (batch, rows, columns), 1 = masked.
+    """
+    if config.target == "pixels":
+        return fill_masked(pixel_values, mask)
+    means = restore_cells(torch.zeros_like(pixel_values), cell_statistics(pixel_values, config.mask_cell_size))
+    return torch.where(pixel_mask(mask, pixel_values.shape[-2:]), means, pixel_values)
+
+
 def masked_errors(
     reconstruction: torch.Tensor, pixel_values: torch.Tensor, mask: torch.Tensor, config: A2MIMConfig
 ) -> torch.Tensor:
@@ -50,8 +66,9 @@ def masked_errors(
         torch.tensor(values, device=pixel_values.device).view(-1, 1, 1)
         for values in (config.image_mean, config.image_std)
     )
-    images, guess = (x.float() * std + mean for x in (pixel_values, reconstruction))
-    guesses = (guess, fill_masked(images, mask), blur_visible(images, mask, BLUR_SIGMA * min(config.mask_cell_size)))
+    fill = mean_guess(pixel_values.float(), mask, config)
+    images, guess, fill = (x.float() * std + mean for x in (pixel_values, reconstruction, fill))
+    guesses = (guess, fill, blur_visible(images, mask, BLUR_SIGMA * min(config.mask_cell_size)))
     masked = pixel_mask(mask, (images.shape[-2], images.shape[-1])).float()
     sums = [masked.sum((1, 2, 3)) * images.shape[1]]
     for values in guesses:
@@ -61,7 +78,7 @@ def masked_errors(
 
 
 def summarise_errors(errors: torch.Tensor) -> dict[str, float]:
-    """`masked_psnr` (dB) and `masked_l1` (0 to 1), the same of the mean fill and of the blur; errors are averaged over
+    """`masked_psnr` (dB) and `masked_l1` (0 to 1), the same of `mean_guess` and of the blur; errors are averaged over
     all masked pixels of all images before the logarithm, so that no image that is of one colour makes it infinite.
 
     Args:

@@ -12,7 +12,7 @@ from .monitor import KINDS
 SPELLED = {  # the names of `evaluation.baselines` in words
     "masked_psnr": "PSNR of masked pixels (dB)",
     "masked_l1": "L1 error of masked pixels (of pixels in [0, 1])",
-    "mean_fill_psnr": "PSNR of the mean colour of each image in their place (dB)",
+    "mean_fill_psnr": "PSNR of the mean colour in their place (dB)",
     "mean_fill_l1": "L1 error of the mean colour",
     "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
     "blur_l1": "L1 error of that blur",

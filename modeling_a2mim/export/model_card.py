@@ -301,10 +301,12 @@ def _pretraining_facts(model) -> list[tuple[str, object]]:
         loss += f" + {config.frequency_loss_weight:g} x Fourier"
     rows, columns = config.mask_grid
     cell = _by_sides(pixels // count for pixels, count in zip(config.input_size, config.mask_grid, strict=True))
+    target = "pixels" if config.target == "pixels" else "pixels, normalised in each cell of the mask"
     return [
         ("mask", f"{config.num_masked} of {rows * columns} cells of {cell} px, filled with: {config.mask_fill}"),
         ("mask token", f"{config.mask_token_mode} at `{model.a2mim.site.module}`"),
         ("decoder", _decoder(model)),
+        ("target", target),
         ("loss", loss),
     ]
 

@@ -17,6 +17,7 @@ EXPLANATION = (
     "Patches of the image are hidden at random and filled with its mean colour; the model guesses what was there. "
     "Higher mask ratios leave it less to see, another seed hides other patches."
 )
+GIVEN = {"pixels": "", "normalised": " (the model is given the mean and the deviation of each patch)"}
 LEAST, MOST = 0.05, 0.95  # mask ratio
 MOST_SEEDS = 1000
 
@@ -90,9 +91,10 @@ class ReconstructTab:
 
         def shown(file: str) -> list[Any]:
             images, quality = reconstruct_file(self.models[name], file, mask_ratio, int(seed))
+            given = GIVEN[cast(A2MIMForPreTraining, self.models[name].model).config.target]
             text = (
                 f"PSNR {quality['psnr']:.1f} dB and SSIM {quality['ssim']:.2f} of the pasted image, "
-                f"PSNR {quality['masked_psnr']:.1f} dB of its masked pixels"
+                f"PSNR {quality['masked_psnr']:.1f} dB of its masked pixels{given}"
             )
             return [*images, note(text)]
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def four(original: torch.Tensor, pasted: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"original": original, "masked": original, "reconstruction": pasted, "pasted": pasted}
+    images = {"original": original, "masked": original, "reconstruction": pasted, "pasted": pasted}
+    return images | {"mean_guess": torch.full_like(original, 0.25)}
 
 
 def test_the_four_images():
@@ -71,6 +72,7 @@ def test_quality_by_hand():
     (quality,) = reconstruction_quality(four(original, pasted), mask)
     assert quality["masked_psnr"] == pytest.approx(20, abs=1e-5)
     assert quality["psnr"] == pytest.approx(20 + 10 * np.log10(4), abs=1e-5)
+    assert quality["mean_fill_psnr"] == pytest.approx(20 * np.log10(4), abs=1e-5)
     (perfect,) = reconstruction_quality(four(original, original), mask)
     assert perfect["psnr"] == perfect["masked_psnr"] == np.inf
     assert perfect["ssim"] == pytest.approx(1)

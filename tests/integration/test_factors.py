@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.factors import BASE, FACTORS, config_of, plan, reference_of
-from benchmarks.variants import VARIANTS, VisibleBatchNorm, normalised_cells, recalibrated
+from benchmarks.variants import VARIANTS, VisibleBatchNorm, recalibrated
 from modeling_a2mim import A2MIMConfig, A2MIMModel
 
 
@@ -14,17 +14,6 @@ SMALL = {"model_args": {"channels": [8, 16, 24, 32], "stem_width": 8}, "image_si
 
 def config(**options):
     return A2MIMConfig.resnet("resnet10t", **SMALL, mask_patch_size=16, decoder="multiscale", **options)
-
-
-def test_targets_are_normalised_as_by_mae():
-    """(patch - mean) / sqrt(variance + 1e-6) of flattened patches, whose variance is divided by n - 1:
-    https://github.com/facebookresearch/mae, models_mae.py."""
-    torch.manual_seed(0)
-    images = 3 * torch.randn(2, 3, 16, 16) + 1
-    patches = nn.functional.unfold(images, 8, stride=8)  # (batch, values of a patch, patches)
-    expected = (patches - patches.mean(1, keepdim=True)) / (patches.var(1, keepdim=True) + 1e-6).sqrt()
-    target = nn.functional.unfold(normalised_cells(images, (8, 8)), 8, stride=8)
-    torch.testing.assert_close(target, expected)
 
 
 def test_statistics_of_visible_cells():

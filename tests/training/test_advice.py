@@ -4,6 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import run_pretraining
@@ -98,20 +99,25 @@ def test_rates_of_other_optimisers_are_not_compared(tmp_path):
     assert args.batch_note.endswith("the usual one for so many with AdamW; sgd may want another")
 
 
-def test_a_run_that_has_not_learned_ends_with_a_warning(tmp_path, caplog):
+@pytest.mark.parametrize(("target", "known"), [("pixels", "image"), ("normalised", "cell")])
+def test_a_run_that_has_not_learned_ends_with_a_warning(target, known, tmp_path, caplog):
     generator = np.random.default_rng(0)
     for i in range(8):
         grey = np.clip(generator.normal(128, 10, (32, 32)), 0, 255).astype(np.uint8)
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(grey).save(tmp_path / "images" / f"{i}.png")
     command = ["--architecture", "test_convnext", "--image_size", "32", "--num_channels", "1", "--max_steps", "1"]
+    command += ["--target", target]
     caplog.set_level(logging.INFO, "a2mim")
     metrics = run_pretraining.main(
         [*command, "--use_cpu", "--train_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
     )
     one, two = metrics["eval_masked_psnr"], metrics["eval_mean_fill_psnr"]
     assert one < two
-    assert f"no better ({one:.1f} dB) than the mean colour of each image does ({two:.1f} dB)" in caplog.text
+    assert f"no better ({one:.1f} dB) than the mean colour of each {known} does ({two:.1f} dB)" in caplog.text
+    assert f"of their {known}s' mean colour {two:.1f} dB" in caplog.text
+    stated = {"pixels": "pixels", "normalised": "pixels, normalised in each cell of the mask"}[target]
+    assert f"| target | {stated} |" in (tmp_path / "out" / "README.md").read_text()
     assert "It had 1 steps at a learning rate of up to" in caplog.text
     assert f"masked pixels of 8 images of the training data itself: PSNR {one:.1f} dB" in caplog.text
     assert "1 steps, 1 passes over 8 images, are few" in caplog.text
