@@ -73,7 +73,8 @@ probe-layers: $(VENV)/installed  ## what to read from a frozen encoder (goes on 
 methods: $(VENV)/installed  ## other ways of pre-training beside A2MIM (a day on 2 cores; goes on where it was stopped)
 	$(BIN)/python -m pip install --quiet --no-compile elpv-dataset
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps lightly lightly_utils
-	$(BIN)/python benchmarks/images.py --sets solar_cells
+	$(BIN)/python benchmarks/images.py --sets solar_cells fashion_mnist
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods_check.py --output benchmarks/results/methods_check.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json --only solar_cells
 	$(BIN)/python benchmarks/images.py --sets fashion_mnist_60000
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/methods.py --output benchmarks/results/methods.json
