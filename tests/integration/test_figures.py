@@ -100,6 +100,12 @@ def on_gpu(part):
     return read("gpu")["parts"][part]["results"]
 
 
+def steps_on_gpu():
+    """A2MIM over the encoder with the decoder, the least and the most of all encoders."""
+    times = [found["A2MIM"][DECODED]["time"] for found in on_gpu("steps").values()]
+    return [min(times), max(times)]
+
+
 def fourier_shares(kind):
     """In percent, of the encoders whose steps were measured as well."""
     shares = [100 * found[kind]["share"] for name, found in on_gpu("fourier").items() if name in on_gpu("steps")]
@@ -155,6 +161,7 @@ CLAIMS = {
             "percentiles span {:.2f} to {:.2f})",
             lambda: [choose(of_all(to, end, choose) for to in (BARE, DECODED)) for end, choose in ENDS],
         ),
+        ("in bfloat16 a step takes {:.2f} to {:.2f} times", steps_on_gpu),
         ("memory is {:.3f} to {:.3f} times", lambda: [of_all(DECODED, "memory", f) for f in (min, max)]),
     ],
     "docs/performance.md": [
