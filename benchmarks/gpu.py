@@ -649,18 +649,13 @@ TABLES = {
 MEASURES = {f.__name__: f for f in (effect, steps, fourier, interactions, compiled)}
 
 
-def report(parts: dict, output: Path | None) -> bool:
-    """Print the tables, the effect last, and what was skipped or failed; all of that is written beside `output`, too.
-
-    Returns:
-        Whether something has failed.
-    """
+def report(parts: dict, output: Path | None):
+    """Print the tables, the effect last, and what was skipped or failed; and write all of it beside `output`."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
         tell(parts)
     print(text.getvalue())
     if output is not None:
         output.with_suffix(".md").write_text(text.getvalue().lstrip("\n"), encoding="utf-8")
-    return any(part["errors"] for part in parts.values())
 
 
 def tell(parts: dict):
@@ -705,7 +700,8 @@ def main() -> int:
     ends = list(itertools.accumulate(PARTS[name] for name in chosen))
     for name, end in zip(chosen, ends, strict=True):
         run.part(name, 60 * args.minutes * end / ends[-1], MEASURES[name])
-    return int(report({name: run.parts[name] for name in chosen}, args.output))
+    report(run.parts, args.output)
+    return int(any(run.parts[name]["errors"] for name in chosen))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ def multiscale(variant):
     return [found[name] for name in ("time", "low", "high")]
 
 
+def of_target(variant):
+    found = read("step_target")["resnet50"]["variants"][variant]["encoder"]
+    return [found[name] for name in ("time", "low", "high")]
+
+
 def of_all(to, name, choose):
     return choose(variant[to][name] for variant in steps())
 
@@ -169,6 +174,8 @@ CLAIMS = {
         ("saved {:.1f}% of a step", lambda: [100 * read("masked_cells")["saved share of a step"]["value"]]),
         ("takes {:.2f} ({:.2f}-{:.2f}) times the step", lambda: multiscale("A2MIM, multi-scale decoder")),
         ("linear decoder {:.2f} ({:.2f}-{:.2f}) times", lambda: multiscale("A2MIM")),
+        ("normalised` takes {:.2f} ({:.2f}-{:.2f}) times", lambda: of_target("A2MIM, normalised target")),
+        ("where pixels take {:.2f} ({:.2f}-{:.2f})", lambda: of_target("A2MIM")),
         ("{:.1f}% (resnet18 at 32 px; 10th to 90th percentile {:.1f}-{:.1f}%)", lambda: percents("resnet18")),
         ("{:.1f}% (vit_tiny_patch16_224 at 64 px; {:.1f}-{:.1f}%)", lambda: percents("vit_tiny_patch16_224")),
         ("without it, {:.2f} ({:.2f}-{:.2f}) and", lambda: ratios("resnet18")),

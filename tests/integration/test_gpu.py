@@ -86,8 +86,9 @@ def test_what_fails_or_does_not_fit_is_named_and_ends_nothing(tmp_path, monkeypa
     assert list(part["skipped"]) == ["long"]
     assert part["results"] == {"small": {}}
     assert other["errors"] == {"steps": "ZeroDivisionError: division by zero"}
-    assert gpu.report({"steps": other}, None)
+    gpu.report({"steps": other}, tmp_path / "gpu.json")
     assert "FAILED: steps: ZeroDivisionError" in capsys.readouterr().out
+    assert "FAILED: steps: ZeroDivisionError" in (tmp_path / "gpu.md").read_text()
 
 
 def test_a_part_that_is_not_run_again_stays_in_the_file(tmp_path, monkeypatch):
