@@ -5,8 +5,9 @@ over layers. Everything else, data and evaluation among it, is that of `methods.
     python benchmarks/images.py
     python benchmarks/factors.py --output benchmarks/results/factors.json [--only solar_cells "mask ratio"]
 
-Goes on where it was stopped; several may write one file. Differences are from the base of the same seed, paired over
-draws of labels.
+Goes on where it was stopped; several may write one file, or --workers does. On a GPU (--device cuda, with a file of
+its own) five processes took 10 seconds for a setting, 40 of a core. Differences are from the base of the same seed,
+paired over draws of labels.
 """
 
 import argparse
