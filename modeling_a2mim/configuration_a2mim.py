@@ -24,9 +24,8 @@ CHOICES = {
     "spatial_loss": ("l1", "focal_l1"),
     "frequency_replacement": ("mixed", "prediction", "target", "mean"),
 }
-# Of the default size of the mask's cells.
-LARGEST_CELL = 32  # pixels
-FEWEST_CELLS, MOST_CELLS = 6, 48  # in a row
+LARGEST_CELL = 32  # pixels, of the default size of the mask's cells
+FEWEST_CELLS, MOST_CELLS = 6, 48  # in a row, of that size
 
 
 class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -67,9 +66,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         decoder_kernel_size (`int`, defaults to 1): size of the convolution that predicts the pixels; odd.
         decoder_norm (`bool`, defaults to `True`): give the decoder the feature map after the norm of the encoder's
             head, where the head has one (ConvNeXt and its kin normalise after pooling).
-        target (`str`, defaults to `"pixels"`): what is predicted: `"pixels"` (the paper's), or `"normalised"`, the
-            pixels of each cell of the mask less their mean, divided by their deviation, as in MAE. Reconstructions are
-            pixels again, to which the true mean and deviation of each cell are given.
+        target (`str`, defaults to `"pixels"`): what is predicted: `"pixels"` (the paper's), or `"normalised"`, each
+            cell less its mean, divided by its deviation (MAE's), both of which the reconstruction is given.
         spatial_loss (`str`, defaults to `"focal_l1"`): `"l1"` or `"focal_l1"`.
         frequency_loss_weight (`float`, defaults to 0.5): weight of the Fourier term; 0 turns it off.
         frequency_focal (`bool`, defaults to `True`): the focal frequency loss; else `spatial_loss` of the spectrum.
@@ -403,9 +401,10 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
             hint = f"; sizes that do: {', '.join(map(str, divisors))}" if divisors else ""
             _require(size % cell == 0, "mask_patch_size", f"{cell} does not divide the image_size {size}{hint}")
         self.masked_cells(self.mask_grid)
-        several = math.prod(self.mask_cell_size) * self.num_channels > 1
-        message = "a cell of one pixel and one channel is its own mean; use a larger mask_patch_size"
-        _require(several or self.target == "pixels", "target", message)
+        if self.target == "normalised" and math.prod(self.mask_cell_size) * self.num_channels == 1:
+            raise ValueError(
+                "target: a cell of one pixel and one channel is its own mean; set a larger mask_patch_size"
+            )
 
 
 def default_cell(size: int) -> int:

@@ -30,7 +30,7 @@ from .comparison import DTYPES, Images, load_models
 logger = logging.getLogger("a2mim")
 
 COLUMNS = ("original", "masked", "reconstruction", "pasted")
-GUESSES = {"pixels": "mean fill", "normalised": "cells' means"}  # of the target: what its `mean_guess` is called
+MEAN_GUESS = {"pixels": "mean fill", "normalised": "cells' means"}  # what it is called beneath a figure, by target
 CELL = 112  # pixels of the shorter side of an image in a panel, at least
 MOST_SHOWN = 16
 SSIM_WINDOW = 11  # pixels
@@ -205,7 +205,13 @@ def plot_reconstructions(
     names = None if names is None else names[:max_images]
     config = model.config
     return panel(
-        images, quality, None, names, config.display_channels, config.value_range is not None, GUESSES[config.target]
+        images,
+        quality,
+        None,
+        names,
+        config.display_channels,
+        config.value_range is not None,
+        MEAN_GUESS[config.target],
     )
 
 
@@ -226,7 +232,7 @@ def compare(args: argparse.Namespace):
             cast(A2MIMForPreTraining, named.model),
             cast(PreTrainTransform, named.transform).config.mask_ratio,
         )
-        parts: dict[str, list[torch.Tensor]] = {}
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in COLUMNS}
         quality, samples = [], images.samples(named)
         with tqdm(total=len(images), desc=named.name, unit=" images") as bar:
             while batch := list(islice(samples, args.batch_size)):
@@ -234,15 +240,15 @@ def compare(args: argparse.Namespace):
                 with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
                     part = reconstruct(model, pixels, masks)
                 quality += reconstruction_quality(part, masks)
-                for name, value in part.items():
-                    parts.setdefault(name, []).append(value)
+                for name, values in parts.items():
+                    values.append(part[name])
                 bar.update(len(batch))
         found = {name: torch.cat(values) for name, values in parts.items()}
         title = f"{named.name}, mask ratio {mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
         with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
             displayed, stretch = args.display_channels or model.config.display_channels, model.config.value_range
-            guess = GUESSES[model.config.target]
+            guess = MEAN_GUESS[model.config.target]
             panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None, guess).save(
                 temporary, "PNG"
             )

@@ -146,14 +146,14 @@ class A2MIMTrainer(EncoderTrainer):
         if "eval_mean_fill_psnr" not in metrics:
             return {}
         found, mean, blur = (metrics[f"eval_{name}_psnr"] for name in ("masked", "mean_fill", "blur"))
-        known = "image" if self.unwrapped().config.target == "pixels" else "cell"
+        whole = "image" if self.unwrapped().config.target == "pixels" else "cell"
         logger.info(
             "masked pixels of %s images of %s: PSNR %.1f dB; of their %ss' mean colour %.1f dB, of a blur of the "
             "visible pixels %.1f dB",
             _count(self.eval_dataset),
             self.provenance.get("evaluation_data") or "the evaluation data",
             found,
-            known,
+            whole,
             mean,
             blur,
         )
@@ -162,7 +162,7 @@ class A2MIMTrainer(EncoderTrainer):
                 "the model reconstructs masked pixels no better (%.1f dB) than the mean colour of each %s does "
                 "(%.1f dB): it has not learned to. It had %d steps at a learning rate of up to %g; %s",
                 found,
-                known,
+                whole,
                 mean,
                 self.state.global_step,
                 self.args.learning_rate,

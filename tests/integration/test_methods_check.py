@@ -21,9 +21,11 @@ def test_table_of_two(tmp_path, monkeypatch):
     methods.images_of.cache_clear()
     output = tmp_path / "check.json"
     command = ["methods_check.py", "--output", str(output), "--steps", "2", "--only", "convnext 0.4M"]
-    for method in ("scratch", "SimMIM", "SimMIM"):
+    for method in ("scratch", "SimMIM"):
         monkeypatch.setattr(sys, "argv", [*command, method])
         methods_check.main()
+    monkeypatch.setattr(methods_check, "learn", None)  # what is there is not made again
+    methods_check.main()
     methods.images_of.cache_clear()
     runs = json.loads(output.read_text())["runs"]
     assert list(runs) == ["convnext 0.4M, scratch", "convnext 0.4M, SimMIM"]
