@@ -6,7 +6,7 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors first-run transfer \
+.PHONY: demo test test-ci test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors first-run transfer \
 	dense interactions gpu cards results quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -21,8 +21,11 @@ demo: $(VENV)/installed  ## pre-train a small encoder on the bundled images, and
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
+test-ci: $(VENV)/installed  ## tests of some 5 seconds and more each, which .ci/run runs as well
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "ci and not slow"
+
 test-all: $(VENV)/installed  ## all tests, those that take minutes as well
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
 
 test-lowest:  ## the tests with the oldest releases that setup.cfg allows
 	$(PYTHON) -m venv .venv-lowest

@@ -28,6 +28,7 @@ def guarded_connect(self, address):
 
 
 socket.socket.connect = guarded_connect
+os.fsync = lambda descriptor: None  # no test loses power
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
@@ -44,12 +45,6 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("slow")
 
 
-def pytest_collection_finish():
-    """Runs of Trainer end with `gc.collect`, which need not look at all that was imported: it takes half a second."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def as_it_was():
     """Commands set some things for the whole process, which is theirs. The order of files must not matter: the next
@@ -58,6 +53,8 @@ def as_it_was():
     import torch
     import transformers
 
+    gc.collect()
+    gc.freeze()  # runs of Trainer end with `gc.collect`, which need not look at all that was imported each time
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in (None, "a2mim", "transformers")}
     environment, folder, threads = dict(os.environ), os.getcwd(), torch.get_num_threads()
     ours = transformers.utils.logging

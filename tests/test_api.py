@@ -17,6 +17,7 @@ SMALL = {"architecture": "test_convnext", "image_size": [32, 32], "mask_patch_si
 FAST = {"max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True}
 
 
+@pytest.mark.ci
 def test_as_the_command(folder, tmp_path):
     trainer, metrics = pretrain(folder, output_dir=tmp_path / "call", color_jitter=0.2, **SMALL, **FAST)
     assert trainer.model.config.input_size == (32, 32)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .layout import FeatureLayout, Site, output_tensors
-from .meta import TimmEncoder
+from .meta import NoValues, TimmEncoder
 from .sites import find_sites
 from .tracing import EncoderSpec, EncoderTrace, describe_shapes, trace_encoder
 
@@ -34,7 +34,8 @@ class EncoderPlan:
 
     def create(self, num_classes: int = 0) -> TimmEncoder:
         """Make the timm encoder."""
-        return timm.create_model(**self.create_args, pretrained=False, num_classes=num_classes)
+        with NoValues():  # of the meta device, on which `from_pretrained` makes models first
+            return timm.create_model(**self.create_args, pretrained=False, num_classes=num_classes)
 
 
 def scale_grid(layout: FeatureLayout, size: Sequence[int], planned: tuple[int, int]) -> tuple[int, int]:

@@ -301,6 +301,7 @@ def shown_scores(page) -> dict[str, float]:
     return {name.strip(): float(score) for name, score in zip(rows[::3], rows[2::3], strict=True)}
 
 
+@pytest.mark.ci
 def test_classes(page, folder, server):
     """A file comes as it is (16 bits, transparency, an orientation), and its scores are those of the model; the
     decision is by the threshold that the model keeps, or by the one that is tried."""

@@ -60,6 +60,7 @@ def refused(capsys, *argv):
     return capsys.readouterr().err.removeprefix("error: ").strip()
 
 
+@pytest.mark.ci
 def test_classifier(classifier, folder, tmp_path, caplog):
     """As ONNX and in 8 bits, with accuracies; and the example of the documentation, where nothing of ours is."""
     out = tmp_path / "a2mim-r50-classifier" / "onnx" / "model.onnx"
@@ -169,6 +170,7 @@ def test_program_without_this_package(tmp_path):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)["logits"]), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_classifier_of_transformers(tmp_path):
     """Its processor's settings, under timm's names."""
     config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32)
@@ -191,6 +193,7 @@ def test_classifier_of_transformers(tmp_path):
 # What is refused; nothing may be left behind
 
 
+@pytest.mark.ci
 def test_arguments_that_do_not_fit(classifier, tmp_path, capsys):
     for argv, message in [
         (("--opset", "3"), "opset: the model needs"),
@@ -216,6 +219,7 @@ def test_what_is_there_is_kept(tmp_path, classifier, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.ci
 def test_a_file_that_differs_is_not_written(tmp_path, classifier, capsys, monkeypatch):
     right = writing.session
     monkeypatch.setattr(
@@ -231,6 +235,7 @@ def test_packages_that_are_missing(classifier, capsys, monkeypatch):
     assert refused(capsys, classifier) == "format: onnx needs onnxscript: pip install 'a2mim[onnx]'"
 
 
+@pytest.mark.ci
 def test_models_of_one_size(tmp_path, capsys, monkeypatch):
     """One that timm has no option for, and one whose rule PyTorch does not find in time."""
     export_model(made(A2MIMModel, "vit", architecture="test_vit_relpos"), tmp_path / "relpos")

@@ -60,6 +60,7 @@ for argv in json.load(sys.stdin):
 HEAVY = "torch,timm,transformers,datasets,matplotlib,sklearn,pandas"
 
 
+@pytest.mark.ci
 def test_help_imports_no_more_than_it_needs():
     """How long that takes depends on the machine; what is imported does not. transformers' TrainingArguments, of which
     the help of what trains consists, needs torch. They follow each other in one process, what needs most last."""

@@ -121,6 +121,7 @@ def test_ten_thousand_ids_interrupted_at_ten_points(numbered, whole, world, work
     assert len({n for batch in given for number, n, _ in batch if number == 1}) == 40 * 16
 
 
+@pytest.mark.ci
 def test_other_processes_workers_and_batches_still_give_every_id_once(numbered):
     given, record = [], None
     ways = [(1, 16, 0, 1), (2, 16, 0, 1), (1, 48, 2, 1), (2, 8, 1, 4), (4, 16, 0, 1), (3, 10, 0, 2), (1, 16, 0, 1)]

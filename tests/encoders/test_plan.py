@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.encoders.layout import FeatureLayout, Site
@@ -110,3 +111,24 @@ def test_patches_that_do_not_fill_the_image():
     """6 patches of 16 px see 96 of 100 px; stretched to 100, they are compared with other pixels than their own."""
     with pytest.raises(ValueError, match="^image_size: "):
         plan("vit_tiny_patch16_224", image_size=100, mask_patch_size=20)
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_values_are_computed_on_the_meta_device():
+    """Where transformers' `from_pretrained` makes models first; timm's truncated normal takes long there."""
+    found = plan("test_convnext", image_size=32)
+    with Operators() as drawn:
+        found.create()
+    assert {"erfinv_", "clamp_"} <= drawn.names
+    with torch.device("meta"), Operators() as on_meta:
+        assert next(found.create().parameters()).is_meta
+    assert not on_meta.names & {"erfinv_", "clamp_"}

@@ -94,6 +94,7 @@ def clutter(folder):
 # Runs
 
 
+@pytest.mark.ci
 def test_both_scripts_push(hub, tmp_path):
     """And what they push can be trained on, fine-tuned and pushed again; no token is anywhere in it."""
     planted = "hf_plantedLoginSecret0123456789"

@@ -25,6 +25,7 @@ def of(cls, name):
     return RuntimeModel(model, cls is A2MIMForImageClassification), model.config
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in ["swin", *NAMES]]
 )
@@ -59,6 +60,7 @@ def test_attention_is_the_same_unfused():
         torch.testing.assert_close(plain[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_nothing_to_quantize(tmp_path):
     """A CNN without a classifier has no matrix product; without images nothing else is quantized."""
     model, config = of(A2MIMModel, "test_efficientnet")

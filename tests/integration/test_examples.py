@@ -20,6 +20,7 @@ def load(script: str):
     return module
 
 
+@pytest.mark.ci
 def test_scripts(tmp_path, one_thread):
     """Pre-training learns more than the mean colour, and the classifier on it more than nothing."""
     pretrained, finetuned = str(tmp_path / "pretrained"), str(tmp_path / "finetuned")

@@ -70,6 +70,7 @@ QUICK = ["resnet", "efficientnet multiscale"]
 OTHERS = [kind for kind in (*FAMILIES, *MULTISCALE) if kind not in QUICK]
 
 
+@pytest.mark.ci
 @pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
 def test_compiled_in_one_graph(kind):
@@ -161,6 +162,7 @@ def run_ddp(rank: int, folder: str, kinds: list[str]):
     distributed.destroy_process_group()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kinds", [DISTRIBUTED, pytest.param(REST, marks=pytest.mark.slow)], ids=" and ".join)
 def test_distributed_and_sharded_data_parallel(tmp_path, kinds):
     """Two processes end up with the mean of the gradients of their halves, with DDP and with FSDP (of torch, as

@@ -69,6 +69,7 @@ def test_a_folder_of_classes(tmp_path, classes, caplog):
     assert Image.open(out / "loss_curve.png").size == (840, 720)  # two panels, 7 x 6 inches
 
 
+@pytest.mark.ci
 def test_without_flags(tmp_path, caplog):
     """Images that the model is evaluated on; they may be trained on, which is said."""
     for flags, said, images in (([], "the training data itself", 32), (["--holdout", 8], "held out of it", 8)):
@@ -85,6 +86,7 @@ def test_without_flags(tmp_path, caplog):
         caplog.clear()
 
 
+@pytest.mark.ci
 def test_the_best_by_a_figure(tmp_path, classes):
     out = tmp_path / "out"
     argv = [*BEST, "knn_accuracy", "--monitor_dir", classes, "--probe_layers", "all"]

@@ -79,6 +79,7 @@ def write(kind, folder):
     return ["--train_dir", str(folder)], folder / "a" / ("0.dcm" if kind == "dicom" else "0.tif")
 
 
+@pytest.mark.ci
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     "kind", ["tiff", "dicom", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("float", "array"))]

@@ -255,6 +255,7 @@ def test_augmentation_goes_into_the_card(images, pretrained, tmp_path):
     assert f"| augmentation | {said} |" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.ci
 def test_pretraining_continues_from_an_export(pretrained, tmp_path):
     """And says so: the passes of a run are not those of its model."""
     folders = [pretrained, tmp_path / "second", tmp_path / "third"]

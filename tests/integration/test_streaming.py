@@ -153,6 +153,7 @@ def with_broken(parquet, folder, every):
     return folder
 
 
+@pytest.mark.ci
 def test_broken_images_are_skipped_counted_and_resumed(parquet, tmp_path):
     folder = with_broken(parquet, tmp_path / "broken", every=5)  # rows 2, 7 and 12, 17 of the two shards: 5 in all
     whole = make_trainer(tmp_path / "whole", dataset=stream(folder, max_skipped_ratio=0.5))
@@ -183,6 +184,7 @@ def pretrain(folder, *args):
     return run_pretraining.main([*ARGUMENTS, "--output_dir", str(folder), *map(str, args)])
 
 
+@pytest.mark.ci
 def test_scripts_stream_every_kind_of_source(parquet, tmp_path):
     rows = datasets.Dataset.from_parquet(str(parquet / "train-0.parquet"))
     rows.save_to_disk(tmp_path / "saved")
@@ -219,6 +221,7 @@ def run_distributed(rank: int, arguments: list):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.ci
 def test_two_processes_are_like_one(parquet, tmp_path):
     """With the same images in a step, one process has the losses of two, and can go on from their checkpoint. That is,
     where the loss is a mean over images: without averaging the batch before the Fourier transform, which DDP would do

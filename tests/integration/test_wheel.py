@@ -107,6 +107,8 @@ def checked(argv: Sequence[str], found: int, code: int, said: str) -> str:
     return said
 
 
+@pytest.mark.ci
+@pytest.mark.timeout(900)  # two minutes where nothing else runs
 @pytest.mark.few(1)
 def test_the_whole_way(place):
     """Images of two classes to an encoder, a classifier with a threshold, decisions, vectors, ONNX, and the list of

@@ -131,6 +131,7 @@ def test_a_repository_in_the_cache(hub, tmp_path, monkeypatch, caplog):
         build(model_name_or_path="org/none")
 
 
+@pytest.mark.ci
 def test_the_registry(hub, tmp_path):
     full, size = "vit_tiny_patch16_224.augreg_in21k_ft_in1k", [224]
     torch.manual_seed(0)

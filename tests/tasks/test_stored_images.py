@@ -38,6 +38,7 @@ def pretrain(folder, out, *flags):
     return json.loads((out / "config.json").read_text())
 
 
+@pytest.mark.ci
 def test_the_range_is_found_and_kept(deep, tmp_path, caplog):
     caplog.set_level("INFO")
     auto = ["--image_mean", "auto", "--image_std", "auto"]
@@ -223,6 +224,7 @@ def test_pages_as_samples_are_all_used(scans, tmp_path, caplog):
         assert {int(train[row]["labels"]) for row in rows} == {0, 1}
 
 
+@pytest.mark.ci
 def test_statistics_of_a_range_that_cuts_nothing_off(deep, tmp_path, caplog):
     """They may be beyond [0, 1]; and a model that goes on with another range says what it keeps."""
     caplog.set_level("INFO")

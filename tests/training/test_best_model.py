@@ -105,6 +105,7 @@ def stopping(folder, callbacks=None, patience=2, **options):
     return make_trainer(folder, callbacks, count=14, **options)
 
 
+@pytest.mark.ci
 def test_early_stopping_and_resuming(tmp_path, caplog):
     trainer = stopping(tmp_path / "whole")
     trainer.train()

@@ -386,6 +386,7 @@ def test_fields_that_a_checkpoint_has_not_yet(monkeypatch, nested):
         check_settings("checkpoint-1", model("multiscale"))
 
 
+@pytest.mark.ci
 def test_a_multiscale_decoder_goes_on(tmp_path, monkeypatch):
     """To the same bits, the running statistics of its BatchNorm among them, and from an export as well."""
     monkeypatch.setitem(CONFIG, "decoder", "multiscale")
@@ -484,6 +485,7 @@ def run_two(rank: int, folder: str):
 
 
 # Below 5.23, Trainer loads no optimiser on several processes without a GPU (device cpu:0).
+@pytest.mark.ci
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="Trainer cannot resume so yet")
 def test_two_processes_save_one_checkpoint_and_resume_from_it(tmp_path):
     in_two_processes(run_two, str(tmp_path))
@@ -507,6 +509,7 @@ def pretrain_logged_in(home: Path, cache: Path, token: str, argv: list[str]):
     run_pretraining.main(argv)
 
 
+@pytest.mark.ci
 def test_tokens_are_written_nowhere(tmp_path):
     """Neither the one of the command line, nor the environment's, nor the one that `hf auth login` stores."""
     report_to = "tensorboard" if importlib.util.find_spec("tensorboard") else "none"

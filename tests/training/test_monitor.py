@@ -105,6 +105,7 @@ def steps(trainer):
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 2}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("workers", "kind"),
     [
@@ -281,6 +282,7 @@ def test_a_run_that_was_not_measured_until_its_checkpoint(tmp_path):
     assert steps(resumed) == [3, 7]
 
 
+@pytest.mark.ci
 def test_other_images_are_said_when_a_run_resumes(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(tmp_path, callbacks=[Crash(4)]).train()

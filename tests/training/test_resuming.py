@@ -165,6 +165,7 @@ def test_a_finished_run_makes_no_further_step(finished, caplog):
     assert "resumed" not in record(folder)
 
 
+@pytest.mark.ci
 def test_a_finished_run_stops_inside_an_epoch_and_goes_on_if_told(tmp_path, caplog):
     options = {"learning_rate": 1e-3, "max_steps": 3, "save_steps": 3, "lr_scheduler_type": "constant"}
     pretrain(tmp_path / "run", **options)

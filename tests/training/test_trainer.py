@@ -94,6 +94,7 @@ def test_interrupted_runs_end_with_the_same_weights(uninterrupted, tmp_path, sto
     assert losses(resumed) == losses(uninterrupted)
 
 
+@pytest.mark.ci
 def test_gradient_accumulation_resumes(tmp_path):
     whole = make_trainer(tmp_path / "whole", gradient_accumulation_steps=2)
     whole.train()

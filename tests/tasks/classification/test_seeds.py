@@ -14,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 SCRATCH = SMALL[:4]
 
 
+@pytest.mark.ci
 def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     argv = ["--model_name_or_path", pretrained, "--labels_per_class", 2, "--seeds", 0, 7, "--add_to_card"]
     metrics = finetune(tmp_path / "out", *argv)
@@ -54,6 +55,7 @@ def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.ci
 def test_a_set_of_seeds_is_not_overwritten(tmp_path, monkeypatch):
     argv = [*SCRATCH, "--labels_per_class", 1]
     finetune(tmp_path, *argv, "--seeds", 0, 1)

@@ -43,6 +43,7 @@ def test_linear_probe_of_an_inner_layer(pretrained, tmp_path):
     assert not (tmp_path / "out" / "README.md").exists()
 
 
+@pytest.mark.ci
 def test_linear_probe_of_every_stage(pretrained, tmp_path):
     """It is saved, evaluated, exported to another runtime, and predicted with there."""
     out, argv = tmp_path / "out", ["--linear_probe", "--probe_layers", "all", "--labels_per_class", 5]
@@ -61,6 +62,7 @@ def test_linear_probe_of_every_stage(pretrained, tmp_path):
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.ci
 def test_figures_of_errors_and_corruptions(pretrained, tmp_path, no_pictures):
     no_pictures.undo()
     argv = ["--labels_per_class", 2, "--corruptions", "fog", "jpeg_compression"]

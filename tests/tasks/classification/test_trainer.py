@@ -71,6 +71,7 @@ class Weights(TrainerCallback):
 EVERYTHING = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing_factor": 0.1, "model_ema_decay": 0.7, "bce_loss": True}
 
 
+@pytest.mark.ci
 def test_a_killed_run_with_everything_goes_on_to_the_same_weights(tmp_path):
     whole = make_trainer(tmp_path / "whole", repeats=2, **EVERYTHING)
     whole.train()

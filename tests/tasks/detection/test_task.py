@@ -127,6 +127,7 @@ def test_many_sizes_and_frozen_norms(folder, tmp_path):
     }
 
 
+@pytest.mark.ci
 def test_resume_is_exact(folder, tmp_path):
     """Of a stream; the regions that a step learns from are drawn, too."""
     source = ["--architecture", "test_resnet", "--num_channels", 1, "--image_size", 64]
