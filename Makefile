@@ -87,6 +87,8 @@ factors: $(VENV)/installed  ## when a CNN gains, one factor at a time (a day on 
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps lightly lightly_utils
 	$(BIN)/python benchmarks/images.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/factors.py --output benchmarks/results/factors.json
+	for what in "random weights" base target; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/factors.py \
+		--output benchmarks/results/factors.json --sets solar_cells --seeds 1 2 --only "$$what" || exit 1; done
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.in_memory import Schedule, features, moved, normalize  # noqa: E402
-from benchmarks.methods import add, images_of, read  # noqa: E402
+from benchmarks.methods import add, check_images, images_of, left_of, read  # noqa: E402
 from benchmarks.methods_run import encoder_with, learn, probe_rows, rounded, subsets_of, tuned_rows  # noqa: E402
 from benchmarks.methods_table import difference, values  # noqa: E402
 from benchmarks.rivals import A2MIM  # noqa: E402
@@ -58,7 +59,7 @@ COLUMNS = (
 HEAD = """Figures of the test images (AUROC for solar cells, accuracy for Fashion-MNIST) by what was changed, with
 labels of each class; mean over draws of labels and seeds. In brackets the difference from the base (of the base and of
 other encoders and rates of fine-tuning, from random weights), with half a 95% interval, bold where that leaves 0 out.
-`{command}` makes this table."""
+`{command}` makes this table{more}."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ def pretrained(setting: Setting, data: tuple, seed: int, folder: Path) -> tuple[
         recalibrated(core, (normalize(part, config) for part in images[: CALIBRATION * BATCH].split(BATCH)))
         weights = {name: core.encoder.state_dict()[name].contiguous().clone() for name in weights}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path, {"found": json.dumps(found)})
+    scratch = path.with_suffix(".tmp")  # killed meanwhile, it would be half a file
+    save_file(weights, scratch, {"found": json.dumps(found)})
+    os.replace(scratch, path)
     return weights, found
 
 
@@ -232,9 +235,8 @@ def main():
     args = parser.parse_args()
     settings = {"size": SIZE, "batch_size": BATCH, "draws": DRAWS, "base": dataclasses.asdict(BASE)}
     settings = json.loads(json.dumps(settings | {"device": args.device}))
-    known = read(args.output, settings)["runs"]
-    left = [what for what in plan(args.sets, args.seeds) if all(word in what for word in args.only)]
-    left = [what for what in left if ", ".join(map(str, what)) not in known]
+    left = left_of(plan(args.sets, args.seeds), args.only, read(args.output, settings)["runs"])
+    check_images({name for name, *_ in left})
     run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
     report(args, settings)
 
@@ -242,7 +244,9 @@ def main():
 def report(args, settings: dict):
     record = read(args.output, settings)
     if record["runs"]:
-        head = HEAD.format(command=record["command"])
+        seeds = sorted({run["seed"] for run in record["runs"].values()} - {0})
+        more = f", with `--seeds {' '.join(map(str, seeds))}` what is over several" if seeds else ""
+        head = HEAD.format(command=record["command"], more=more)
         args.output.with_suffix(".md").write_text(f"{head}\n\n{table(record)}\n")
 
 

@@ -27,6 +27,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,26 @@ def plan(seeds: list[int]) -> list[tuple[str, str, str, int]]:
     return [run for run in runs if run[2] != "MAE" or run[1].startswith("vit")]
 
 
+def left_of(runs: list[tuple], words: list[str], known: dict) -> list[tuple]:
+    """The runs with all of `words` in their name that are not known yet.
+
+    Raises:
+        SystemExit: if no run has them in its name.
+    """
+    chosen = {", ".join(map(str, what)): what for what in runs}
+    chosen = {key: what for key, what in chosen.items() if all(word in key.split(", ") for word in words)}
+    if not chosen:
+        sys.exit(f"--only: nothing has {words} in its name, such as {', '.join(map(str, runs[1]))}")
+    return [what for key, what in chosen.items() if key not in known]
+
+
+def check_images(names: Collection[str]) -> None:
+    """Ends the program if a set of images is missing."""
+    for name in names:
+        if not (FOLDER / f"{name}.npz").exists():
+            sys.exit(f"{name}: no images; first python benchmarks/images.py --sets {name}")
+
+
 def settings_of(args) -> dict:
     labels = {name: {"batch_size": batch, "steps": steps} for name, (_, batch, steps) in LABELS.items()}
     tuning = {"learning_rate": TUNING_RATE, "labels": labels}
@@ -146,13 +167,17 @@ def read(path: Path, settings: dict) -> dict:
 
 def add(path: Path, settings: dict, part: str, key: str, result: dict):
     """Add a result to what others, who may run beside this one, have written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = read(path, settings)
         record[part][key] = result
         device = torch.device(settings["device"])
-        on_gpu = "" if device.type == "cpu" else f" --device {device.type}"
-        record["command"] = f"python benchmarks/{Path(sys.argv[0]).name} --output {path.name}{on_gpu}"
+        options = ("steps", "draws") if "steps" in settings else ()
+        options = [f"--{name} {settings[name]}" for name in options if name in settings]
+        options += [] if device.type == "cpu" else [f"--device {device.type}"]
+        program = f"python benchmarks/{Path(sys.argv[0]).name} --output {path.name}"
+        record["command"] = " ".join([program, *options])
         record["machine"] = f"{hardware(device, 1)}, 1 thread each run, {platform.system()}"
         record["versions"] = {m.__name__: m.__version__ for m in (torch, timm, transformers)}
         scratch = path.with_suffix(".tmp")
@@ -207,15 +232,8 @@ def main():
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     args = parser.parse_args()
     settings = settings_of(args)
-    chosen = [(", ".join(map(str, what)), what) for what in plan(args.seeds)]
-    chosen = [(key, what) for key, what in chosen if all(word in key.split(", ") for word in args.only)]
-    if not chosen:
-        parser.error(f"--only: nothing has {args.only} in its name, such as {', '.join(map(str, plan([0])[1]))}")
-    for name in {what[0] for _, what in chosen}:
-        if not (FOLDER / f"{name}.npz").exists():
-            sys.exit(f"{name}: no images; first python benchmarks/images.py --sets {name}")
-    known = read(args.output, settings)["runs"]
-    left = [what for key, what in chosen if key not in known]
+    left = left_of(plan(args.seeds), args.only, read(args.output, settings)["runs"])
+    check_images({name for name, *_ in left})
     run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
     report(args, settings)
 

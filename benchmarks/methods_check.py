@@ -21,7 +21,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.in_memory import Schedule, features, moved  # noqa: E402
-from benchmarks.methods import BATCH, ENCODERS, SIZE, add, config_of, images_of, plan, read  # noqa: E402
+from benchmarks.methods import (  # noqa: E402
+    BATCH,
+    ENCODERS,
+    SIZE,
+    add,
+    check_images,
+    config_of,
+    images_of,
+    left_of,
+    plan,
+    read,
+)
 from benchmarks.methods_run import SCRATCH, encoder_with, learn  # noqa: E402
 from benchmarks.workers import run_all  # noqa: E402
 from modeling_a2mim.evaluation.frozen import frozen_metrics, nearest_neighbors  # noqa: E402
@@ -85,8 +96,8 @@ def main():
     args = parser.parse_args()
     settings = {"set": SET, "size": SIZE, "batch_size": BATCH, "learning_rate": RATE, "steps": args.steps}
     settings |= {"encoders": list(ENCODERS), "device": args.device}
-    known = read(args.output, settings)["runs"]
-    left = [what for what in of_plan() if ", ".join(what) not in known and all(word in what for word in args.only)]
+    left = left_of(of_plan(), args.only, read(args.output, settings)["runs"])
+    check_images([SET] if left else [])
     torch.set_num_threads(1)
     run_all(functools.partial(run, args, settings), left, args.workers, functools.partial(report, args, settings))
     report(args, settings)

@@ -232,6 +232,8 @@ def main():
             clock.record["skipped"].append(f"{name}: python benchmarks/images.py --sets {name}")
             continue
         compare(name, data, clock, settings, args)
+    if not clock.record["plan"]:
+        sys.exit("\n".join(["no images; first", *clock.record["skipped"]]))
     clock.record["seconds"] = round(time.perf_counter() - START, 1)
     clock.write()
     print(table(clock.record))

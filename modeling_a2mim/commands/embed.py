@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
+    from ..arguments.model import probe_layer
     from ..data.fingerprints import fingerprint_of_images
     from ..inference.embedding import ALL, STAGES, embedder, layer_names
     from ..inference.images import InferenceImages
@@ -88,6 +89,10 @@ def embed(args: argparse.Namespace):
     check_numbers(args)
     check_images(args)
     if args.probe_layers is not None:
+        for layer in args.probe_layers:
+            probe_layer(layer)  # refuses other names than its own
+        if ALL in args.probe_layers and len(args.probe_layers) > 1:
+            raise ValueError(f"probe_layers: {ALL} is read alone, got {' '.join(args.probe_layers)}")
         args.layer = [STAGES if layer == ALL else layer for layer in args.probe_layers]
     looks = args.neighbors is not None or args.duplicates is not None
     if layer_names(args.layer) == [STAGES] and looks and not args.normalize:

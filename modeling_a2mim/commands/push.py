@@ -76,15 +76,19 @@ def _exported(folder: str, target: Path) -> Path:
     from ..export.folder import export_model
     from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel
     from ..models.classifier import A2MIMForImageClassification
+    from ..models.linear_probe import LinearProbe
     from ..pretrained import find_file
 
     config = find_file(folder, "config.json") if Path(folder).is_dir() else None
     data = {} if config is None else json.loads(config.read_text())
     if data.get("model_type") != A2MIMConfig.model_type:
         return Path(folder)
-    known = {c.__name__: c for c in (A2MIMForPreTraining, A2MIMForImageClassification, A2MIMModel)}
-    model_class = next((known[name] for name in data.get("architectures") or () if name in known), A2MIMModel)
-    return export_model(model_class.from_pretrained(folder).eval(), target)
+    known: Any = {c.__name__: c for c in (A2MIMForPreTraining, A2MIMForImageClassification, A2MIMModel, LinearProbe)}
+    (name,) = data.get("architectures") or [A2MIMModel.__name__]
+    if name not in known:
+        raise ValueError(f"folder: {folder} holds {name}; expected an export, or {', '.join(known)}")
+    model = known[name].from_pretrained(folder).eval()
+    return export_model(model.to_classifier() if name == LinearProbe.__name__ else model, target)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers.utils.logging import tqdm
 from ..modeling_a2mim import A2MIMModel
 from ..models.pooled_features import ALL, Layer, layer_features, layer_index, layer_widths, unit_maps
 from .metrics import classification_metrics, log_odds
+from .summary import layer_name
 
 
 C_VALUES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -218,17 +219,19 @@ def evaluate_frozen(
         of the regression also its `strength`.
 
     Raises:
-        ValueError: if the encoder has no such layer, or there are no subsets or layers.
+        ValueError: if the encoder has no such layer, one is named twice, or there are no subsets or layers.
     """
     if not subsets or not layers:
         raise ValueError("subsets, layers: expected at least one of each")
+    core = cast(A2MIMModel, getattr(model, "a2mim", model))
+    if len({layer_index(core, layer, "probe_layers") for layer in layers}) < len(layers):
+        raise ValueError(f"probe_layers: {' '.join(map(layer_name, layers))} names one of them twice")
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "layers": layers, "dtype": dtype}
     needed = sorted({row for rows in subsets.values() for row in rows})
     place = {row: i for i, row in enumerate(needed)}
     known, labels = extract_features(model, Subset(train, needed), **options)
     evaluated, answers = extract_features(model, test, **options)
     classes = int(max(labels.max(), answers.max())) + 1 if names is None else len(names)
-    core = cast(A2MIMModel, getattr(model, "a2mim", model))
     results = []
     for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
         chosen = [place[row] for row in rows]

@@ -29,6 +29,11 @@ SUMMARY = {
 UNBOUNDED = ("mae", "rmse", "r2")  # figures that are not in [0, 1]
 
 
+def layer_name(layer: int | str | None) -> str:
+    """A layer (`models.pooled_features`) as tables and messages have it, by the name that `--probe_layers` has."""
+    return "pooled" if layer is None else "last" if layer == -1 else str(layer)
+
+
 class Interval(NamedTuple):
     """A mean and half the width of its confidence interval, which one value alone does not give (`None`)."""
 
@@ -112,7 +117,7 @@ def _groups(rows: Sequence[dict]) -> Iterator[tuple[dict[str, str], list[dict]]]
     groups: dict[tuple, list[dict]] = {}
     keys = [key for key in ("subset", "method", "layer") if any(key in row for row in rows)]
     for row in rows:
-        cells = tuple("" if key not in row else "pooled" if row[key] is None else str(row[key]) for key in keys)
+        cells = tuple("" if key not in row else layer_name(row[key]) for key in keys)
         groups.setdefault(cells, []).append(row)
     for cells, group in groups.items():
         yield {{"subset": "labels"}.get(key, key): cell for key, cell in zip(keys, cells, strict=True)}, group

@@ -40,7 +40,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         self.loss_type = "ForImageClassification"  # transformers goes by the name of the class
         self.num_labels = config.num_labels
         self.a2mim = A2MIMModel(config)
-        self.layer = layer_index(self.a2mim, getattr(config, "probe_layer", None), "probe_layer")
+        self.layer = layer_index(self.a2mim, getattr(config, "probe_layer", None), "probe_layers")
         width = sum(layer_widths(self.a2mim, self.layer))
         # The features of frozen weights do not drift: statistics are the mean over all batches so far (momentum=None),
         # in which the first guess of 0 and 1 has no part, however few steps there are.
@@ -106,7 +106,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         with torch.no_grad():
-            (features,) = layer_features(self.a2mim, pixel_values, [self.layer], "probe_layer")
+            (features,) = layer_features(self.a2mim, pixel_values, [self.layer], "probe_layers")
         logits = self.classifier(self._normalised(features).to(self.classifier.weight.dtype))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         output = ImageClassifierOutput(loss=loss, logits=logits)
@@ -129,7 +129,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
         """
         if self.layer is not None:
             what = "every stage" if self.layer == ALL else f"the mean of map {self.layer}"
-            raise ValueError(f"probe_layer: timm's classifier reads layer None, not {what}")
+            raise ValueError(f"probe_layers: timm's classifier reads its own pooled features, not {what}")
         config = copy.deepcopy(self.config)
         config.architectures = None
         for name in ("probe_layer", "probe_batch_norm"):

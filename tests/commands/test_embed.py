@@ -262,6 +262,8 @@ def test_rows_of_shards(model, tmp_path):
             ["--out", "v.npy", "--probe_layers", "all", "--neighbors", "1"],
             "normalize: the cosine of all stages",
         ),
+        (["--out", "v.npy", "--probe_layers", "all", "last"], "probe_layers: all is read alone, got all last"),
+        (["--out", "v.npy", "--probe_layers", "first"], "probe_layers: expected last, all or an index"),
         (["--out", "v.npy", "--layer", "-9"], "layer: test_resnet has 5 feature maps, there is no index -9"),
         (["--out", "v.npy", "--duplicates", "1.5"], "duplicates: must be a cosine similarity above 0, at most 1"),
         (["--out", "v.npy", "--queries", "3"], "queries: needs --neighbors"),

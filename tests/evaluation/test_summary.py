@@ -84,5 +84,5 @@ def test_table_of_what_has_no_layers():
     mixed = [*rows, {"subset": "a|b", "method": "k-NN", "layer": -1, "accuracy": 0.5}]
     assert results_table(mixed).splitlines()[2:] == [
         "| a\\|b | fine-tuning |  | 0.250 | 1 |",
-        "| a\\|b | k-NN | -1 | 0.500 | 1 |",
+        "| a\\|b | k-NN | last | 0.500 | 1 |",
     ]

@@ -19,12 +19,13 @@ from transformers import AutoBackbone, AutoModel, AutoModelForObjectDetection, A
 import run_finetune
 import run_pretraining
 from benchmarks import shapes
-from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim import A2MIMBackbone, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.commands.push import main
 from modeling_a2mim.data.transforms import FineTuneTransform
 from modeling_a2mim.export.folder import export_model, timm_pretrained_cfg
 from modeling_a2mim.export.hub import check_files, push_folder, uploaded_files
 from modeling_a2mim.export.loading import load_encoder, load_pretraining_model
+from modeling_a2mim.models.linear_probe import LinearProbe
 
 from ..families import family_config
 from ..training.test_trainer import make_trainer, weights
@@ -335,6 +336,24 @@ def test_command_line_with_a_checkpoint(hub, tmp_path, kind):
     main([str(tmp_path / "checkpoint-7"), "org/x"])
     assert hub.received_paths("org/x") == (WEIGHTS if kind is A2MIMForPreTraining else WEIGHTS[:3])
     assert sorted((tmp_path / "checkpoint-7").iterdir()) == before
+
+
+def test_command_line_with_a_linear_probe(hub, tmp_path, capsys):
+    """As the classifier that it is equal to; where there is none, and of other models, not its encoder alone."""
+    encoder = A2MIMModel(family_config("vit", num_labels=2))
+    LinearProbe.from_encoder(encoder).save_pretrained(tmp_path / "pooled")
+    main([str(tmp_path / "pooled"), "org/x"])
+    assert hub.received_paths("org/x") == WEIGHTS[:3]
+    LinearProbe.from_encoder(encoder, "all").save_pretrained(tmp_path / "stages")
+    A2MIMBackbone(family_config("vit")).save_pretrained(tmp_path / "backbone")
+    for name, message in (
+        ("stages", "probe_layers: timm's classifier reads its own pooled features, not every stage"),
+        ("backbone", f"folder: {tmp_path}/backbone holds A2MIMBackbone; expected an export, or A2MIMForPreTraining, "),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / name), "org/y"])
+        assert f"error: {message}" in capsys.readouterr().err
+    assert "org/y" not in hub.repositories
 
 
 def test_command_line_says_what_is_wrong(hub, folder, tmp_path, capsys):

@@ -1,9 +1,13 @@
 """What `benchmarks/variants.py` changes of A2MIM, against numbers that can be seen to be right."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import factors, methods
 from benchmarks.factors import BASE, FACTORS, config_of, plan, reference_of
 from benchmarks.variants import VARIANTS, VisibleBatchNorm, recalibrated
 from modeling_a2mim import A2MIMConfig, A2MIMModel
@@ -75,3 +79,33 @@ def test_every_factor_has_a_config_and_a_reference():
         config_of(FACTORS[factor][value])
     changed = {value: setting for values in FACTORS.values() for value, setting in values.items()}
     assert sum(setting == BASE for setting in changed.values()) == 1
+
+
+def test_what_cannot_run_is_said(tmp_path, monkeypatch):
+    """And nothing is written."""
+    monkeypatch.setattr(methods, "FOLDER", tmp_path)
+    for words, message in (
+        (["typo"], r"^--only: nothing has \['typo'\] in its name, such as solar_cells, base"),
+        (["base"], "^solar_cells: no images; first python benchmarks/images.py --sets solar_cells$"),
+    ):
+        command = ["--output", tmp_path / "out" / "factors.json", "--sets", "solar_cells", "--only", *words]
+        monkeypatch.setattr(sys, "argv", ["factors.py", *map(str, command)])
+        with pytest.raises(SystemExit, match=message):
+            factors.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_write_leaves_no_encoder(tmp_path, monkeypatch):
+    def half(weights, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    data = (torch.zeros(4, 1, 64, 64, dtype=torch.uint8), np.zeros(4, dtype=np.int64)), None
+    monkeypatch.setattr(factors, "learn", lambda *args: ({"weight": torch.ones(1)}, {"cpu_seconds": 1}))
+    with monkeypatch.context() as patched:
+        patched.setattr(factors, "save_file", half)
+        with pytest.raises(KeyboardInterrupt):
+            factors.pretrained(factors.BASE, data, 0, tmp_path)
+    for _ in range(2):  # made, and read
+        weights, found = factors.pretrained(factors.BASE, data, 0, tmp_path)
+        assert (weights["weight"].tolist(), found) == ([1.0], {"cpu_seconds": 1})

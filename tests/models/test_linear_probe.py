@@ -177,7 +177,9 @@ def test_what_is_no_classifier():
     model, _ = pretrained("resnet")
     for layer, named in ((1, "the mean of map 1"), (-1, "the mean of map 4"), ("all", "every stage")):
         probe = LinearProbe.from_encoder(model, layer=layer, id2label=NAMES)
-        with pytest.raises(ValueError, match=f"^probe_layer: timm's classifier reads layer None, not {named}$"):
+        with pytest.raises(
+            ValueError, match=f"^probe_layers: timm's classifier reads its own pooled features, not {named}$"
+        ):
             probe.to_classifier()
     config = A2MIMConfig.for_encoder(
         architecture="deit_tiny_distilled_patch16_224", image_size=32, model_args={"depth": 1}
@@ -190,7 +192,7 @@ def test_what_is_no_classifier():
 
 def test_what_cannot_be_probed():
     model, images = pretrained("resnet", size=32)
-    with pytest.raises(ValueError, match="^probe_layer: test_resnet has 5 feature maps, there is no index -6$"):
+    with pytest.raises(ValueError, match="^probe_layers: test_resnet has 5 feature maps, there is no index -6$"):
         LinearProbe.from_encoder(model, layer=-6)
     with pytest.raises(ValueError, match="^num_labels: a classifier needs at least one label"):
         LinearProbe(family_config("resnet", num_labels=0))

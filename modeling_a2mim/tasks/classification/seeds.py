@@ -8,7 +8,7 @@ from pathlib import Path
 from ...arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ...arguments.model import ClassifierArguments
 from ...arguments.training import FineTuningArguments, with_values
-from ...evaluation.summary import SUMMARY, markdown, summarise, summarise_classes
+from ...evaluation.summary import SUMMARY, layer_name, markdown, summarise, summarise_classes
 from ...export.folder import write_card
 from ...export.hub import push_folder
 from ...export.loading import load_classifier, load_pretraining_model
@@ -80,8 +80,9 @@ def repeat(
                     clear_output_dir(folder)
             metrics = trainer.run()
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-        method = task_of(model_args)
-        rows.append({"subset": few_labels(data_args) or "all labels", "method": method, "seed": seed, **figures})
+        common = {"subset": few_labels(data_args) or "all labels", "method": task_of(model_args), "seed": seed}
+        layer = {"layer": model_args.probe_layers[0]} if model_args.probe_layers else {}
+        rows.append({**common, **layer, **figures})
     return rows
 
 
@@ -143,7 +144,7 @@ def report(
     found: dict[str, list[float]] = {}
     several = len({row.get("layer") for row in rows}) > 1
     for row in rows:
-        layer = f", layer {row['layer']}" if several else ""
+        layer = f", layer {layer_name(row['layer'])}" if several else ""
         for name, words in SUMMARY.items():
             if name in row:
                 found.setdefault(f"{row['method']}{layer}: {words}", []).append(row[name])

@@ -342,7 +342,8 @@ class ClassificationTrainer(FineTuningTrainer):
             return super().export(folder)
         self.unwrapped().save_pretrained(folder)
         logger.warning(
-            "probe_layers: timm's classifier reads pooled features alone; %s is read by LinearProbe.from_pretrained",
+            "probe_layers: timm's classifier reads pooled features alone; %s is read by a2mim predict and export, and "
+            "by modeling_a2mim.models.linear_probe.LinearProbe.from_pretrained",
             folder,
         )
 

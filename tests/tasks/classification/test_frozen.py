@@ -12,6 +12,14 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 SCRATCH = SMALL[:4]
 
 
+@pytest.mark.parametrize("layers", ["last -1", "all all", "last 3"])
+def test_a_layer_counts_once(pretrained, tmp_path, layers):
+    """Named twice, it would be two seeds that agree."""
+    argv = ["--model_name_or_path", pretrained, "--knn", "--labels_per_class", 1, "--probe_layers", *layers.split()]
+    with pytest.raises(ValueError, match=f"^probe_layers: {layers.replace('-1', 'last')} names one of them twice$"):
+        finetune(tmp_path / "out", *argv)
+
+
 def test_k_nearest_neighbors_of_several_layers(pretrained, tmp_path):
     argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", "last", "all", "--add_to_card"]
     finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
@@ -23,6 +31,7 @@ def test_k_nearest_neighbors_of_several_layers(pretrained, tmp_path):
     assert not (tmp_path / "out" / "model.safetensors").exists()
     card = (pretrained / "README.md").read_text()
     assert re.search(r"\| k-NN +\| all +\|", card)
+    assert re.search(r"\| k-NN +\| last +\|", card)
     scratch = finetune(tmp_path / "scratch", *SCRATCH, "--knn", "--label_fraction", 0.002, "--seeds", 0, 1)
     figures = ("accuracy", "balanced accuracy", "macro F1", "AUROC", "average precision")
     assert set(scratch) == {f"{method}: {name}" for method in ("k-NN", "logistic regression") for name in figures}
