@@ -84,7 +84,7 @@ def _exported(folder: str, target: Path) -> Path:
     if data.get("model_type") != A2MIMConfig.model_type:
         return Path(folder)
     known: Any = {c.__name__: c for c in (A2MIMForPreTraining, A2MIMForImageClassification, A2MIMModel, LinearProbe)}
-    (name,) = data.get("architectures") or [A2MIMModel.__name__]
+    name = (data.get("architectures") or [A2MIMModel.__name__])[0]
     if name not in known:
         raise ValueError(f"folder: {folder} holds {name}; expected an export, or {', '.join(known)}")
     model = known[name].from_pretrained(folder).eval()

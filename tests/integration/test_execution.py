@@ -34,9 +34,10 @@ def kind(request):
 
 
 def make(kind, **kwargs):
-    """A family, or a family and a decoder."""
-    family, _, decoder = kind.partition(" ")
-    settings = {"image_size": 128, "mask_patch_size": 32, "decoder": decoder or "linear", **kwargs}
+    """A family, or a family and a decoder or a target."""
+    family, _, option = kind.partition(" ")
+    options = {"multiscale": {"decoder": "multiscale"}, "normalised": {"target": "normalised"}}
+    settings = {"image_size": 128, "mask_patch_size": 32, **options.get(option, {}), **kwargs}
     torch.manual_seed(0)
     return A2MIMForPreTraining(family_config(family, **settings)).train()
 
@@ -67,7 +68,7 @@ def assert_close(actual, expected, tolerance):
 
 
 QUICK = ["resnet", "efficientnet multiscale"]
-OTHERS = [kind for kind in (*FAMILIES, *MULTISCALE) if kind not in QUICK]
+OTHERS = [*(kind for kind in (*FAMILIES, *MULTISCALE) if kind not in QUICK), "vit normalised"]
 
 
 @pytest.mark.ci
@@ -134,7 +135,7 @@ def test_an_ended_backward_leaves_no_mask(fails):
 
 
 DISTRIBUTED = ["vit", "resnet multiscale"]
-REST = [kind for kind in (*FAMILIES, "resnet multiscale") if kind not in DISTRIBUTED]
+REST = [kind for kind in (*FAMILIES, "resnet multiscale", "vit normalised") if kind not in DISTRIBUTED]
 
 
 def half_a_batch(model, rank):
