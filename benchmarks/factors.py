@@ -101,7 +101,7 @@ FACTORS: dict[str, dict[str, Setting]] = {
         "averages of whole images": replace(BASE, variant="running norm"),
         "recalibrated on whole images": replace(BASE, recalibrate=True),
     },
-    "target": {"normalised by cell": option(target="normalised")},
+    "target": {"normalised by cell": option(target="normalised"), "HOG": replace(BASE, variant="HOG")},
     "mask ratio": {str(r): option(mask_ratio=r) for r in (0.3, 0.45, 0.75, 0.9)},
     "cell": {f"{n} px": option(mask_patch_size=n) for n in (4, 8, 32)},
     "token site": {f"stage {n + 1}": option(mask_site=n) for n in (0, 1, 2, 4)},

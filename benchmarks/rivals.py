@@ -323,12 +323,11 @@ class SimMIM(A2MIM):
         super().__init__(simmim_config(config), steps)
 
 
-class MaskFeat(SimMIM):
-    """https://arxiv.org/abs/2112.09133: SimMIM's masking, but what is predicted of masked cells is the histogram of
-    oriented gradients."""
+class HogTarget(A2MIM):
+    """What is predicted of masked cells is the histogram of oriented gradients, by mean squared error."""
 
-    def __init__(self, config, steps):
-        super().__init__(config, steps)
+    def __init__(self, config, steps, **options):
+        super().__init__(config, steps, **options)
         decoder, stride = self.model.decoder, self.model.stride
         last = decoder.predict if isinstance(decoder, MultiscaleDecoder) else decoder
         predict = nn.Conv2d(last.in_channels, HOG_BINS * (stride // HOG_CELL) ** 2, last.kernel_size, padding="same")
@@ -350,6 +349,13 @@ class MaskFeat(SimMIM):
         )
         hidden = resize_mask(mask, tuple(target.shape[-2:]))[:, None]
         return ((found - target).square() * hidden).sum() / hidden.sum() / HOG_BINS
+
+
+class MaskFeat(HogTarget):
+    """https://arxiv.org/abs/2112.09133: SimMIM's masking, and the histogram of oriented gradients."""
+
+    def __init__(self, config, steps):
+        super().__init__(simmim_config(config), steps)
 
 
 def hog(images: torch.Tensor) -> torch.Tensor:

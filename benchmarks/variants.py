@@ -1,10 +1,10 @@
-"""Changes of A2MIM that are tried in `factors.py` and are no options of the package, as they gained nothing: what the
-pixels of masked cells do to BatchNorm."""
+"""Changes of A2MIM that are tried in `factors.py` and are no options of the package: what the pixels of masked cells
+do to BatchNorm, and another target."""
 
 import torch
 from torch import nn
 
-from benchmarks.rivals import A2MIM
+from benchmarks.rivals import A2MIM, HogTarget
 from modeling_a2mim.masking import resize_mask
 
 
@@ -62,7 +62,7 @@ class RunningNorm(A2MIM):
         return loss
 
 
-VARIANTS = {"visible norm": VisibleNorm, "running norm": RunningNorm}
+VARIANTS = {"visible norm": VisibleNorm, "running norm": RunningNorm, "HOG": HogTarget}
 
 
 @torch.no_grad()
