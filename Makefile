@@ -6,8 +6,8 @@ ARCH ?=
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-ci test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors first-run transfer \
-	dense interactions gpu cards results quality style docs clean
+.PHONY: demo test test-ci test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors \
+	first-run transfer dense interactions gpu cards results quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
