@@ -21,7 +21,7 @@ demo: $(VENV)/installed  ## pre-train a small encoder on the bundled images, and
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-test-ci: $(VENV)/installed  ## tests of some 5 seconds and more each, which .ci/run runs as well
+test-ci: $(VENV)/installed  ## tests that take some seconds each, which .ci/run runs as well
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "ci and not slow"
 
 test-all: $(VENV)/installed  ## all tests, those that take minutes as well

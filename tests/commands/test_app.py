@@ -27,7 +27,7 @@ from modeling_a2mim.page.uploads import as_seen
 from ..page.pages import NAMES, write_embeddings, write_files, write_gallery, write_models
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.ci, pytest.mark.usefixtures("one_thread")]
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "model_cards" / "space"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -301,7 +301,6 @@ def shown_scores(page) -> dict[str, float]:
     return {name.strip(): float(score) for name, score in zip(rows[::3], rows[2::3], strict=True)}
 
 
-@pytest.mark.ci
 def test_classes(page, folder, server):
     """A file comes as it is (16 bits, transparency, an orientation), and its scores are those of the model; the
     decision is by the threshold that the model keeps, or by the one that is tried."""

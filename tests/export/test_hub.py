@@ -139,6 +139,7 @@ def test_both_scripts_push(hub, tmp_path):
     assert hub.unknown == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "task", [pytest.param("semantic-segmentation", marks=pytest.mark.slow), "instance-segmentation"]
 )

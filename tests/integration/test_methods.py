@@ -243,6 +243,7 @@ def test_a_comparison_goes_on_and_its_encoders_are_timm_checkpoints(small, tmp_p
     assert again["rows"] == run["rows"]
 
 
+@pytest.mark.ci
 def test_results_of_other_settings_are_not_mixed(small):
     small("--only", "scratch")
     with pytest.raises(SystemExit, match="methods.json has results of other settings"):

@@ -21,7 +21,7 @@ from modeling_a2mim.models.detection import A2MIMForObjectDetection
 from ..scientific_images import scene, write_tiffs
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.ci, pytest.mark.usefixtures("one_thread")]
 FAST = ["--use_cpu", "--disable_tqdm", "True", "--per_device_train_batch_size", "4", "--max_steps", "2"]
 SMALL = ["--architecture", "test_convnext", "--image_size", "32", "--mask_patch_size", "8", "--mask_site", "-3"]
 DENSE = [*FAST, "--save_strategy", "no", "--image_size", "64"]

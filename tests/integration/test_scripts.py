@@ -157,6 +157,7 @@ def test_overwriting_leaves_nothing_of_the_other_run(tmp_path, caplog):
     assert json.loads((out / "training.json").read_text())["steps"] == 2
 
 
+@pytest.mark.ci
 def test_what_runs_write_is_known(tmp_path, pretrained, request):
     """Or it would be left when another run overwrites them."""
     request.getfixturevalue("no_pictures").undo()

@@ -16,6 +16,7 @@ from PIL import Image
 from a2mim.__main__ import COMMANDS
 
 
+pytestmark = pytest.mark.ci
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "setup.cfg").is_file())
 
 # Everything of the package that reads a file of its own: recipes, the templates of cards, and who calls them.
@@ -107,7 +108,6 @@ def checked(argv: Sequence[str], found: int, code: int, said: str) -> str:
     return said
 
 
-@pytest.mark.ci
 @pytest.mark.timeout(900)  # two minutes where nothing else runs
 @pytest.mark.few(1)
 def test_the_whole_way(place):

@@ -91,6 +91,7 @@ def segmenter(request, scenes, tmp_path_factory):
     return out, run(*UPERNET, *FAST, *source, "--learning_rate", "1e-3")
 
 
+@pytest.mark.ci
 @pytest.mark.few(2)
 def test_a_segmenter_is_evaluated(segmenter, scenes, renamed, tmp_path, caplog):
     out, trained = segmenter
@@ -213,6 +214,7 @@ def detector(objects, tmp_path_factory):
     return out, found
 
 
+@pytest.mark.ci
 @pytest.mark.few(1)
 def test_a_detector_is_evaluated(detector, objects, tmp_path):
     out, trained = detector

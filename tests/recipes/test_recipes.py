@@ -99,6 +99,7 @@ SMALL_DETECTOR = [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", DENSE)
 def test_two_steps_of_segmentation_and_detection(tmp_path, canvases, name):

@@ -20,6 +20,7 @@ def test_a_layer_counts_once(pretrained, tmp_path, layers):
         finetune(tmp_path / "out", *argv)
 
 
+@pytest.mark.ci
 def test_k_nearest_neighbors_of_several_layers(pretrained, tmp_path):
     argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", "last", "all", "--add_to_card"]
     finetune(tmp_path / "out", "--model_name_or_path", pretrained, *argv)
