@@ -1,6 +1,7 @@
 """Command-line arguments that say where images and labels come from, and how they are augmented."""
 
 import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -86,6 +87,11 @@ class DataArguments:
         if self.dataset_weights is not None and len(self.dataset_weights) != len(sources):
             raise ValueError(
                 f"dataset_weights: there are {len(sources)} sources, but {len(self.dataset_weights)} weights"
+            )
+        if len({os.path.normpath(source or "") for source in sources}) < len(sources):
+            raise ValueError(
+                f"{images_field(self, train=True)}: {' '.join(map(str, sources))} names a source twice, of which "
+                "images that are held out would be trained on; --dataset_weights counts one more than the others"
             )
         if len(sources) > 1 and self.max_train_samples is not None:
             raise ValueError("max_train_samples: cannot be used with several sources")

@@ -21,6 +21,8 @@ from modeling_a2mim.arguments.data import (
         (DataArguments, {"read_retries": -1}, "^read_retries: must be at least 0"),
         (DataArguments, {"max_skipped_ratio": 2.0}, r"^max_skipped_ratio: must be in \[0, 1\]"),
         (DataArguments, {"train_dir": ["a", "b"], "dataset_weights": [1.0]}, "^dataset_weights: there are 2 sources"),
+        (DataArguments, {"train_dir": ["a", "b", "a/"]}, "^train_dir: a b a/ names a source twice"),
+        (DataArguments, {"dataset_name": ["org/a", "org/a"]}, "^dataset_name: org/a org/a names a source twice"),
         (DataArguments, {"train_dir": ["a", "b"], "max_train_samples": 1}, "^max_train_samples: cannot be used with"),
         (PreTrainingDataArguments, {"holdout": 0}, "^holdout: must be at least 1"),
         (PreTrainingDataArguments, {"holdout": 1, "validation_dir": "a"}, "^holdout: give either it or images"),

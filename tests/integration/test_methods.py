@@ -12,7 +12,7 @@ from skimage.feature import hog as reference_hog
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from benchmarks import judging, methods, methods_run, rivals
+from benchmarks import judging, methods, methods_gpu, methods_run, rivals
 from modeling_a2mim import A2MIMConfig, A2MIMModel
 
 
@@ -250,3 +250,14 @@ def test_results_of_other_settings_are_not_mixed(small):
         small("--only", "A2MIM", "--steps", "11")
     with pytest.raises(SystemExit, match=r"^--only: nothing has \['MoCo'\] in its name, such as solar_cells, vit,"):
         small("--only", "MoCo")
+
+
+def test_without_images_earlier_results_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods_gpu, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["methods_gpu.py", "--small", "--output", str(tmp_path / "earlier.json")])
+    (tmp_path / "earlier.json").write_text("earlier")
+    with pytest.raises(
+        SystemExit, match="^no images; first\nsolar_cells: python benchmarks/images.py --sets solar_cells"
+    ):
+        methods_gpu.main()
+    assert (tmp_path / "earlier.json").read_text() == "earlier"
