@@ -233,6 +233,12 @@ def pretrain(
     return model, train(step, make, len(images), schedule, lambda: errors_on(model, test, schedule.bf16))
 
 
+def with_classes(config: A2MIMConfig, classes: int) -> A2MIMConfig:
+    """The configuration of a classifier; the two classes that transformers names by default are not its."""
+    options = {name: value for name, value in config.to_dict().items() if name not in {"id2label", "label2id"}}
+    return A2MIMConfig.from_dict(options, num_labels=classes)
+
+
 def fine_tune(
     config: A2MIMConfig,
     weights: dict[str, torch.Tensor] | None,
@@ -252,7 +258,7 @@ def fine_tune(
     """
     torch.manual_seed(schedule.seed)
     device = images.device
-    model = A2MIMForImageClassification(A2MIMConfig.from_dict(config.to_dict(), num_labels=classes))
+    model = A2MIMForImageClassification(with_classes(config, classes))
     if weights is not None:
         own = {name: weights[name] for name in model.a2mim.plan.names}
         model.a2mim.encoder.load_state_dict(own, strict=False)  # all but the classifier

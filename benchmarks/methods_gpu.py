@@ -1,7 +1,8 @@
 """`methods.py` on one GPU, in 9 minutes, with nothing but torch, timm and transformers: a ResNet-18 and a ViT-Ti at 96
 px, from scratch and pre-trained with SimMIM, A2MIM and SimCLR (`rivals.py`), in bfloat16. All methods get the same
-number of steps, as many as the time allows after what the evaluation takes: fine-tuning with 10, 50 and all labels of
-each class, and linear probes.
+number of steps, as many as the time allows after what the evaluation takes (fine-tuning with 10, 50 and all labels of
+each class, and linear probes), and in no less than half of it. The GPU has to be free: the plan is made from a few
+timed steps.
 
     python benchmarks/images.py        # once, where `pip install elpv-dataset` works
     python benchmarks/methods_gpu.py --output benchmarks/results/methods_gpu.json
@@ -157,7 +158,7 @@ def compare(name: str, data: tuple, clock: Clock, settings: Settings, args):
         if evaluation <= left / 2:
             break
     each = sum(1 / found["steps_per_second"] for found in speeds.values())
-    steps = int(min(settings.most, max(settings.trial, (left - evaluation) / each)))
+    steps = int(min(settings.most, max(settings.trial, (left - min(evaluation, left / 2)) / each)))
     plan = {"steps": steps, "epochs": round(steps * settings.batch_size / len(images), 1), "draws": draws}
     clock.record["plan"][name] = plan | {"batch_size": settings.batch_size}
     print(name, clock.record["plan"][name], flush=True)

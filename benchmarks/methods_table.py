@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.rivals import METHODS
 from modeling_a2mim.evaluation.summary import mean_and_interval, paired_difference
 from modeling_a2mim.utils.tables import markdown_table
 
@@ -21,10 +22,14 @@ COLUMNS = [
 ]
 COMPARED = [*COLUMNS[:5], (NEIGHBORS, "10"), (NEIGHBORS, "50")]
 METRICS = {"auroc": "AUROC", "average_precision": "average precision", "accuracy": "accuracy"}
+ORDER = (SCRATCH, *METHODS)
 HEAD = """Figures of the test images by how the encoder was pre-trained, by labels of each class; mean over draws of
 labels and seeds, with half a 95% interval where there are several. "supervised" has seen all labels in pre-training.
-CPU seconds are those of pre-training, the choice of the rate not counted; the loss is each method's own, the mean of
-the first and of the last 20 steps. BEiT is left out: its tokenizer is in no package."""
+{cost}The loss is each method's own, the mean of the first and of the last 20 steps. BEiT is left out: its tokenizer is
+in no package. {steps} steps of {batch_size} images; {seeds}."""
+COST = "CPU seconds are those of pre-training, the choice of the rate not counted. "
+FINE_TUNED = [(TUNED, labels) for labels in ("10", "50", "all")]
+FROZEN = [*((PROBE, labels) for labels in ("10", "50", "all")), (NEIGHBORS, "50")]
 
 
 def panels(record: dict) -> Iterator[tuple[str, str, dict[str, list[dict]]]]:
@@ -32,9 +37,8 @@ def panels(record: dict) -> Iterator[tuple[str, str, dict[str, list[dict]]]]:
     groups: dict[tuple[str, str], dict[str, list[dict]]] = {}
     for run in record["runs"].values():
         groups.setdefault((run["set"], run["encoder"]), {}).setdefault(run["method"], []).append(run)
-    for (name, encoder), methods in groups.items():
-        first = sorted(methods, key=lambda method: (method != SCRATCH, method == "supervised"))
-        yield name, encoder, {method: methods[method] for method in first}
+    for (name, encoder), methods in sorted(groups.items()):
+        yield name, encoder, {method: methods[method] for method in sorted(methods, key=ORDER.index)}
 
 
 def values(runs: list[dict], column: tuple[str, str], metric: str) -> dict[tuple[int, int], float]:
@@ -63,11 +67,17 @@ def metrics_of(name: str) -> list[str]:
 
 
 def tables(record: dict) -> str:
-    """All tables in Markdown."""
-    parts = [f"{HEAD} {record['settings']['steps']} steps of {record['settings']['batch_size']} images."]
+    """All tables in Markdown: for each set fine-tuning and frozen features, then all figures of each encoder."""
+    timed = record["settings"]["device"] == "cpu"  # processes that share a GPU wait for each other
+    parts = [HEAD.format(cost=COST * timed, seeds=seeds_of(record), **record["settings"])]
+    for name in sorted({run["set"] for run in record["runs"].values()}):
+        own = [(encoder, methods) for of, encoder, methods in panels(record) if of == name]
+        for columns in (FINE_TUNED, FROZEN):
+            parts += [f"{name}, random weights and the difference from them:", overview(name, own, columns)]
     for name, encoder, methods in panels(record):
         for metric in metrics_of(name):
-            head = [f"{METRICS[metric]}, pre-trained by", "CPU s", "loss", *(f"{by}, {n}" for by, n in COLUMNS)]
+            head = [f"{METRICS[metric]}, pre-trained by", *["CPU s"] * timed, "loss"]
+            head += [f"{by}, {labels}" for by, labels in COLUMNS]
             lines = []
             for method, runs in methods.items():
                 trained = [run["pre-training"] for run in runs if "pre-training" in run]
@@ -77,10 +87,39 @@ def tables(record: dict) -> str:
                 ]
                 cells = [list(values(runs, column, metric).values()) for column in COLUMNS]
                 cells = [str(mean_and_interval(found)) if found else "" for found in cells]
-                lines.append([method, seconds, " to ".join(losses), *cells])
+                lines.append([method, *[seconds] * timed, " to ".join(losses), *cells])
             parts += [f"{name}, {encoder}:", markdown_table(head, lines)]
         parts += differences(name, encoder, methods, metrics_of(name)[0])
     return "\n\n".join(parts)
+
+
+def seeds_of(record: dict) -> str:
+    """Which sets and encoders have how many seeds of all methods, and of some."""
+    parts = []
+    for name, encoder, methods in panels(record):
+        counts = [len({run["seed"] for run in runs}) for runs in methods.values()]
+        least, most = min(counts), max(counts)
+        parts.append(f"{name}, {encoder}: {least}" + (f" ({most} of some methods)" if most > least else ""))
+    return "seeds of pre-training: " + "; ".join(parts)
+
+
+def overview(name: str, encoders: list[tuple[str, dict]], columns: list[tuple[str, str]]) -> str:
+    """Each method beside random weights, for several encoders."""
+    metric, rows = metrics_of(name)[0], []
+    head = [f"{METRICS[metric]}, pre-trained by"]
+    head += [f"{encoder}, {by.split(',')[0]}, {labels}" for encoder, _ in encoders for by, labels in columns]
+    for method in ORDER:
+        cells = []
+        for _, methods in encoders:
+            for column in columns:
+                found, base = (values(methods.get(one, []), column, metric) for one in (method, SCRATCH))
+                if method == SCRATCH:
+                    cells.append(f"{np.mean(list(found.values())):.3f}" if found else "")
+                else:
+                    cells.append(difference(base, found))
+        if any(cells):
+            rows.append([method, *cells])
+    return markdown_table(head, rows)
 
 
 def differences(name: str, encoder: str, methods: dict[str, list[dict]], metric: str) -> list[str]:
@@ -120,8 +159,9 @@ def plot(record: dict, path: Path):
                 axes.errorbar(interval.mean, height, xerr=interval.half_width or 0, fmt="o", capsize=3, color=color)
             axes.axvline(found[list(methods).index(SCRATCH)].mean if SCRATCH in methods else 0, color="0.7", zorder=0)
             axes.set_yticks(range(len(methods)), list(methods) if place == 0 else [""] * len(methods))
+            axes.set_ylabel(f"{name}\n{encoder}" if place == 0 else "", fontsize=8)
             axes.invert_yaxis()
-            axes.set_title(f"{name}, {encoder}, {column[1]} labels of each class", fontsize=8)
+            axes.set_title(f"{column[1]} labels of each class", fontsize=8)
             axes.set_xlabel(f"{METRICS[metric]}, fine-tuned", fontsize=8)
             axes.grid(alpha=0.3, axis="x")
     figure.savefig(path, dpi=90)

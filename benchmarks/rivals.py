@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from benchmarks.in_memory import random_views
+from benchmarks.in_memory import random_views, with_classes
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
 from modeling_a2mim.decoders import MultiscaleDecoder
 from modeling_a2mim.key_layouts import timm_weights
@@ -424,7 +424,7 @@ class Supervised(Method):
 
     def __init__(self, config, steps, classes: int):
         super().__init__(config, steps)
-        self.model = A2MIMForImageClassification(A2MIMConfig.from_dict(config.to_dict(), num_labels=classes))
+        self.model = A2MIMForImageClassification(with_classes(config, classes))
         self.a2mim = self.model.a2mim
 
     def inputs(self, pixels, labels, generator):

@@ -12,7 +12,7 @@ from skimage.feature import hog as reference_hog
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from benchmarks import judging, methods, methods_gpu, methods_run, rivals
+from benchmarks import judging, methods, methods_gpu, methods_run, methods_table, rivals
 from modeling_a2mim import A2MIMConfig, A2MIMModel
 
 
@@ -241,6 +241,31 @@ def test_a_comparison_goes_on_and_its_encoders_are_timm_checkpoints(small, tmp_p
     (tmp_path / "methods.json").write_text(json.dumps(record))
     again = small("--only", "SimCLR")["runs"]["solar_cells, vit, SimCLR, 0"]
     assert again["rows"] == run["rows"]
+
+
+def test_methods_are_beside_random_weights():
+    def run(encoder, method, accuracies):
+        rows = [{"by": "fine-tuning", "labels": "10", "draw": n, "accuracy": a} for n, a in enumerate(accuracies)]
+        return {"set": "fashion_mnist", "encoder": encoder, "method": method, "seed": 0, "rows": rows}
+
+    runs = [run("vit", "MAE", [0.7]), run("cnn", "A2MIM", [0.3, 0.5]), run("cnn", "scratch", [0.2, 0.4])]
+    record = {"runs": dict(enumerate([*runs, run("vit", "scratch", [0.5])]))}
+    of = [(encoder, methods) for _, encoder, methods in methods_table.panels(record)]
+    assert [encoder for encoder, _ in of] == ["cnn", "vit"]
+    assert methods_table.overview("fashion_mnist", of, [("fine-tuning", "10")]).splitlines() == [
+        "| accuracy, pre-trained by | cnn, fine-tuning, 10 | vit, fine-tuning, 10 |",
+        "|---|---|---|",
+        "| scratch | 0.300 | 0.500 |",
+        "| A2MIM | **+0.100 ± 0.000** |  |",
+        "| MAE |  | +0.200 |",
+    ]
+    for number, method in enumerate(("A2MIM", "scratch")):  # a second seed of the CNN
+        record["runs"][f"second {number}"] = run("cnn", method, [0.1]) | {"seed": 1}
+    assert methods_table.seeds_of(record) == "seeds of pre-training: fashion_mnist, cnn: 2; fashion_mnist, vit: 1"
+    record["runs"].pop("second 1")
+    assert methods_table.seeds_of(record).startswith(
+        "seeds of pre-training: fashion_mnist, cnn: 1 (2 of some methods);"
+    )
 
 
 @pytest.mark.ci
