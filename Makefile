@@ -101,7 +101,8 @@ dense: $(VENV)/installed  ## the same for segmentation and detection (an hour an
 # Of the classifiers that `make transfer` fine-tuned on all labels; goes on where it was stopped.
 INTERACTIONS = HF_HUB_OFFLINE=1 $(BIN)/python -m modeling_a2mim.analysis.interactions
 interactions: $(VENV)/installed  ## interaction strength of a CNN and a ViT by how they started (half an hour on 2 cores)
-	for kind in CNN ViT; do $(INTERACTIONS) transfer/$$kind-scratch-all-tuned/seed-0 transfer/$$kind-SimMIM-all-tuned/seed-0 \
+	for kind in CNN ViT; do rm -f benchmarks/results/interactions/$$kind/interactions.*; \
+		$(INTERACTIONS) transfer/$$kind-scratch-all-tuned/seed-0 transfer/$$kind-SimMIM-all-tuned/seed-0 \
 		transfer/$$kind-A2MIM-all-tuned/seed-0 --names "$$kind from scratch" "$$kind SimMIM" "$$kind A2MIM" --grid 8 \
 		--images 20 --pairs 20 --contexts 10 --out benchmarks/results/interactions/$$kind || exit 1; done
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.interactions --rounds 4 --draws 4 \

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +29,11 @@ from ..data.columns import find_column
 from ..data.dataset import ImageSamples
 from ..data.decoding import load_pixels
 from ..data.formats.listing import list_images
-from ..data.loading import find_validation_split, load_images
+from ..data.image_statistics import kinds_of_first, refuse_bytes
+from ..data.loading import find_validation_split, has_card, load_images, local_path
 from ..data.pages import PagesSource, with_pages
 from ..data.pixel_spec import PixelSpec, given_as
-from ..data.sources import DatasetSource, RowSource
+from ..data.sources import DatasetSource, RowsOf, RowSource
 from ..data.transforms import FineTuneTransform, PreTrainTransform
 from ..encoders.timm_config import is_timm
 from ..export.folder import timm_pretrained_cfg
@@ -40,6 +43,8 @@ from ..pretrained import CLASSIFIERS, find_file, folder_or_id, open_pretrained
 from ..utils.labels import label_names
 from ..utils.value_range import SAMPLES, ValueRange
 
+
+logger = logging.getLogger("a2mim")
 
 ENCODERS = (A2MIMConfig.model_type, "timm_backbone")  # types of backbones that hold an encoder of timm
 DTYPES: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -118,7 +123,7 @@ def load_model(
         ValueError: naming the source, if there is no such model.
     """
     source = folder_or_id(source)
-    name, classifier = name or Path(source).resolve().name, kind == "classifier"
+    name, classifier = name or name_of(source), kind == "classifier"
     if kind == "pretraining":
         pretrained = load_pretraining_model(source, **hub_kwargs)
         return NamedModel(name, pretrained.eval(), PreTrainTransform(pretrained.config, train=False))
@@ -191,24 +196,42 @@ def holds_classifier(source: str, data: dict[str, Any], **hub_kwargs: Any) -> bo
     return "ForImageClassification" in (data.get("architectures") or [""])[0]
 
 
-def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:
-    """The models that a command names, on its device.
+def name_of(source: str) -> str:
+    """What a model is called if nothing else is said: the last part of its folder or id."""
+    return Path(folder_or_id(source)).resolve().name
+
+
+def model_names(args: argparse.Namespace) -> list[str]:
+    """What the models of a command are called.
 
     Raises:
         ValueError: if two have the same name, or there are more names than models.
     """
     if args.names is not None and len(args.names) != len(args.models):
         raise ValueError(f"names: expected one for each of {len(args.models)} models, got {len(args.names)}")
+    names = args.names or [name_of(source) for source in args.models]
+    if alike := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"names: there are several models called {alike[0]}; give each one a name with --names")
+    return names
+
+
+def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedModel]:
+    """The models that a command names, on its device.
+
+    Raises:
+        ValueError: if nothing can be computed on the device, two models have the same name, there are more names than
+            models, or a revision is given of models that are all on this machine.
+    """
+    check_device(args.device)
+    names = model_names(args)
     for source in args.models[1:]:
         if Path(source).is_file() or (Path(source).is_dir() and not any(Path(source).rglob("config.json"))):
             raise ValueError(f"models: {source} is here, but is no model; images are given with --dataset")
+    if args.revision is not None and all(os.path.exists(os.path.expanduser(source)) for source in args.models):
+        raise ValueError("revision: is of models on the Hub, and all of these are on this machine; leave it out")
     models = [
-        load_model(source, name, kind, revision=args.revision)
-        for source, name in zip(args.models, args.names or [None] * len(args.models), strict=True)
+        load_model(source, name, kind, revision=args.revision) for source, name in zip(args.models, names, strict=True)
     ]
-    names = [named.name for named in models]
-    if alike := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"names: there are several models called {alike[0]}; give each one a name with --names")
     for named in models:
         named.model.to(args.device or best_device())
     return models
@@ -217,6 +240,21 @@ def load_models(args: argparse.Namespace, kind: str = "encoder") -> list[NamedMo
 def best_device() -> str:
     """Where models run if nothing else is said."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: str | torch.device | None):
+    """Refuse a device on which nothing can be computed here.
+
+    Raises:
+        ValueError: naming `device`.
+    """
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # its type depends on the kind of device
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"device: {device} cannot be used here; leave it out, or give cpu ({first})") from error
 
 
 @dataclass
@@ -236,27 +274,33 @@ class Images:
         """The images that a command names, as these models take them: for those of which each page is an image, pages.
 
         Raises:
-            ValueError: naming what is missing.
+            ValueError: naming what is missing or has no effect; `value_range`, if the images are of 8 bits and a model
+                keeps a range that they do not fill.
         """
-        if args.images < 1:
+        if args.images is not None and args.images < 1:
             raise ValueError(f"images: must be at least 1, got {args.images}")
-        if files := getattr(args, "files", None):
-            for file in files:
-                if not Path(file).is_file():
-                    raise ValueError(f"files: there is no file {file}")
-            found = _with_pages(list_images(files, "files"), models, "image", None)
-            return cls(found, list(range(len(found))), "image", seed=args.seed)
-        split = args.split or find_validation_split(args.dataset, args.dataset_config_name) or "train"
-        dataset = load_images(args.dataset, split, config_name=args.dataset_config_name, streaming=args.streaming)
-        image_column = find_column(dataset, Image, args.image_column_name, "image_column_name")
+        files = getattr(args, "files", None)
         label_column = names = None
+        dataset: datasets.Dataset | RowSource
+        if files:
+            dataset, image_column = _listed(args, files), "image"
+        else:
+            check_config_name(args)
+            split = args.split or find_validation_split(args.dataset, args.dataset_config_name) or "train"
+            dataset = load_images(args.dataset, split, config_name=args.dataset_config_name, streaming=args.streaming)
+            image_column = find_column(dataset, Image, args.image_column_name, "image_column_name")
         if labelled:
             label_column = find_column(dataset, ClassLabel, args.label_column_name, "label_column_name")
             names = getattr(dataset.features[label_column], "names", None)
         dataset = _with_pages(dataset, models, image_column, label_column)
-        count = min(args.images, len(dataset))
-        rows = np.sort(np.random.default_rng(args.seed).choice(len(dataset), count, replace=False))
-        return cls(dataset, rows.tolist(), image_column, label_column, names, args.seed)
+        count = args.images or (len(dataset) if files else args.default_images)
+        if count > len(dataset):
+            logger.warning("images: %d, as there are no more", len(dataset))
+        drawn = np.random.default_rng(args.seed).choice(len(dataset), min(count, len(dataset)), replace=False)
+        images = cls(dataset, np.sort(drawn).tolist(), image_column, label_column, names, args.seed)
+        for named in models:
+            images.check_bytes(named)
+        return images
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -266,6 +310,20 @@ class Images:
         columns = (None, None) if isinstance(self.dataset, PagesSource) else (self.image_column, self.label_column)
         samples = ImageSamples(self.dataset, named.transform, *columns, self.seed)
         return (sample for row in self.rows for sample in samples.__getitems__([row]))
+
+    def check_bytes(self, named: NamedModel):
+        """Refuse images of 8 bits for a model that keeps a range that they do not fill.
+
+        Raises:
+            ValueError: naming `value_range`.
+        """
+        spec = getattr(named.transform, "spec", None)
+        if spec is None or spec.value_range is None:
+            return
+        source = self.dataset if isinstance(self.dataset, RowSource) else DatasetSource(self.dataset)
+        source = source if isinstance(source, PagesSource) else source.select(self.image_column)
+        kinds = kinds_of_first(RowsOf(source, self.rows), spec)
+        refuse_bytes(kinds, spec.value_range, f"give {named.name} images like those that it was trained on")
 
     def classes(self, named: NamedModel, labels: str) -> list[int] | None:
         """For each label of the dataset the class of a model.
@@ -286,6 +344,28 @@ class Images:
                 "--labels index the numbers are taken, with --labels predicted what each model says of the whole image"
             )
         return [place[name] for name in self.names]
+
+
+def _listed(args: argparse.Namespace, files: Sequence[str]) -> datasets.Dataset:
+    """Image files as a dataset. Raises ValueError naming one that is not there, or what has no effect on them."""
+    for name in ("dataset", "dataset_config_name", "split", "streaming", "image_column_name"):
+        if getattr(args, name):
+            raise ValueError(f"{name}: has no effect beside --files, which are the images; leave one of them out")
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"files: there is no file {file}")
+    return list_images(files, "files")
+
+
+def check_config_name(args: argparse.Namespace):
+    """Refuse a configuration of images that have none. Raises ValueError naming `dataset_config_name`."""
+    if args.dataset is None or args.dataset_config_name is None:
+        return
+    path = local_path(args.dataset)
+    if path.exists() and not (path.is_dir() and has_card(path)):
+        raise ValueError(
+            f"dataset_config_name: is of a dataset on the Hub, and {args.dataset} is on this machine; leave it out"
+        )
 
 
 def _with_pages(

@@ -26,7 +26,8 @@ from ..encoders.sites import block_layouts
 from ..export.record import versions
 from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
-from .comparison import DTYPES, Images, load_models
+from .comparison import DTYPES, Images, load_models, model_names
+from .results import ResultFiles
 
 
 COLUMNS = 4  # panels in a row, where each model has its own
@@ -34,6 +35,7 @@ COLUMNS = 4  # panels in a row, where each model has its own
 
 logger = logging.getLogger("a2mim")
 
+RESULTS = ResultFiles("fourier.json", "fourier.png")
 LEAST = 1e-6  # added to amplitudes before the logarithm, as in the authors' code
 
 
@@ -217,6 +219,8 @@ class _Layers:
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
+    names = model_names(args)
+    RESULTS.check(args.out, names, args.overwrite)
     models = load_models(args)
     images = Images.open(args, models=models)
     results = {}
@@ -231,8 +235,9 @@ def compare(args: argparse.Namespace):
         )
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"models": {name: result.to_dict() for name, result in results.items()}, "versions": versions()}
-    write_json(args.out / "fourier.json", record)
-    fourier_figure(results, args.out / "fourier.png")
+    RESULTS.remove(args.out, names)
+    write_json(args.out / RESULTS.record, record)
+    fourier_figure(results, args.out / RESULTS.figure)
     logger.info("written to %s", args.out)
 
 

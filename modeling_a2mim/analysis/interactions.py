@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from ..export.record import versions
-from ..utils.files import safe_name, write_json
+from ..utils.files import write_json
 from ..utils.plotting import LONGEST_LABEL, new_figure, short_names
 from ..utils.tables import markdown_table
-from .comparison import DTYPES, Images, load_models
+from .comparison import DTYPES, Images, load_models, model_names
 from .measurement import interaction_strength
+from .results import ResultFiles
 from .strength import InteractionSettings, InteractionStrength, rounded
 
 
 logger = logging.getLogger("a2mim")
+
+RESULTS = ResultFiles("interactions.json", "interactions.png", ".npz", goes_on=True)
 
 
 def compare(args: argparse.Namespace):
@@ -31,10 +34,15 @@ def compare(args: argparse.Namespace):
     """
     names = [field.name for field in fields(InteractionSettings)]
     settings = InteractionSettings(**{name: getattr(args, name) for name in names})
+    if args.labels == "predicted" and args.label_column_name is not None:
+        raise ValueError("label_column_name: has no effect with --labels predicted; leave one of them out")
+    RESULTS.check(args.out, model_names(args), args.overwrite)
     models = load_models(args, "classifier")
     images = Images.open(args, labelled=args.labels != "predicted", models=models)
     classes = [images.classes(named, args.labels) for named in models]
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.overwrite:
+        RESULTS.remove(args.out, [named.name for named in models])
     results = {}
     for named, known in zip(models, classes, strict=True):
         samples, counterpart = itertools.tee(images.samples(named))
@@ -46,7 +54,7 @@ def compare(args: argparse.Namespace):
             batch_size=args.batch_size,
             dtype=DTYPES[args.dtype],
             interval_width=args.interval_width,
-            resume=args.out / f"{safe_name(named.name)}.npz",
+            resume=args.out / RESULTS.of_model(named.name),
             description=named.name,
             total=len(images),
         )
@@ -60,8 +68,8 @@ def compare(args: argparse.Namespace):
             }
             for name, result in others
         }
-    write_json(args.out / "interactions.json", {**record, "versions": versions()})
-    interaction_figure(results, args.out / "interactions.png")
+    write_json(args.out / RESULTS.record, {**record, "versions": versions()})
+    interaction_figure(results, args.out / RESULTS.figure)
     print(interaction_table(results))
     logger.info("written to %s", args.out)
 

@@ -23,6 +23,7 @@ from .strength import RATIOS, InteractionSettings, InteractionStrength
 
 logger = logging.getLogger("a2mim")
 
+ELSE = "; name another file (another --out), or remove it (--overwrite)"
 LEAST_IMAGES = 10  # before an interval is narrow enough
 
 
@@ -189,7 +190,7 @@ class _Measurement:
             group_digests = [_digest(*pair) for pair in zip(images, labels, strict=True)]
             known = self.known["digests"][self.images : self.images + len(group)].tolist()
             if known != group_digests[: len(known)]:
-                raise ValueError(f"resume: {self.file.name} is a measurement of other images or labels")
+                raise ValueError(f"resume: {self.file.name} is a measurement of other images or labels{ELSE}")
         numbers = range(self.images, self.images + len(group))
         fresh = [n for n in numbers if self.known is None or n >= len(self.known["digests"])]
         for number in numbers:
@@ -260,7 +261,7 @@ class _Measurement:
         own = json.loads(self._identity)
         other = [name for name in own if own[name] != identity.get(name)]
         if other:
-            raise ValueError(f"resume: {self.file} was measured with other {', '.join(other)}; name another file")
+            raise ValueError(f"resume: {self.file} was measured with other {', '.join(other)}{ELSE}")
         return known
 
     def _write(self):

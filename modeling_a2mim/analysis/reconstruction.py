@@ -21,10 +21,11 @@ from ..evaluation.baselines import mean_guess
 from ..export.record import versions
 from ..masking import fill_masked, pixel_mask
 from ..modeling_a2mim import A2MIMForPreTraining
-from ..utils.files import atomic_write, safe_name, write_json
+from ..utils.files import atomic_write, write_json
 from ..utils.plotting import LONGEST_LABEL, caption_font, drawable, new_figure, short_names, to_pil_image
 from ..utils.value_range import ValueRange
-from .comparison import DTYPES, Images, load_models
+from .comparison import DTYPES, Images, load_models, model_names
+from .results import ResultFiles
 
 
 logger = logging.getLogger("a2mim")
@@ -34,6 +35,7 @@ MEAN_GUESS = {"pixels": "mean fill", "normalised": "cells' means"}  # what it is
 CELL = 112  # pixels of the shorter side of an image in a panel, at least
 MOST_SHOWN = 16
 SSIM_WINDOW = 11  # pixels
+RESULTS = ResultFiles("reconstruction.json", "spectrum.png", ".png")
 
 
 @torch.no_grad()
@@ -217,6 +219,7 @@ def plot_reconstructions(
 
 def compare(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming the argument that cannot be."""
+    RESULTS.check(args.out, model_names(args), args.overwrite)
     models = load_models(args, "pretraining")
     images = Images.open(args, models=models)
     for named in models:
@@ -225,8 +228,7 @@ def compare(args: argparse.Namespace):
             named.transform = PreTrainTransform(with_mask_ratio(config, args.mask_ratio), train=False)
         if args.display_channels is not None:  # which may be none of this model's
             with_settings_of(cast(A2MIMForPreTraining, named.model).config, display_channels=args.display_channels)
-    args.out.mkdir(parents=True, exist_ok=True)
-    record, spectra, dtype = {}, {}, DTYPES[args.dtype]
+    record, spectra, pictures, dtype = {}, {}, {}, DTYPES[args.dtype]
     for named in models:
         model, mask_ratio = (
             cast(A2MIMForPreTraining, named.model),
@@ -246,12 +248,9 @@ def compare(args: argparse.Namespace):
         found = {name: torch.cat(values) for name, values in parts.items()}
         title = f"{named.name}, mask ratio {mask_ratio:g}, seed {args.seed}"
         shown = {name: value[:MOST_SHOWN] for name, value in found.items()}
-        with atomic_write(args.out / f"{safe_name(named.name)}.png") as temporary:
-            displayed, stretch = args.display_channels or model.config.display_channels, model.config.value_range
-            guess = MEAN_GUESS[model.config.target]
-            panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None, guess).save(
-                temporary, "PNG"
-            )
+        displayed, stretch = args.display_channels or model.config.display_channels, model.config.value_range
+        guess = MEAN_GUESS[model.config.target]
+        pictures[named.name] = panel(shown, quality[:MOST_SHOWN], title, None, displayed, stretch is not None, guess)
         spectra[named.name] = error_spectrum(found)
         originals = power_spectrum(found["original"])
         record[named.name] = {
@@ -265,8 +264,13 @@ def compare(args: argparse.Namespace):
             ),
         }
         logger.info("%s: %s", named.name, ", ".join(f"{k} {v}" for k, v in record[named.name]["mean"].items()))
-    write_json(args.out / "reconstruction.json", {"models": record, "versions": versions()})
-    spectrum_figure(spectra, originals, args.out / "spectrum.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    RESULTS.remove(args.out, pictures)
+    for name, picture in pictures.items():
+        with atomic_write(args.out / RESULTS.of_model(name)) as temporary:
+            picture.save(temporary, "PNG")
+    write_json(args.out / RESULTS.record, {"models": record, "versions": versions()})
+    spectrum_figure(spectra, originals, args.out / RESULTS.figure)
     logger.info("written to %s", args.out)
 
 

@@ -74,8 +74,9 @@ def embed(args: argparse.Namespace):
     from .. import __version__
     from ..arguments.model import probe_layer
     from ..data.fingerprints import fingerprint_of_images
-    from ..inference.embedding import ALL, STAGES, embedder, layer_names
-    from ..inference.images import InferenceImages
+    from ..inference.embedding import ALL, STAGES, check_once, embedder, layer_names
+    from ..inference.images import InferenceImages, open_every_image
+    from ..inference.options import check_device
     from ..inference.parts import parts_of
     from ..inference.running import process_state
     from ..inference.similar_images import Collection, check_results, open_queries, write_results
@@ -84,13 +85,14 @@ def embed(args: argparse.Namespace):
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     state = process_state(args.device)
+    check_device(args.device)
     if not state.is_main_process:
         logger.setLevel(logging.WARNING)
     check_numbers(args)
     check_images(args)
     if args.probe_layers is not None:
-        for layer in args.probe_layers:
-            probe_layer(layer)  # refuses other names than its own
+        # Refuses other names than its own
+        check_once([probe_layer(layer) for layer in args.probe_layers], args.probe_layers, "probe_layers")
         if ALL in args.probe_layers and len(args.probe_layers) > 1:
             raise ValueError(f"probe_layers: {ALL} is read alone, got {' '.join(args.probe_layers)}")
         args.layer = [STAGES if layer == ALL else layer for layer in args.probe_layers]
@@ -127,6 +129,8 @@ def embed(args: argparse.Namespace):
         "version": __version__,
     }
     asked = None if args.query is None else open_queries(args.query, model.transform)
+    for file in args.query or ():
+        check_bytes(args, open_every_image([file]), model.transform.spec)
     described = "{model} ({architecture}), layer {layer}, {dim} features".format(**metadata)
     logger.info("model: %s; images: %d", described, len(images))
     if used:

@@ -63,12 +63,37 @@ def check_bytes(args: argparse.Namespace, source: Any, spec: Any):
 
 
 def check_images(args: argparse.Namespace):
-    """Refuse flags that would have no effect on what is named. Raises ValueError naming one."""
+    """Refuse flags that would have no effect on what is named, and a file that would be taken for images. Raises
+    ValueError naming one."""
     from ..inference.options import check_local
 
     check_local(
         args.model, args.images, args.revision, args.dataset_revision, args.dataset_config_name, split=args.split
     )
+    check_apart(args)
+
+
+def check_apart(args: argparse.Namespace):
+    """Refuse a file in a folder of images that would be taken for one of them, or for a shard of them, the next time.
+
+    Raises:
+        ValueError: naming `out`.
+    """
+    from ..data.formats.census import IMAGES, Census, format_of
+    from ..data.formats.image_folders import LeftOut, walk
+    from ..data.loading import local_path
+    from ..utils.files import folder_around
+
+    kind = format_of(args.out.name)
+    for name in args.images:
+        path = local_path(name)
+        if kind is None or not folder_around(args.out, path):
+            continue
+        if kind in (IMAGES, Census.of(walk(str(path), LeftOut(str(path)))).choose(str(path), log=False)[0]):
+            raise ValueError(
+                f"out: {args.out} lies where the images are read from ({name}), and would be taken for images the "
+                "next time; name a file outside"
+            )
 
 
 def open_images(args: argparse.Namespace) -> Any:

@@ -15,7 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
         images=8,
         seed="images and masks",
     )
-    parser.add_argument("--files", nargs="+", help="images to reconstruct, in place of a dataset")
+    parser.add_argument(
+        "--files", nargs="+", help="images to reconstruct, in place of a dataset; all, or as many as --images says"
+    )
     parser.add_argument(
         "--display_channels", type=int, nargs="+", help="one or three channels to show, from 1 (default: the model's)"
     )

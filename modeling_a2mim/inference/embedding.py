@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, load_model
+from ..analysis.comparison import DTYPES, NamedModel, ProcessorTransform, check_device, load_model
 from ..data.transforms import FineTuneTransform
 from ..export.folder import timm_pretrained_cfg
 from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, find_core
@@ -111,7 +111,7 @@ class TimmReader:
     """Features of a timm encoder, one tensor (images, features) for each layer.
 
     Raises:
-        ValueError: naming `layer`, if it has none of that name or index.
+        ValueError: naming `layer`, if it has none of that name or index, or one is named twice.
     """
 
     def __init__(self, core: A2MIMModel, layers: list[str | int]):
@@ -132,6 +132,7 @@ class TimmReader:
             else:
                 named: dict[str | int, Layer] = {POOLED: None, LAST: -1, STAGES: EVERY_STAGE}
                 self._indices.append(layer_index(core, named[layer] if layer in named else int(layer)))
+        check_once(self._indices, layers)
 
     def __call__(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         found = layer_features(self.core, pixel_values, self._indices) if self._indices else []
@@ -229,7 +230,7 @@ def layer_names(layer: str | int | Sequence[str | int]) -> list[str | int]:
     """Layers as they are given, one or several (a string may name several, with spaces between), as names and numbers.
 
     Raises:
-        ValueError: naming `layer`, if one is neither, or one of `ALONE` is not alone.
+        ValueError: naming `layer`, if one is neither or named twice, or one of `ALONE` is not alone.
     """
     given = [layer] if isinstance(layer, int) else layer.split() if isinstance(layer, str) else list(layer)
     names: list[str | int] = []
@@ -243,7 +244,22 @@ def layer_names(layer: str | int | Sequence[str | int]) -> list[str | int]:
             raise ValueError(f"{NO_INDEX}{name!r}") from None
     if not names or (len(names) > 1 and not set(ALONE).isdisjoint(names)):
         raise ValueError(f"{NO_INDEX}{' '.join(map(str, names)) or 'none'}")
+    check_once([-1 if name == LAST else name for name in names], names)
     return names
+
+
+def check_once(meant: Sequence[Layer], names: Sequence[str | int], field: str = "layer"):
+    """Refuse a layer that is named twice, whose features would be written twice.
+
+    Args:
+        meant: the layers, each the same whatever it is called.
+        names: as they were given.
+
+    Raises:
+        ValueError: beginning with `field`.
+    """
+    if len(set(meant)) < len(meant):
+        raise ValueError(f"{field}: {' '.join(map(str, names))} names one of them twice")
 
 
 def embedder(
@@ -269,11 +285,13 @@ def embedder(
         loading: of a model that is not loaded yet: `value_range`, `pages`, `revision`, `token` (see `load_model`).
 
     Raises:
-        ValueError: naming the model if it cannot be loaded, `layer` if it has no such layer, or `dtype`.
+        ValueError: naming the model if it cannot be loaded, `layer` if it has no such layer or one is named twice,
+            `dtype`, or `device`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {', '.join(DTYPES)}, got {dtype}")
     layer_names(layer)
+    check_device(device)
     named = source if isinstance(source, NamedModel) else load_model(source, partial=True, **loading)
     if device is not None:
         named.model.to(device)

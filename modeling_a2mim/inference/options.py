@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..analysis.comparison import DTYPES
+from ..analysis.comparison import DTYPES, check_device
 from ..data.loading import has_card, local_path
 from ..data.reading import is_remote
 from .images import is_saved
@@ -70,21 +70,6 @@ class RunOptions:
         dtype = DTYPES[self.dtype]
         with torch.inference_mode(), torch.autocast(self.place.type, dtype=dtype, enabled=dtype is not None):
             yield
-
-
-def check_device(device: str | None):
-    """Refuse a device on which nothing can be computed here.
-
-    Raises:
-        ValueError: naming `device`.
-    """
-    if device is None:
-        return
-    try:
-        torch.zeros(1, device=device).cpu()
-    except Exception as error:  # its type depends on the kind of device
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"device: {device} cannot be used here; leave it out, or give cpu ({first})") from error
 
 
 def check_local(

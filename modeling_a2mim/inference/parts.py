@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..utils.files import atomic_write, sync, write_json
+from ..utils.files import atomic_write, is_there, sync, write_json
 
 
 MANIFEST = "manifest.json"
@@ -136,11 +136,6 @@ def check_out(path: Path, formats: tuple[str, ...], overwrite: bool):
 def parts_of(path: Path) -> Path:
     """The folder of the parts of a table."""
     return path.with_name(f"{path.name}.parts")
-
-
-def is_there(path: Path) -> ValueError:
-    """What to say of a file that is not to be replaced."""
-    return ValueError(f"out: {path} is there already; give --overwrite to replace it")
 
 
 def rows_in_part(num_rows: int, most: int = ROWS_IN_PART) -> int:

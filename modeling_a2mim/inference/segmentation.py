@@ -22,11 +22,12 @@ from ..data.decoding import is_image_file
 from ..data.fingerprints import fingerprint_of_images
 from ..data.sources import RowSource
 from ..tasks.segmentation.maps import colours
+from ..utils.files import is_there
 from .dense import DenseTransform, Sample, of_one_size
 from .images import InferenceImages
 from .models import TrainedModel, unique_names
 from .options import RunOptions, ready
-from .parts import PartedTable, check_out, is_there, parts_of, rows_in_part
+from .parts import PartedTable, check_out, parts_of, rows_in_part
 from .prediction import Prediction, check_finite
 from .running import ERROR, fingerprint_of_model, process_state, run_over
 

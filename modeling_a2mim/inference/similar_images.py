@@ -156,6 +156,9 @@ def write_results(
     Returns:
         What was written.
     """
+    for path, is_wanted in results(out, queries is not None, threshold is not None).items():
+        if is_wanted and path.exists():
+            logger.info("%s: is replaced", path)
     written: list[Path] = []
     parts: list[tuple[str, Iterable[Group]]] = []
     shown = 0
@@ -232,23 +235,25 @@ def check_results(out: Path, neighbors: bool, duplicates: bool, overwrite: bool,
         ValueError: naming `out`, if a file of the same name is something else and not to be overwritten, or would stay
             beside other embeddings than those it was made of.
     """
-    wanted = {
-        page_file(out): neighbors or duplicates,
-        neighbors_file(out): neighbors,
-        duplicates_file(out): duplicates,
-    }
-    for path, is_wanted in wanted.items():
+    for path, is_wanted in results(out, neighbors, duplicates).items():
         if not path.exists():
             continue
         if is_wanted and (path.is_dir() or not (overwrite or _is_result(out, path))):
             raise ValueError(f"out: {path} would be replaced, and was not written by a2mim embed")
-        if is_wanted:
-            logger.info("%s: will be replaced", path)
-        elif anew and not overwrite and _is_result(out, path):
+        if not is_wanted and anew and not overwrite and _is_result(out, path):
             raise ValueError(
                 f"out: {path} is there, of vectors that were written before; give --overwrite, which removes it, or "
                 "another --out"
             )
+
+
+def results(out: Path, neighbors: bool, duplicates: bool) -> dict[Path, bool]:
+    """The page and the tables beside a file of embeddings, and whether each is to be written."""
+    return {
+        page_file(out): neighbors or duplicates,
+        neighbors_file(out): neighbors,
+        duplicates_file(out): duplicates,
+    }
 
 
 def remove_results(out: Path) -> list[Path]:

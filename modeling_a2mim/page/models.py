@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..analysis.comparison import NamedModel, holds_classifier, load_model, read_config
+from ..analysis.comparison import NamedModel, check_device, holds_classifier, load_model, read_config
 from ..pretrained import PRETRAINING_CONFIG, find_file, folder_or_id
 from .uploads import as_seen
 
@@ -41,11 +41,13 @@ def open_models(sources: Sequence[str], names: Sequence[str] | None = None, devi
     Args:
         sources: folders, or ids on the Hub.
         names: what to call them; the last part of each, if not given.
+        device: where they are to run.
 
     Raises:
         ValueError: naming the source that is no model or takes images that nobody can upload; naming `names`, if
-            there are more or fewer than models, or two are the same.
+            there are more or fewer than models, or two are the same; naming `device`, if it cannot be used.
     """
+    check_device(device)
     if names is not None and len(names) != len(sources):
         raise ValueError(f"names: expected one for each of {len(sources)} models, got {len(names)}")
     names = [Path(source).resolve().name for source in sources] if names is None else names

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..analysis.comparison import check_device
 from ..data.decoding import BrokenImage
 from ..data.display import display_image
 from ..inference.embedding import Embedder, embedder, nearest, read_embeddings
@@ -33,7 +34,7 @@ class NeighborIndex:
 
     Raises:
         ValueError: naming `embeddings`, if none of the models made them; naming `images`, if they are others than
-            those that were embedded.
+            those that were embedded; naming `device`, if it cannot be used.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class NeighborIndex:
         device: str = "cpu",
         **options: Any,
     ):
+        check_device(device)
         self.files, self.vectors, metadata = read_embeddings(path)
         if not self.files:
             raise ValueError(f"embeddings: {path} holds no image that could be read")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE
 from ..pretrained import PRETRAINING_FOLDER
+from ..utils.files import folder_around
 from .checkpoints import checkpoints_in, resumes
 
 
@@ -19,6 +20,7 @@ FINISHED = ("model.safetensors", RECORD_FILE)  # one of which every export has, 
 WRITTEN = (
     *(*NEEDED, *PICTURES, PROCESSOR, RECORD_FILE, PRETRAINING_FOLDER, EVAL_RESULTS_FOLDER),
     *(METRICS, RECONSTRUCTIONS, ERRORS, "errors.csv", "predictions.txt", "results.json", "results.md", "run.yaml"),
+    *("settings.json", "evaluation.yaml", "evaluation_pictures"),
     *(f"corruptions.{kind}" for kind in ("json", "md", "png")),
     *("trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"),
 )
@@ -88,26 +90,14 @@ def check_apart(output_dir: str | os.PathLike, data: dict[str, Collection[str | 
             folder = Path(name or "").expanduser()
             if name is None or not folder.is_dir():
                 continue
-            links = [Path(entry.path) for entry in os.scandir(folder) if _leads(entry)]
-            for place in (folder, *links):
-                if any(_same(place, parent) for parent in (output, *output.parents)):
-                    raise ValueError(
-                        f"output_dir: {output_dir} lies in {place} (--{field}), where the figures that a run writes "
-                        "would become its images; name a folder outside"
-                    )
+            if place := folder_around(output, folder):
+                raise ValueError(
+                    f"output_dir: {output_dir} lies in {place} (--{field}), where the figures that a run writes "
+                    "would become its images; name a folder outside"
+                )
             written = [output / RECONSTRUCTIONS, *(_left(output) if overwrite else [])]
             if inside := next((p for p in written if folder.resolve().is_relative_to(p.resolve())), None):
                 raise ValueError(f"{field}: {name} lies in {inside}, which the run writes or deletes; move the images")
-
-
-def _leads(entry: os.DirEntry) -> bool:
-    """Whether it is a link to a folder."""
-    return entry.is_symlink() and entry.is_dir()
-
-
-def _same(one: Path, two: Path) -> bool:
-    """Whether two paths are one folder, however they are spelled."""
-    return two.exists() and os.path.samefile(one, two)
 
 
 def clear_output_dir(output_dir: str | os.PathLike):

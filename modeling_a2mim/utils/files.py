@@ -100,6 +100,26 @@ def sync(path: Path):
         os.close(descriptor)
 
 
+def is_there(path: Path) -> ValueError:
+    """What to say of a file that is not to be replaced."""
+    return ValueError(f"out: {path} is there already; give --overwrite to replace it")
+
+
+def folder_around(path: str | os.PathLike, folder: str | os.PathLike) -> Path | None:
+    """The folder, or one that a link in it leads to, in which a path lies (or which it is), however they are spelled;
+    `None` if it lies in none of them, or there is no such folder."""
+    place, folder = Path(path).expanduser().resolve(), Path(folder).expanduser()
+    if not folder.is_dir():
+        return None
+    links = [Path(entry.path) for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
+    above = (place, *place.parents)
+    return next((one for one in (folder, *links) if any(_same(one, parent) for parent in above)), None)
+
+
+def _same(one: Path, two: Path) -> bool:
+    return two.exists() and os.path.samefile(one, two)
+
+
 def safe_name(name: str) -> str:
     """A name as the name of a file."""
     return re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "model"

@@ -135,10 +135,12 @@ def test_names(models):
         load_models(arguments(*folders, "--names", "a"))
     with pytest.raises(ValueError, match="^names: there are several models called encoder"):
         load_models(arguments(folders[0], folders[0]))
+    with pytest.raises(ValueError, match="^revision: is of models on the Hub, and all of these are on this machine"):
+        load_models(arguments(*folders, "--revision", "v1"))
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
-def test_images(models, dataset, streaming):
+def test_images(models, dataset, streaming, caplog):
     named = load_model(str(models / "encoder"))
     images = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "3", *streaming), labelled=True)
     assert len(images) == 5
@@ -150,7 +152,9 @@ def test_images(models, dataset, streaming):
     assert torch.equal(next(again.samples(named))["pixel_values"], samples[0]["pixel_values"])
     other = Images.open(arguments("m", "--dataset", str(dataset), "--seed", "4"))
     assert other.rows != images.rows
+    caplog.clear()
     assert len(Images.open(arguments("m", "--dataset", str(dataset), "--images", "99"))) == 12
+    assert caplog.messages == ["images: 12, as there are no more"]
     with pytest.raises(ValueError, match="^images: must be at least 1"):
         Images.open(arguments("m", "--images", "0"))
 
@@ -172,6 +176,34 @@ def test_pages_that_are_images(models, tmp_path):
     assert len({float(sample["pixel_values"].mean()) for sample in samples}) == 7
     with pytest.raises(ValueError, match="3 pages, each a sample"):
         next(Images.open(given).samples(named))
+
+
+def test_files(dataset, tmp_path, caplog):
+    """All of them, or so many as are asked for; what says which others has no effect on them."""
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    given = arguments("m", "--dataset", str(dataset))
+    given.files = [str(path) for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(ValueError, match="^dataset: has no effect beside --files"):
+        Images.open(given)
+    for flag in (["--split", "train"], ["--streaming"], ["--image_column_name", "a"], ["--dataset_config_name", "a"]):
+        with pytest.raises(ValueError, match=f"^{flag[0][2:]}: has no effect beside --files"):
+            Images.open(argparse.Namespace(**{**vars(arguments("m", *flag)), "files": given.files}))
+    given.dataset = None
+    assert Images.open(given).rows == [0, 1, 2, 3]
+    given.default_images = 2
+    assert Images.open(given).rows == [0, 1, 2, 3]
+    given.images = 3
+    assert len(Images.open(given)) == 3
+    assert not caplog.messages
+    given.images = 5
+    assert len(Images.open(given)) == 4
+    assert caplog.messages == ["images: 4, as there are no more"]
+
+
+def test_configurations_of_what_has_none(dataset):
+    with pytest.raises(ValueError, match="^dataset_config_name: is of a dataset on the Hub, and .* is on this"):
+        Images.open(arguments("m", "--dataset", str(dataset), "--dataset_config_name", "small"))
 
 
 def test_the_bundled_sample_is_the_default():
@@ -204,3 +236,29 @@ def test_what_can_be_mended_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_comparison(comparison_parser("any", "", "", 1, ""), fails, ["m", "--out", str(tmp_path / "file")])
     assert "is a file; expected a folder" in capsys.readouterr().err
+
+
+def refused(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run_comparison(comparison_parser("any", "", "", 1, ""), load_models, [*map(str, argv)])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta"])
+def test_a_device_that_is_not_there(tmp_path, capsys, device):
+    """Which is said before a model is looked for."""
+    words = refused(capsys, "no-model", "--device", device, "--out", tmp_path / "out")
+    assert words.startswith(f"error: device: {device} cannot be used here; leave it out, or give cpu (")
+
+
+def test_pictures_are_not_written_among_images(models, dataset, tmp_path, capsys):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(dataset, target_is_directory=True)
+    for folder in (dataset, tmp_path / "linked"):
+        for out in (dataset, dataset / "figures"):
+            words = refused(capsys, models / "encoder", "--dataset", folder, "--out", out)
+            assert words.startswith(f"error: out: {out} is, or lies in, the folder of images {folder}")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    words = refused(capsys, models / "encoder", "--dataset", tmp_path / "*.png", "--out", tmp_path)
+    assert "where the pictures would be taken for images; name a folder outside" in words

@@ -149,7 +149,7 @@ def test_bad_input():
         fourier_analysis(nn.Linear(3, 3), torch.zeros(1, 3, 64, 64))
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, capsys):
     for family in ("vit", "resnet"):
         export_model(A2MIMForPreTraining(family_config(family)), tmp_path / family)
     folders = [str(tmp_path / family) for family in ("vit", "resnet")]
@@ -161,3 +161,10 @@ def test_command(tmp_path):
     assert layer.keys() == {"name", "grid", "frequency_over_pi", "relative_log_amplitude", "variance"}
     assert str(tmp_path) not in text
     assert (tmp_path / "out" / "fourier.png").read_bytes().startswith(b"\x89PNG")
+    again = [folders[0], "--images", "3", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main(again)
+    assert "fourier.json is there already; give --overwrite to replace it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "fourier.json").read_text() == text
+    main([*again, "--overwrite"])
+    assert list(json.loads((tmp_path / "out" / "fourier.json").read_text())["models"]) == ["vit"]

@@ -57,6 +57,19 @@ def test_command(classifiers, tmp_path, capsys):
         main([*models, "--names", "a ViT", "a CNN", *COMMAND, "--seed", "1", "--device", "cpu", "--out", str(out)])
     assert stopped.value.code == 2
     assert "resume: " in capsys.readouterr().err
+    # Fewer models: those that are left out would be lost.
+    fewer = [models[1], "--names", "a CNN", *COMMAND, "--device", "cpu", "--out", str(out)]
+    with pytest.raises(SystemExit):
+        main(fewer)
+    assert "interactions.json is there already; give --overwrite to replace it" in capsys.readouterr().err
+    assert (out / "interactions.json").read_text() == text
+    main([*fewer, "--seed", "1", "--overwrite"])
+    assert {path.name for path in out.iterdir()} == {"interactions.json", "interactions.png", "a_CNN.npz"}
+    # More models: nothing is lost, and nothing measured again.
+    before = (out / "a_CNN.npz").stat().st_mtime_ns
+    main([*models, "--names", "a ViT", "a CNN", *COMMAND, "--seed", "1", "--device", "cpu", "--out", str(out)])
+    assert (out / "a_CNN.npz").stat().st_mtime_ns == before
+    assert list(json.loads((out / "interactions.json").read_text())["models"]) == ["a ViT", "a CNN"]
 
 
 def test_command_of_what_cannot_be(classifiers, tmp_path, capsys):
@@ -64,6 +77,7 @@ def test_command_of_what_cannot_be(classifiers, tmp_path, capsys):
     for argv, message in (
         (["--pairs", "99999"], "error: pairs: a grid of 14 x 14"),
         (["--label_column_name", "none"], "error: label_column_name: the dataset has no column 'none'"),
+        (["--labels", "predicted", "--label_column_name", "a"], "error: label_column_name: has no effect with --la"),
         (["--dataset", "./nothing"], "error: ./nothing: no such file or folder"),
     ):
         with pytest.raises(SystemExit) as stopped:

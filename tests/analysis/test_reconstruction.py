@@ -1,6 +1,7 @@
 """Reconstructions: the four images, how good they are said to be, at which frequencies they err, and the panel."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -206,5 +207,45 @@ def test_files_of_any_kind(exported, tmp_path, capsys):
     assert len(record["models"]["vit"]["images"]) == 2
     assert record["models"]["vit"]["mask_ratio"] == 0.6
     with pytest.raises(SystemExit):
-        main([str(exported / "vit"), "--files", str(tmp_path / "c.png"), "--out", str(tmp_path / "out")])
+        main([str(exported / "vit"), "--files", str(tmp_path / "c.png"), "--out", str(tmp_path / "none")])
     assert "files: there is no file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(exported / "vit"), "--files", *files, "--out", str(tmp_path)])
+    assert f"the folder of images {tmp_path} (--files), where the pictures would be" in capsys.readouterr().err
+    few = ["--files", *files, "--images", "1", "--out", str(tmp_path / "few"), "--device", "cpu"]
+    main([str(exported / "vit"), *few])
+    record = json.loads((tmp_path / "few" / "reconstruction.json").read_text())
+    assert len(record["models"]["vit"]["images"]) == 1
+
+
+def test_results_are_replaced_only_if_asked(exported, tmp_path, capsys, caplog):
+    """And then nothing stays of a model that is not among the new ones."""
+    caplog.set_level(logging.INFO, "a2mim")
+    out = tmp_path / "out"
+    vit, resnet = ([str(exported / name)] for name in ("vit", "resnet"))
+    out.mkdir()
+    (out / "mine.png").write_text("mine")
+    options = ["--images", "1", "--device", "cpu", "--out", str(out)]
+    main([*vit, "--names", "my ViT", *options])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before.keys() == {"mine.png", "my_ViT.png", "reconstruction.json", "spectrum.png"}
+    for argv, words in (
+        (resnet, f"out: {out / 'reconstruction.json'} is there already; give --overwrite to replace it"),
+        ([*resnet, "--overwrite", "--seed", "-1"], "seed: must be at least 0, got -1"),
+        ([*resnet, "--overwrite", "--batch_size", "0"], "batch_size: must be at least 1, got 0"),
+        ([*resnet, "--overwrite", "--mask_ratio", "2"], "mask_ratio"),
+        ([*vit, *resnet, "--names", "a b", "a_b"], "names: a_b.png would be written twice; give each model another"),
+        ([*vit, "--names", "spectrum", "--overwrite"], "names: spectrum.png would be written twice"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*argv, *options])
+        assert words in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    main([*resnet, *options, "--overwrite"])
+    assert {path.name for path in out.iterdir()} == {"mine.png", "resnet.png", "reconstruction.json", "spectrum.png"}
+    assert f"removed: {out / 'my_ViT.png'}, of the results that were there" in caplog.text
+    (out / "reconstruction.json").unlink()
+    (out / "spectrum.png").unlink()
+    with pytest.raises(SystemExit):  # whoever made the picture
+        main([*resnet, *options])
+    assert f"{out / 'resnet.png'} is there already" in capsys.readouterr().err

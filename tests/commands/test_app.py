@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
         (["{}/plain"], "plain: is an encoder alone, which neither reconstructs nor classifies"),
         (["{}/vit", "--embeddings", "{}/vectors.parquet"], "embeddings: is for neighbors, which need --images"),
         (["{}/vit", "--images", "{}/gallery"], "images: is for neighbors, which need --embeddings"),
+        (["{}/vit", "--device", "gpu"], "error: device: gpu cannot be used here; leave it out, or give cpu ("),
         (["{}/vit", "--split", "train"], "split: is of --images; give these as well"),
         (["{}/vit", "--embeddings", "{}/none.parquet", "--images", "{}/gallery"], "none.parquet: no such file"),
         (["{}/resnet", "--embeddings", "{}/vectors.parquet", "--images", "{}/gallery"], "embeddings: {}/vectors.par"),

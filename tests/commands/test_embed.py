@@ -205,7 +205,8 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     text = (tmp_path / "v.html").read_text(encoding="utf-8")
     assert text.count("<section>") == 23 <= SHOWN_QUERIES
     run(model, photos, "--out", out, "--duplicates", "0.999")
-    assert f"{tmp_path / 'v.html'}: will be replaced" in caplog.text
+    assert f"{tmp_path / 'v.html'}: is replaced" in caplog.text
+    caplog.clear()
     assert "duplicates: more than half of the images, where" not in caplog.text
     run(model, photos, "--out", out, "--duplicates", "0.01")
     assert "duplicates: more than half of the images, where" in caplog.text
@@ -216,7 +217,9 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     shutil.copytree(photos, changed)
     run(model, changed, "--out", out, "--neighbors", "2")
     noise(99).resize((50, 50)).save(changed / "00.png")
+    caplog.clear()
     assert "other images" in fails(capsys, model, changed, "--out", out, "--neighbors", "2")
+    assert "replaced" not in caplog.text
     assert "is there already" in fails(capsys, model, photos, "--out", out)
 
 
@@ -265,6 +268,11 @@ def test_rows_of_shards(model, tmp_path):
         (["--out", "v.npy", "--probe_layers", "all", "last"], "probe_layers: all is read alone, got all last"),
         (["--out", "v.npy", "--probe_layers", "first"], "probe_layers: expected last, all or an index"),
         (["--out", "v.npy", "--layer", "-9"], "layer: test_resnet has 5 feature maps, there is no index -9"),
+        (["--out", "v.npy", "--layer", "last", "-1"], "layer: last -1 names one of them twice"),
+        (["--out", "v.npy", "--layer", "cls", "cls"], "layer: cls cls names one of them twice"),
+        (["--out", "v.npy", "--layer", "last", "4"], "layer: last 4 names one of them twice"),
+        (["--out", "v.npy", "--probe_layers", "last", "-1"], "probe_layers: last -1 names one of them twice"),
+        (["--out", "v.npy", "--device", "gpu"], "device: gpu cannot be used here; leave it out, or give cpu ("),
         (["--out", "v.npy", "--duplicates", "1.5"], "duplicates: must be a cosine similarity above 0, at most 1"),
         (["--out", "v.npy", "--queries", "3"], "queries: needs --neighbors"),
         (["--out", "v.npy", "--query", "a.png"], "query: needs --neighbors"),
