@@ -13,7 +13,7 @@ import datasets
 import torch
 from torch.utils import data as torch_data
 
-from .decoding import BrokenImage
+from .arrays import BrokenImage, at_fault
 from .held_out import spread_rows
 from .order import EpochOrder, MixedOrder, RepeatedOrder, ShuffleLayout
 from .sources import DatasetSource, MixedSource, RowSource
@@ -54,7 +54,7 @@ class ImageSamples(torch_data.Dataset):
     Raises:
         BrokenImage: of `samples[key]`, naming the row, for an image that cannot be used or has no label.
         ValueError: when read, naming the row, if the transform cannot take images of this kind, or naming
-            `max_skipped_ratio`, if nothing but broken images is found.
+            `max_skipped_ratio`, if nothing but broken images is found, or the argument that none of them fits.
         ReadError: when read, if a file cannot be.
     """
 
@@ -152,15 +152,18 @@ class ImageSamples(torch_data.Dataset):
         return samples
 
     def _next_good(self, transform: Callable, epoch: int, row: int, reason: BrokenImage) -> dict[str, torch.Tensor]:
-        tried = 0
+        tried, arguments = 0, {reason.argument}
         for other in rows_after(row, len(self)):
             try:
                 return self._sample(transform, epoch, other, *self.source.read([other])[0])
             except BrokenImage as error:
                 reason, tried = error, tried + 1
+                arguments.add(error.argument)
             if tried >= ENOUGH and tried > self.max_skipped_ratio * len(self):
                 break
         counted = f"of {len(self)} images {max(1, tried)} were tried"
+        if argument := at_fault(arguments):
+            raise ValueError(f"{argument}: {counted} and none can be used, the last one: {reason}")
         raise ValueError(f"max_skipped_ratio: {counted} and all are broken, the last one: {reason}")
 
     def _sample(self, transform: Callable, epoch: int, row: int, image: Any, label: Any) -> dict[str, torch.Tensor]:
@@ -175,9 +178,10 @@ class ImageSamples(torch_data.Dataset):
             if takes_label:
                 return transform(image, label)
             sample = transform(image)
+        except BrokenImage as error:
+            raise BrokenImage(f"{self.source.describe(row)}: {error}", error.argument) from error
         except ValueError as error:
-            kind = BrokenImage if isinstance(error, BrokenImage) else ValueError
-            raise kind(f"{self.source.describe(row)}: {error}") from error
+            raise ValueError(f"{self.source.describe(row)}: {error}") from error
         return sample if label is None else {**sample, "labels": torch.tensor(label)}
 
 

@@ -212,7 +212,8 @@ def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(stream, formats=formats)
     pixels = image.width * image.height
     if not 0 < pixels <= max_pixels:
-        raise BrokenImage(f"{image.width} x {image.height} pixels; expected 1 to {max_pixels} (max_pixels)")
+        expected = f"expected 1 to {max_pixels} (max_pixels)"
+        raise BrokenImage(f"{image.width} x {image.height} pixels; {expected}", "max_image_pixels")
     densest = PIXELS_PER_BYTE.get(image.format)
     if densest is not None and pixels > max(CHEAP_PIXELS, len(data) * densest):
         raise BrokenImage(f"{image.width} x {image.height} pixels cannot be in {len(data)} bytes of {image.format}")

@@ -12,11 +12,11 @@ import torch
 from datasets import ClassLabel, Image
 from transformers.utils.logging import tqdm
 
-from ..arguments.data import MONITOR_SAMPLES, PreTrainingDataArguments, sources_of
+from ..arguments.data import MONITOR_SAMPLES, PreTrainingDataArguments, images_field, sources_of
 from ..utils.value_range import SAMPLES
+from .arrays import BrokenImage, at_fault
 from .columns import find_column
 from .dataset import ImageSamples
-from .decoding import BrokenImage
 from .held_out import spread_rows
 from .labels import has_label, stored_labels
 from .loading import find_validation_split, load_images, local_path
@@ -102,7 +102,8 @@ def load_monitor(
         transform: of evaluation.
 
     Raises:
-        ValueError: as `monitor_images`, if rows are given.
+        ValueError: as `monitor_images`, if rows are given; of those to evaluate on, beginning with the argument that
+            names them, or that none of them fits.
     """
     if args.monitor_steps == 0:
         return None
@@ -114,7 +115,8 @@ def load_monitor(
         logger.info("monitor: the encoder is not measured while it learns, as there is but one image to evaluate on")
         return None
     else:
-        images = monitor_images(evaluation.source, transform, args.monitor_samples)
+        given = images_field(args, train=evaluated is not None)
+        images = monitor_images(evaluation.source, transform, args.monitor_samples, given_by=given)
         what = f"those that the model is evaluated on ({evaluated or 'of the split or folder that is named for it'})"
     of = f"{images.classes:,} classes" if images.classes else "without labels"
     logger.info("monitor: %s of %s images, %s: %s", f"{len(images):,}", f"{images.total:,}", of, what)
@@ -127,6 +129,7 @@ def monitor_images(
     samples: int = MONITOR_SAMPLES,
     field: str = "monitor",
     image_column: str | None = None,
+    given_by: str | None = None,
 ) -> MonitorImages:
     """Images to measure an encoder on, with labels where the rows have a column of them (`datasets.ClassLabel`) with
     two images each of two classes or more. What is drawn is a function of the rows alone; broken images are skipped
@@ -139,10 +142,11 @@ def monitor_images(
             rows.
         field: the argument that names the rows, for messages.
         image_column: the column of the images; found if not given.
+        given_by: the argument that names the rows, where they are not for this alone.
 
     Raises:
         ValueError: beginning with `field`, if there are fewer than two images, or the transform cannot take images of
-            this kind.
+            this kind; with `given_by`, where that is given, or the argument that none of the images fits.
     """
     selected = getattr(rows, "columns", None) is not None
     column = None if selected else _image_column(rows, field, image_column)
@@ -155,19 +159,24 @@ def monitor_images(
             read = ImageSamples(source, transform.draw)
     total, chunks = len(read), read.source.chunks
     chosen = spread_rows(samples, chunks) if labels is None else balanced_rows(labels, samples)
-    pixels, kept, reasons = [], [], []
+    pixels, kept, reasons, arguments = [], [], [], []
     for row in tqdm(chosen.tolist(), desc="images to measure on", leave=False):
         try:
             pixels.append(read[row]["pixel_values"])
             kept.append(row)
         except BrokenImage as error:
             reasons.append(str(error))
+            arguments.append(error.argument)
             logger.warning("%s: %s; skipped", field, error)
         except ValueError as error:
-            raise ValueError(f"{field}: {error}") from error
+            raise ValueError(f"{given_by or field}: {error}") from error
     if len(kept) < FEWEST:
-        why = f"name others ({reasons[0]})" if reasons else "name others"
-        raise ValueError(f"{field}: {len(kept)} of {total:,} images can be used, but it takes {FEWEST}; {why}")
+        argument = at_fault(arguments) if given_by else None
+        why = f"{f'give another --{argument}' if argument else 'name others'}{f' ({reasons[0]})' if reasons else ''}"
+        raise ValueError(
+            f"{argument or given_by or field}: {len(kept)} of {total:,} images can be used, but it takes {FEWEST}; "
+            f"{why}"
+        )
     if len(kept) < len(chosen):
         logger.warning("%s: %d of the %d images drawn are broken", field, len(chosen) - len(kept), len(chosen))
     own = None if labels is None else labels[kept]

@@ -154,7 +154,8 @@ class PreTrainTransform:
         """The image, as an array if its values were looked at, and a crop of `crop_pixels`."""
         side, (height, width) = self.crop_pixels, upright_size(image)
         if min(height, width) < side:
-            raise BrokenImage(f"{width} x {height} pixels, which --crop_pixels {side} does not fit into")
+            reason = f"{width} x {height} pixels, which --crop_pixels {side} does not fit into"
+            raise BrokenImage(reason, argument="crop_pixels")
         down, right = height - side, width - side
         if self.train:
             draws = torch.rand(1 if self.min_content is None else DRAWS, 2).tolist()

@@ -1,13 +1,16 @@
 """Go on pre-training a model under other settings: what is given takes effect, and its weights are kept as far as they
 fit; what contradicts them is refused."""
 
+import json
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from ..configuration_a2mim import A2MIMConfig
 from ..modeling_a2mim import A2MIMForPreTraining
+from ..utils.value_range import STORED_FIELDS
 from .resizing import resized_weights
 
 
@@ -40,6 +43,7 @@ def with_settings(model: A2MIMForPreTraining, settings: dict[str, Any]) -> tuple
             raise ValueError(
                 f"{name}: the weights in --model_name_or_path are for {theirs}, not {values[name]}; leave --{name} "
                 f"out (where a recipe gives it: --{name} {theirs}), or start a new model without --model_name_or_path"
+                f"{'' if name == 'architecture' else f', or on the encoder alone: {_encoder_alone(old, values)}'}"
             )
     if not values:
         return model, []
@@ -59,6 +63,20 @@ def with_settings(model: A2MIMForPreTraining, settings: dict[str, Any]) -> tuple
         logger.info("%s", sentence)
     new.to(model.dtype)  # type: ignore[arg-type]  # the stub of transformers' `to` lacks `self`
     return new.train(model.training), changed
+
+
+def _encoder_alone(config: A2MIMConfig, given: Collection[str]) -> str:
+    """How to start a new pre-training model from the encoder of this one: the arguments, beside those given, that its
+    file does not tell."""
+    height, width = config.input_size
+    words = ["--model_name_or_path FOLDER/model.safetensors", f"--architecture {config.architecture}"]
+    words += [f"--image_size {height} {width}"]
+    if config.model_args:
+        words += [f"--model_args '{json.dumps(config.model_args)}'"]
+    usual = A2MIMConfig.for_encoder()
+    fields = ("num_channels", "image_mean", "image_std", *STORED_FIELDS)
+    differ = [f"--{name}" for name in fields if name not in given and getattr(config, name) != getattr(usual, name)]
+    return " ".join(words) + (f", and the model's {', '.join(differ)} (config.json)" if differ else "")
 
 
 def same_setting(config: A2MIMConfig, name: str, value: Any) -> bool:

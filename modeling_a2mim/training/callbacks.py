@@ -73,12 +73,13 @@ class PaceCallback(TrainerCallback):
 
     Attributes:
         images: that this process has trained on since the last log.
-        waited: seconds that it has waited for them.
+        logged: that it had trained on by then.
+        waited: seconds that it has waited for images since the last log.
     """
 
     def __init__(self, first_step: int = 0):
         self.begun = self.last = perf_counter()
-        self.first_step, self.images, self.waited = first_step, 0, 0.0
+        self.first_step, self.images, self.logged, self.waited = first_step, 0, 0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.__init__(state.global_step)
@@ -102,12 +103,17 @@ class PaceCallback(TrainerCallback):
         counts = torch.tensor([[self.images, self.waited]], device=accelerator.device)
         images, waited = accelerator.gather(counts).unbind(1)
         done = max(1, state.global_step - self.first_step)
-        self.last, self.images, self.waited = now, 0, 0.0
+        self.last, self.logged, self.images, self.waited = now, self.logged + self.images, 0, 0.0
         return {
             "images_per_second": round(images.sum().item() / seconds, 2),
             "data_wait": round(min(1.0, waited.max().item() / seconds), 4),
             "time_left": round((state.max_steps - state.global_step) * (now - self.begun) / done, 1),
         }
+
+    def trained(self, accelerator) -> int:
+        """The images that all processes have trained on since training began here; each must call it."""
+        images = torch.tensor([self.logged + self.images], device=accelerator.device)
+        return int(accelerator.gather(images).sum())
 
 
 class _Readable:

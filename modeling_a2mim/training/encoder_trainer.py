@@ -187,6 +187,10 @@ class EncoderTrainer(PublishingTrainer):
         if "train_loss" in logs and self.state.global_step == self.resumption.step:
             # No step was made, of which Trainer takes 0.0 for the mean.
             logs["train_loss"] = mean_loss(self.state.log_history)
+        if "train_samples_per_second" in logs:
+            # Trainer takes every step of `max_steps` for a full one, and no image for broken.
+            seconds = max(logs["train_runtime"], 1e-4)
+            logs["train_samples_per_second"] = round(self.pace.trained(self.accelerator) / seconds, 3)
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint=None, **kwargs):

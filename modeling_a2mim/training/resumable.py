@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
@@ -310,21 +312,41 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         """With what the run that goes on sets anew (see `resuming`)."""
-        resumption = self.resumption
+        resumption, schedule = self.resumption, self.lr_scheduler
         groups = [dict(group) for group in self.optimizer.param_groups]
-        schedule = self.lr_scheduler.state_dict()
+        if resumption.restarts_schedule:  # the state of the one before is not loaded, which may be of another kind
+            self.lr_scheduler = SimpleNamespace(load_state_dict=lambda state: None)
         super()._load_optimizer_and_scheduler(checkpoint)
+        self.lr_scheduler = schedule
         names = resumption.grouped | ({"lr", "initial_lr"} if resumption.restarts_schedule else set())
         for loaded, fresh in zip(self.optimizer.param_groups, groups, strict=True):
-            loaded.update({name: fresh[name] for name in names & loaded.keys() & fresh.keys()})
-        if resumption.restarts_schedule:
-            self.lr_scheduler.load_state_dict(schedule)
+            loaded.update({name: fresh[name] for name in names & fresh.keys()})
+        self._follow_schedule()
+
+    def _follow_schedule(self):
+        """Give each group the rate that the schedule has at this step: what was loaded is that of the run before,
+        which may have had another length. Schedules that are no functions of the step go on with what was loaded."""
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # without what DeepSpeed wraps it in
+        if not isinstance(schedule, LambdaLR):
+            return
+        step = schedule.last_epoch
+        rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _load_scaler(self, checkpoint):
         if self.accelerator.scaler is not None:  # else the run was in float16 until then
             super()._load_scaler(checkpoint)
 
     # Steps
+
+    def _get_learning_rate(self):
+        """The rate, at this step, of the groups that are to learn at `learning_rate`; Trainer gives that of the first
+        group, which with layer-wise decay is the slowest."""
+        groups = self.optimizer.param_groups
+        given = [group for group in groups if group.get("initial_lr") == self.args.learning_rate]
+        return float(max(group["lr"] for group in given or groups))
 
     _step_loss: torch.Tensor | float = 0.0  # of the batches of a step so far
 

@@ -53,6 +53,7 @@ RATE = {
     *("layer_decay", "layer_decay_layers", "token_lr_scale"),
 }
 LENGTH = {"max_steps", "num_train_epochs"}
+ENDLESS = ("reduce_lr_on_plateau", "greedy")  # schedules that know no length: they follow what is measured
 # What an optimiser keeps with each of its groups of parameters, and what sets it.
 GROUPED = {"weight_decay": "weight_decay", "adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
 # What cannot change in the middle of a run, and why.
@@ -211,7 +212,7 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
     schedule = ""
     if result.restarts_schedule:
         schedule = "; the schedule of the learning rate starts anew over the steps that are left"
-    elif LENGTH & changed.keys():
+    elif LENGTH & changed.keys() and settings["training"].get("lr_scheduler_type") not in ENDLESS:
         schedule = "; the schedule of the learning rate goes on as that of a run of the new length"
     logger.warning("from step %d of %s on with %s%s", step, checkpoint, _listed(changed), schedule)
     return result

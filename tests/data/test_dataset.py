@@ -146,6 +146,18 @@ def test_no_batch_is_empty(broken):
             alone.__getitems__([key])
 
 
+@pytest.mark.parametrize(
+    ("argument", "options"), [("crop_pixels", {"crop_pixels": 4096}), ("max_image_pixels", {"max_pixels": 9})]
+)
+def test_an_argument_that_no_image_fits_is_named(folder, broken, argument, options):
+    dataset, rows = broken
+    good = [row for row in range(len(dataset)) if row not in rows]
+    with pytest.raises(ValueError, match=f"^{argument}: of 9 images 8 were tried and none can be used, .* pixels"):
+        samples(dataset.select(good), augment=options).__getitems__([(0, 0)])
+    with pytest.raises(ValueError, match="^max_skipped_ratio: of 12 images 10 were tried and all are broken"):
+        samples(dataset, augment=options).__getitems__([(0, 0)])
+
+
 def test_no_batch_of_several_becomes_one_of_a_single_image(broken):
     """Of which BatchNorm could not learn."""
     dataset, rows = broken

@@ -197,3 +197,21 @@ def test_mistakes(tmp_path):
     folder_of(tmp_path, cat=1)
     with pytest.raises(ValueError, match="^monitor_dir: 1 of 1 images can be used, but it takes 2"):
         opened(monitor_dir=str(tmp_path / "images"))
+
+
+def test_what_no_flag_named_is_not_blamed_on_the_gauge(tmp_path):
+    """But on what names the images to evaluate on, or on what none of them fits."""
+    rows = load_images(split="test").select(range(3))
+    large = PreTrainTransform(WHOLE.config, train=False, crop_pixels=4096)
+    broken = rows.cast_column("image", Image(decode=False)).map(
+        lambda row: {"image": {"bytes": b"none", "path": None}}, features=rows.features
+    )
+    for dataset, transform, given, evaluated, message in (
+        (rows, large, {}, "of it", "^crop_pixels: 0 of 3 images .* give another --crop_pixels .row 0 .* does not fit"),
+        (rows, large, {"validation_dir": "named"}, None, "^crop_pixels: 0 of 3 images"),
+        (broken, WHOLE, {"train_dir": ["named"]}, "of it", "^train_dir: 0 of 3 images .* name others .row 0 "),
+        (broken, WHOLE, {"validation_dir": "named"}, None, "^validation_dir: 0 of 3 images"),
+    ):
+        evaluation = ImageSamples(dataset, transform, "image")
+        with pytest.raises(ValueError, match=message):
+            load_monitor(PreTrainingDataArguments(**given), None, evaluation, evaluated, transform)

@@ -1,12 +1,14 @@
 """Pre-training from the weights that people have, through the command line."""
 
 import json
+import shlex
 
 import pytest
 import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save_file
+from transformers import HfArgumentParser
 
 import run_pretraining
 from modeling_a2mim import A2MIMConfig, A2MIMForPreTraining, open_encoder, pretraining_model_from
@@ -228,6 +230,35 @@ def test_parts_of_names_in_the_record(tmp_path):
     found = provenance["weights"]
     assert found["left_over"] == [f"model.{name}" for name in LEFT_OVER]
     assert found["new"] == ["a2mim.mask_token.token", "decoder.weight", "decoder.bias"]
+
+
+@pytest.mark.parametrize(("grey", "given"), [(True, {"decoder": "linear"}), (False, {"num_channels": 1})])
+def test_the_way_to_keep_the_encoder_alone(grey, given, tmp_path):
+    """As the message says it, which refuses to go on with all of the model."""
+    config = A2MIMConfig(
+        architecture="test_convnext",
+        model_args={"depths": [1, 1, 2, 1]},
+        image_size=[64, 32],
+        mask_patch_size=8,
+        decoder="multiscale",
+        num_channels=1 if grey else 3,
+    )
+    old = A2MIMForPreTraining(config)
+    old.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{next(iter(given))}: .* on the encoder alone: --model_name_or") as refused:
+        build(model_name_or_path=str(tmp_path), **given)
+    said = str(refused.value).partition("the encoder alone: ")[2].replace("FOLDER", str(tmp_path))
+    said, _, further = said.partition(", and the model's ")
+    assert further == ("--num_channels, --image_mean, --image_std (config.json)" if grey else "")
+    parser = HfArgumentParser(PreTrainingModelArguments)  # type: ignore[arg-type]
+    words = [f"--{name}={value}" for name, value in {**given, **({"num_channels": 1} if grey else {})}.items()]
+    (args,) = parser.parse_args_into_dataclasses([*shlex.split(said), "--mask_patch_size", "8", *words])
+    model, _ = build_pretraining_model(args, open_pretraining_start(args))
+    assert (model.config.input_size, model.config.num_channels) == ((64, 32), 1)
+    assert model.config.decoder == given.get("decoder", "linear")
+    weights, new = old.a2mim.encoder.state_dict(), model.a2mim.encoder.state_dict()
+    changed = [name for name, value in weights.items() if not torch.equal(new[name], value)]
+    assert changed == ([] if grey else ["stem.0.weight"])  # which is adapted to the channels
 
 
 def test_files_of_this_package(tmp_path):

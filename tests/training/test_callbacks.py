@@ -53,6 +53,21 @@ def test_pace(tmp_path, monkeypatch, capsys):
     assert "'time_left': '0:00:40'" in capsys.readouterr().out
 
 
+def test_the_speed_at_the_end_counts_images(tmp_path):
+    """Those that were trained on, by this run: not steps of as many batches as a pass may not have."""
+    options = {"gradient_accumulation_steps": 64, "logging_steps": 2}  # a pass is one step of 40 images
+
+    def speed(resume=None, **kwargs):
+        trainer = make_trainer(tmp_path, **options, **kwargs)
+        found = trainer.train(resume_from_checkpoint=resume).metrics
+        assert trainer.state.log_history[-1]["train_samples_per_second"] == found["train_samples_per_second"]
+        return found["train_samples_per_second"] * found["train_runtime"]
+
+    assert speed(max_steps=3) == pytest.approx(3 * 40, abs=0.1)
+    assert speed("last", max_steps=5) == pytest.approx(2 * 40, abs=0.1)
+    assert speed("last", max_steps=5) == 0
+
+
 def test_evaluations_are_lines_too(tmp_path):
     trainer = make_trainer(tmp_path / "run", max_steps=2, save_strategy="no")
     samples = trainer.train_dataset

@@ -1,5 +1,7 @@
 """What pre-training and fine-tuning share: how the optimizer is made, how often is logged."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,6 +23,17 @@ def test_token_rate_follows_the_release(tmp_path):
     frozen = A2MIMForImageClassification(A2MIMConfig(**CONFIG)).freeze_encoder()
     groups = parameter_groups(frozen, 1.0, 0.1)
     assert sum(p.numel() for group in groups for p in group["params"]) == frozen.num_parameters(only_trainable=True)
+
+
+@pytest.mark.parametrize("given", [{}, {"layer_decay": 0.5}, {"token_lr_scale": 10.0}])
+def test_the_rate_that_is_logged_is_the_one_that_was_given(tmp_path, monkeypatch, given):
+    """Times the schedule: not that of the slowest layer, nor of a token that learns faster."""
+    trainer = make_trainer(tmp_path, max_steps=4, warmup_steps=0, save_strategy="no", **given)
+    fixed = torch.tensor(1.0, requires_grad=True)
+    monkeypatch.setattr(A2MIMTrainer, "training_step", lambda self, *args: fixed.detach())
+    trainer.train()
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ PRIVATE |= set(re.findall(r"self\.(_[a-z]\w*) *(?::[^=\n]+)?= ", inspect.getsour
 # Parameters of what is overridden or called.
 SIGNATURES = {
     "_get_grad_norm": "model grad_norm",
+    "_get_learning_rate": "",
     "_get_output_dir": "trial",
     "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
     "_load_best_model": "",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import run_finetune
 import run_pretraining
@@ -18,6 +19,8 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resuming
 from modeling_a2mim.training.checkpoints import MANIFEST, read_manifest
 from modeling_a2mim.training.resuming import FIXED, LENGTH, NOT_COMPARED, NOT_COMPARED_PREFIXES, RATE, compare
+
+from .test_trainer import make_trainer
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,6 +184,74 @@ def test_a_finished_run_stops_inside_an_epoch_and_goes_on_if_told(tmp_path, capl
     assert record(tmp_path / "run")["steps"] == 5
 
 
+class Rates(TrainerCallback):
+    """The rates of all groups, by step; after each, times `factor`, as a schedule does that follows a metric."""
+
+    def __init__(self, factor=1.0):
+        self.found, self.factor = {}, factor
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.found[state.global_step + 1] = [group["lr"] for group in optimizer.param_groups]
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        for group in optimizer.param_groups:
+            group["lr"] *= self.factor
+
+
+def rates(folder, resume=None, factor=1.0, **kwargs):
+    """Those of a run of 40 images in batches of 8, and the weights after it."""
+    callback = Rates(factor)
+    trainer = make_trainer(folder, callbacks=[callback], shown=0, **kwargs)
+    trainer.train(resume_from_checkpoint=resume)
+    logged = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry}
+    assert all(logged[step] == max(found) for step, found in callback.found.items())
+    return callback.found, trainer.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"lr_scheduler_type": "cosine", "layer_decay": 0.5},
+        {"lr_scheduler_type": "linear", "warmup_steps": 0.8},
+        {"lr_milestones": [0.2, 0.6], "warmup_steps": 0},
+    ],
+)
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"num_train_epochs": 2}])
+def test_another_length_counts_from_the_next_step_on(tmp_path, schedule, length):
+    """For all groups, as in a run of that length from its beginning."""
+    whole, _ = rates(tmp_path / "whole", save_strategy="no", **length, **schedule)
+    rates(tmp_path / "cut", max_steps=4, **schedule)
+    before = load_file(tmp_path / "cut" / "checkpoint-4" / "model.safetensors")
+    found, after = rates(tmp_path / "cut", "last", **length, **schedule)
+    assert found == {step: values for step, values in whole.items() if step > 4}
+    assert not torch.equal(before["decoder.weight"], after["decoder.weight"])
+
+
+def test_a_schedule_has_another_length_with_another_batch_size(tmp_path):
+    rates(tmp_path / "cut", num_train_epochs=1)
+    found, _ = rates(
+        tmp_path / "cut", tmp_path / "cut" / "checkpoint-2", num_train_epochs=1, per_device_train_batch_size=4
+    )
+    whole, _ = rates(tmp_path / "whole", max_steps=max(found), save_strategy="no")
+    assert max(found) == 2 + 24 // 4
+    assert found == {step: values for step, values in whole.items() if step > 2}
+
+
+def test_a_schedule_that_follows_a_metric_goes_on_where_it_was(tmp_path, caplog):
+    """Until another one takes its place, and the other way round."""
+    plateau, rate = {"lr_scheduler_type": "reduce_lr_on_plateau", "layer_decay": 0.5}, 1e-3
+    plateau |= {"eval_strategy": "steps", "eval_steps": 100}  # which no run here comes to
+    first, _ = rates(tmp_path, factor=0.5, max_steps=1, **plateau)
+    second, _ = rates(tmp_path, "last", max_steps=2, **plateau)
+    assert second[2] == [value / 2 for value in first[1]]
+    assert next(m for m in caplog.messages if "on with max_steps" in m).endswith("max_steps 2 instead of 1")
+    cosine = {**plateau, "lr_scheduler_type": "cosine", "warmup_steps": 0}
+    third, _ = rates(tmp_path, "last", max_steps=4, **cosine)
+    assert [max(third[step]) for step in (3, 4)] == [rate, rate / 2]
+    fourth, _ = rates(tmp_path, "last", max_steps=5, **plateau)
+    assert fourth[5] == first[1]
+
+
 def test_the_first_start_with_last(tmp_path, caplog):
     caplog.set_level(logging.INFO, "a2mim")
     options = {"learning_rate": 1e-3, "max_steps": 1, "save_strategy": "no", "resume_from_checkpoint": "last"}
@@ -211,6 +282,9 @@ def test_classifiers_too(tmp_path, caplog, no_pictures):
     assert "max_steps 2 instead of 1, mixup 0.2 instead of 0.0, reprob 0.5 instead of 0.0" in caplog.text
     assert record(tmp_path)["regularisation"] == {"mixup": 0.2}
     assert record(tmp_path)["resumed"][0]["step"] == 1
+    # A cosine after a step of warm-up, which of 2 steps ends with a rate of 0.
+    run_finetune.main([*resume, "--mixup", "0.2", "--reprob", "0.5", "--max_steps", "3"])
+    assert [entry["learning_rate"] for entry in history(tmp_path)] == pytest.approx([0.0, 1e-3, 5e-4])
 
 
 def test_old_checkpoints_cannot_be_compared(caplog):

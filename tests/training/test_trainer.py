@@ -60,6 +60,7 @@ def make_trainer(folder, count=40, callbacks=None, dataset=None, shown=2, **kwar
         model=A2MIMForPreTraining(config),
         args=A2MIMTrainingArguments(output_dir=str(folder), **{**defaults, **kwargs}),
         train_dataset=dataset or samples,
+        eval_dataset=samples if "eval_strategy" in kwargs else None,
         picture_samples=[samples[i] for i in range(shown)],
         callbacks=callbacks,
     )

@@ -1,6 +1,7 @@
 """An image whose pixels are read when they are needed, whatever their type."""
 
 import abc
+from collections.abc import Collection
 
 import numpy as np
 
@@ -9,7 +10,20 @@ Box = tuple[int, int, int, int]  # top, left, height and width in pixels
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be used, with the reason."""
+    """An image that cannot be used, with the reason.
+
+    Attributes:
+        argument: the one that it does not fit, where another value of it would do; `None` for a fault of its own.
+    """
+
+    def __init__(self, reason: str, argument: str | None = None):
+        super().__init__(reason)
+        self.argument = argument
+
+
+def at_fault(arguments: Collection[str | None]) -> str | None:
+    """The one argument that none of several broken images fits, by the `argument` of each; `None` if there is none."""
+    return next(iter(arguments)) if len(set(arguments)) == 1 else None
 
 
 class ArrayImage(abc.ABC):

@@ -43,7 +43,7 @@ def check_size(
     channels, height, width = (int(number) for number in shape)
     pixels, ratio = height * width, RATIOS.get(codec, DENSEST)
     if height < 1 or width < 1 or pixels > max_pixels:
-        raise BrokenImage(f"{width} x {height} pixels; expected 1 to {max_pixels} (max_pixels)")
+        raise BrokenImage(f"{width} x {height} pixels; expected 1 to {max_pixels} (max_pixels)", "max_image_pixels")
     if not 1 <= channels <= MAX_CHANNELS:
         raise BrokenImage(f"{channels} channels; expected 1 to {MAX_CHANNELS}")
     if channels * pixels > VALUES_PER_PIXEL * max_pixels:
