@@ -310,6 +310,13 @@ class A2MIM(Method):
         return self.model(views, mask).loss
 
 
+class NormalisedA2MIM(A2MIM):
+    """A2MIM with pixels normalised in each cell of the mask as the target."""
+
+    def __init__(self, config, steps):
+        super().__init__(A2MIMConfig.from_dict(config.to_dict(), target="normalised"), steps)
+
+
 def simmim_config(config: A2MIMConfig) -> A2MIMConfig:
     """SimMIM's settings, with the encoder, the mask and the decoder of `config`."""
     same = ("model_args", "image_size", "mask_patch_size", "num_channels", "decoder")
@@ -439,6 +446,7 @@ class Supervised(Method):
 
 METHODS = {
     "A2MIM": A2MIM,
+    "A2MIM normalised": NormalisedA2MIM,
     "SimMIM": SimMIM,
     "SimCLR": SimCLR,
     "BYOL": BYOL,
