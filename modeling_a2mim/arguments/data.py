@@ -51,8 +51,10 @@ class DataArguments:
         default=0.05, help="Share of a source's images that may be broken; more stop the run."
     )
     max_image_pixels: int = HfArg(default=MAX_PIXELS, help="Images of more pixels are skipped as decompression bombs.")
-    max_train_samples: int | None = HfArg(default=None, help="Use only so many training images.")
-    max_eval_samples: int | None = HfArg(default=None, help="Use only so many images for evaluation.")
+    max_train_samples: int | None = HfArg(default=None, help="Use only so many training images, from all over them.")
+    max_eval_samples: int | None = HfArg(
+        default=None, help="Use only so many images for evaluation, from all over them."
+    )
     crop_scale: list[float] = HfArg(
         default_factory=lambda: [0.8, 1.0],
         help="Share of the image's area that random crops cover: smallest, largest.",
@@ -287,4 +289,4 @@ class ClassificationArguments(DataArguments):
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} repeats one")
         if len(sources_of(self)) > 1:
-            raise ValueError("dataset_name: labelled images come from one source")
+            raise ValueError(f"{images_field(self, train=True)}: labelled images come from one source; give one")

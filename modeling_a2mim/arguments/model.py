@@ -1,5 +1,6 @@
 """Command-line arguments that say what model: its encoder, the mask and the loss, or a classifier."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,5 +250,11 @@ class ClassifierArguments(EncoderArguments):
             raise ValueError("probe_layers: --linear_probe trains on one layer; --knn compares several")
         if self.probe_batch_norm and not self.linear_probe:
             raise ValueError("probe_batch_norm: is for --linear_probe")
+        if self.knn_neighbours < 1:
+            raise ValueError(f"knn_neighbours: must be at least 1, got {self.knn_neighbours}")
+        for name in ("knn_temperature", "probe_strength"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: must be a finite number above 0, got {value}")
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")

@@ -81,7 +81,9 @@ FOR_TRAINING = (
     *("early_stopping_threshold", "resume_from_checkpoint"),
 )
 # Of the arguments of data, those that only choose what is trained on.
-FOR_TRAINING_DATA = ("seeds", "labels_per_class", "label_fraction", "label_subset", "max_train_samples")
+FOR_TRAINING_DATA = (
+    *("seeds", "labels_per_class", "label_fraction", "label_subset", "max_train_samples", "train_dir"),
+)
 # Arguments of model and data that do nothing without another one, and those that do nothing beside another one.
 NEEDS = {
     **dict.fromkeys(("knn_neighbours", "knn_temperature", "probe_strength"), "knn"),
@@ -93,7 +95,12 @@ NEEDS = {
     **dict.fromkeys(("monitor_dir", "monitor_dataset", "monitor_samples", "probe_layers"), "monitor_steps"),
     "remode": "reprob",
 }
-REPLACED = {"train_split": "train_dir", "validation_split": "validation_dir"}
+REPLACED = {
+    "train_split": "train_dir",
+    "validation_split": "validation_dir",
+    "drop_path": "linear_probe",  # a frozen encoder is one that evaluates
+    "corruptions": "knn",
+}
 
 
 def check_fields(args: TrainingArguments):

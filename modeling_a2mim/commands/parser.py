@@ -25,7 +25,7 @@ logger = logging.getLogger("a2mim")
 
 SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
 COMMANDS = {"run_pretraining.py": "a2mim pretrain", "run_finetune.py": "a2mim finetune"}  # what a script is as well
-EVALUATION_FILE = "evaluation.yaml"  # of --eval_only, which may write beside the model
+EVALUATION_FILE = "evaluation.yaml"  # of --eval_only and --knn, which may write beside the model
 HIDDEN = ", once what was secret stands for ***"
 NOT_REPEATED = ("config", "resume_from_checkpoint", "overwrite_output_dir")  # of what `RUN_FILE` keeps
 
@@ -236,7 +236,8 @@ def write_run_file(arguments: Arguments):
     values = {name: value for name, value in arguments.given.items() if name not in NOT_REPEATED}
     if arguments.task not in (None, "image-classification"):
         values = {"task": arguments.task, **values}
-    name = EVALUATION_FILE if getattr(arguments.model, "eval_only", False) else RUN_FILE
+    trained = not (getattr(arguments.model, "eval_only", False) or getattr(arguments.model, "knn", False))
+    name = RUN_FILE if trained else EVALUATION_FILE
     command = f"{COMMANDS[arguments.script]} --config {name}"
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     with atomic_write(Path(args.output_dir, name)) as temporary:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Image
 
 from ..arguments.data import (
@@ -17,7 +18,7 @@ from ..arguments.data import (
 from ..utils.value_range import SAMPLES
 from .columns import find_column
 from .dataset import ImageSamples
-from .held_out import hold_out, sample_of
+from .held_out import hold_out, sample_of, spread_rows
 from .labels import encode_classes
 from .loading import find_validation_split, load_images
 from .order import mix_counts
@@ -53,7 +54,7 @@ def load_training_split(
     if len(sources) > 1:
         return MixedSource([_of_mix(args, name, token, needs) for name in sources], args.dataset_weights)
     dataset = _load(args, sources[0], args.train_split, args.train_dir is not None, True, token, needs)
-    return _first(dataset, args.max_train_samples)
+    return some_of(dataset, args.max_train_samples)
 
 
 def load_evaluation_split(
@@ -76,7 +77,7 @@ def load_evaluation_split(
         raise ValueError("validation_split: there are several sources; name one with --validation_dir")
     source = sources[0] if folder is None else folder
     dataset = _load(args, source, split or "validation", folder is not None, False, token, needs)
-    return _first(dataset, args.max_eval_samples)
+    return some_of(dataset, args.max_eval_samples)
 
 
 def find_evaluation_split(args: DataArguments) -> str | None:
@@ -189,8 +190,16 @@ def _load(
     )
 
 
-def _first(dataset: datasets.Dataset | RowSource, count: int | None) -> datasets.Dataset | RowSource:
-    return dataset if count is None else dataset.take(min(count, len(dataset)))
+def some_of(dataset: datasets.Dataset | RowSource, count: int | None) -> datasets.Dataset | RowSource:
+    """So many rows from all over it, as files come class by class; all, if there are no more."""
+    if count is None or count >= len(dataset):
+        return dataset
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.select(spread_rows(count, np.array([len(dataset)])))
+    if isinstance(dataset, DatasetSource):
+        rows = dataset.dataset.select(spread_rows(count, dataset.chunks))
+        return DatasetSource(rows, dataset.name, dataset.storage_options, dataset.retries, dataset.folders)
+    return sample_of(dataset, count)
 
 
 def _of_mix(args: DataArguments, name: str | None, token: str | None, needs: str) -> RowSource:

@@ -10,7 +10,12 @@ import numpy as np
 
 
 def draw_subset(
-    labels: Sequence[int], *, per_class: int | None = None, fraction: float | None = None, seed: int
+    labels: Sequence[int],
+    *,
+    per_class: int | None = None,
+    fraction: float | None = None,
+    seed: int,
+    names: Sequence[str] | None = None,
 ) -> list[int]:
     """Rows of a random subset, in ascending order. Subsets of one seed are nested: each class has one order, of which
     the first images are taken.
@@ -20,6 +25,7 @@ def draw_subset(
         per_class: images of every class.
         fraction: share of every class, in (0, 1], rounded to the nearest number of images (halves up), at least one.
         seed: of the order of each class.
+        names: of the classes, for errors.
 
     Raises:
         ValueError: if not exactly one of `per_class` and `fraction` is given, one is out of range, a class has fewer
@@ -36,7 +42,8 @@ def draw_subset(
         rows = generator.permutation(np.flatnonzero(classes == label))
         count = max(1, int(fraction * len(rows) + 0.5)) if per_class is None else per_class
         if count > len(rows):
-            raise ValueError(f"labels_per_class: class {label} has only {len(rows)} images, not {count}")
+            name = label if names is None else names[label]
+            raise ValueError(f"labels_per_class: class {name} has only {len(rows)} images, not {count}")
         chosen.append(rows[:count])
     return sorted(np.concatenate(chosen).tolist())
 

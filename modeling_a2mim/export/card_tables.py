@@ -23,6 +23,15 @@ SPELLED = {  # the names of `evaluation.baselines` in words
 }
 
 
+# The same where each cell of the mask is predicted less its mean (`target="normalised"`).
+OF_CELLS = {
+    "masked_psnr": "PSNR of masked pixels, given the mean and deviation of each cell (dB)",
+    "masked_l1": "L1 error of masked pixels, given the mean and deviation of each cell (of pixels in [0, 1])",
+    "mean_fill_psnr": "PSNR of the mean colour of each cell in its place (dB)",
+    "mean_fill_l1": "L1 error of the mean colour of each cell",
+}
+
+
 def run_facts(record: dict) -> list[tuple[str, object]]:
     """How the model was made, a row for each fact: (name, value), `None` for what is not recorded."""
     if "steps" not in record:
@@ -123,12 +132,13 @@ def _run(run: dict) -> str | None:
     return ", ".join(text.format(run[name]) for name, text in form.items() if name in run)
 
 
-def evaluation_section(record: dict, encoder: bool = False) -> str:
+def evaluation_section(record: dict, encoder: bool = False, cells: bool = False) -> str:
     """What was measured of a model, here or by the paper, as Markdown; what was not measured is said.
 
     Args:
         record: how the model was made.
         encoder: whether it is an encoder, whose features only a task can evaluate.
+        cells: whether what it predicts of masked pixels is normalised in each cell of the mask.
     """
     parts, evaluation = [], record.get("evaluation")
     if evaluation:
@@ -138,7 +148,8 @@ def evaluation_section(record: dict, encoder: bool = False) -> str:
         metrics = {name: value for name, value in metrics.items() if not (by_class and class_figure(name))}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
-        rows = [(SPELLED.get(name, name), _figure(value)) for name, value in metrics.items()]
+        spelled = SPELLED | (OF_CELLS if cells else {})
+        rows = [(spelled.get(name, name), _figure(value)) for name, value in metrics.items()]
         parts += [f"Measured on {where}, at step {evaluation['step']:,}:", markdown_table(("", ""), rows)]
         if by_class:
             parts.append(markdown_table(list(by_class[0]), (row.values() for row in by_class)))

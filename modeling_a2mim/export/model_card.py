@@ -80,6 +80,7 @@ def model_card(
         method = method_of(pretraining)
     classifier = isinstance(model, A2MIMForImageClassification)
     core = model if isinstance(model, A2MIMModel) else model.a2mim
+    cells = not classifier and (pretraining or config).target == "normalised"
     pipeline_tag = "image-classification" if classifier else "image-feature-extraction"
     data = _metadata(record, method, "timm", pipeline_tag, "accuracy")
     data["widget"] = _widget(config, record, repo, files) if classifier else None
@@ -101,7 +102,8 @@ def model_card(
         num_features=core.encoder.num_features,
         out_indices=four_stages(core),
         files=files,
-        evaluation=evaluation_section(record, encoder=not classifier),
+        evaluation=evaluation_section(record, encoder=not classifier, cells=cells),
+        cells=cells,
         monitored=monitor_section(record.get("monitor")),
         limits=_limits(config, classifier, method),
     )

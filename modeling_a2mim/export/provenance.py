@@ -1,5 +1,7 @@
 """What a training record says of the data of a run, in words and without paths."""
 
+from pathlib import Path
+
 from ..arguments.data import ClassificationArguments, DataArguments, PreTrainingDataArguments, sources_of
 from ..data.augmentation import finetuning_augmentation, pretraining_augmentation
 from .record import hub_id
@@ -24,8 +26,9 @@ def data_provenance(args: DataArguments, split: str | None) -> dict:
     if args.validation_dir is None and len(ids) == 1 and ids[0] is not None:
         result["evaluated_on"] = ids[0]
         note += ["a sample of the test split"] if sources == [None] else [f"split {split}"]
+        note += ["which it was trained on"] if split == args.train_split else []
     else:
-        result["evaluation_data"] = "the author's, held out"
+        result["evaluation_data"] = "the author's, " + ("which it was trained on" if overlap(args) else "held out")
     if args.max_eval_samples is not None:
         note.append(f"at most {args.max_eval_samples:,} of them")
     return {**result, "evaluation_note": ", ".join(note) or None}
@@ -54,10 +57,30 @@ def monitor_data(args: PreTrainingDataArguments, evaluated: str | None) -> str:
 def classification_provenance(args: ClassificationArguments, split: str | None) -> dict:
     """`data_provenance`, how few labels there were, and the augmentation beside crops."""
     result = data_provenance(args, split)
-    if few := few_labels(args):
-        result["evaluation_note"] = ", ".join(filter(None, [result["evaluation_note"], f"trained with {few}"]))
+    if few_labels(args) or args.max_train_samples is not None:
+        note = [result["evaluation_note"], f"trained with {labels_used(args)}"]
+        result["evaluation_note"] = ", ".join(filter(None, note))
     words = [f"{name} {value}" for name, value in finetuning_augmentation(args).items()]
     return {**result, "augmentation": ", ".join(words) or None}
+
+
+def overlap(args: DataArguments) -> bool:
+    """Whether images in the folder to evaluate on are trained on."""
+    if args.validation_dir is None:
+        return False
+    evaluated = Path(args.validation_dir).expanduser().resolve()
+    trained = [Path(source).expanduser().resolve() for source in sources_of(args) if source is not None]
+    if any(folder.is_relative_to(evaluated) for folder in trained):
+        return True
+    return args.train_dir is not None and any(evaluated.is_relative_to(folder) for folder in trained)
+
+
+def labels_used(args: ClassificationArguments) -> str:
+    """How many labels are trained with, in words."""
+    few = few_labels(args)
+    if args.max_train_samples is None:
+        return few or "all labels"
+    return f"{f'{few}, of ' if few else ''}at most {args.max_train_samples:,} images"
 
 
 def few_labels(args: ClassificationArguments) -> str | None:

@@ -36,7 +36,7 @@ from modeling_a2mim.arguments.data import (
         ),
         (ClassificationArguments, {"labels_per_class": 1, "streaming": True}, "^labels_per_class: a stream cannot"),
         (ClassificationArguments, {"seeds": [1, 2, 1]}, r"^seeds: \[1, 2, 1\] repeats one"),
-        (ClassificationArguments, {"train_dir": ["a", "b"]}, "^dataset_name: labelled images come from one source"),
+        (ClassificationArguments, {"train_dir": ["a", "b"]}, "^train_dir: labelled images come from one source"),
     ],
 )
 def test_what_is_refused(kind, given, message):

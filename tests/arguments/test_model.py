@@ -16,6 +16,10 @@ from modeling_a2mim.arguments.model import KNN_LAYERS, ClassifierArguments, Enco
         ({"knn": True, "probe_layers": ["first"]}, "^probe_layers: expected last, all or an index .* got 'first'$"),
         ({"probe_batch_norm": True}, "^probe_batch_norm: is for --linear_probe"),
         ({"drop_path": 1.0}, r"^drop_path: must be in \[0, 1\)"),
+        ({"knn": True, "knn_neighbours": 0}, "^knn_neighbours: must be at least 1, got 0"),
+        ({"knn": True, "knn_temperature": 0.0}, "^knn_temperature: must be a finite number above 0, got 0.0"),
+        ({"knn": True, "knn_temperature": float("nan")}, "^knn_temperature: must be a finite number above 0, got nan"),
+        ({"knn": True, "probe_strength": -1.0}, "^probe_strength: must be a finite number above 0, got -1.0"),
     ],
 )
 def test_what_is_refused(given, message):

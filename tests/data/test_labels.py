@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from modeling_a2mim.arguments.data import ClassificationArguments
 from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.decoding import BrokenImage
+from modeling_a2mim.data.held_out import spread_rows
 from modeling_a2mim.data.labels import encode_classes, has_label, labelled, with_column
 from modeling_a2mim.data.splits import load_labelled_split
 from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
@@ -124,12 +125,14 @@ def test_streams_without_labels(tmp_path):
             samples[row]
 
 
-def test_the_first_rows_of_a_stream_have_their_labels(tmp_path):
-    images_of([0, -1, 1, 0], PETS).to_parquet(tmp_path / "train-0.parquet", batch_size=2)
+def test_some_rows_of_a_stream_have_their_labels(tmp_path):
+    labels = [0, -1, 1, 0]
+    images_of(labels, PETS).to_parquet(tmp_path / "train-0.parquet", batch_size=2)
     args = ClassificationArguments(dataset_name=[str(tmp_path)], streaming=True, max_train_samples=3)
-    assert load_labelled_split(args, True).column("label") == [0, -1, 1]
+    rows = spread_rows(3, [2, 2]).tolist()
+    assert load_labelled_split(args, True).column("label") == [labels[row] for row in rows]
     left = labelled(load_labelled_split(args, True), "label", "dataset_name", "train on")
-    assert left.column("label") == [0, 1]
+    assert left.column("label") == [labels[row] for row in rows if labels[row] >= 0]
 
 
 def test_a_validation_set_that_lacks_classes(tmp_path, caplog):

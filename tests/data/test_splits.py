@@ -6,6 +6,7 @@ import pkgutil
 from dataclasses import asdict, is_dataclass
 
 import datasets
+import numpy as np
 import pytest
 
 from modeling_a2mim import arguments
@@ -19,10 +20,12 @@ from modeling_a2mim.arguments.data import (
 )
 from modeling_a2mim.arguments.detection import DetectionArguments
 from modeling_a2mim.data.decoding import open_image
+from modeling_a2mim.data.labels import stored_labels
 from modeling_a2mim.data.splits import (
     find_evaluation_split,
     image_samples,
     load_evaluation_split,
+    load_labelled_split,
     load_pretraining_splits,
     load_training_split,
 )
@@ -104,6 +107,19 @@ def test_images_to_pretrain_on(tmp_path):
     assert (len(train), len(evaluation), words) == (3, 1, "the training data, held out of it")
     args = PreTrainingDataArguments(dataset_name=[str(tmp_path)], validation_split="test")
     assert load_pretraining_splits(args)[2] is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_some_of_the_images_are_from_all_over(tmp_path, streaming):
+    """Files come class by class."""
+    write_images(tmp_path, [f"{name}/{i}.png" for name in ("cat", "dog", "eel") for i in range(20)])
+    args = ClassificationArguments(train_dir=[str(tmp_path)], max_train_samples=12, streaming=streaming)
+    split = load_labelled_split(args, True)
+    assert len(split) == 12
+    assert np.bincount(stored_labels(split, "label")).tolist() == [4, 4, 4]
+    assert stored_labels(load_labelled_split(args, True), "label") == stored_labels(split, "label")
+    args = ClassificationArguments(train_dir=[str(tmp_path)], max_train_samples=100)
+    assert len(load_labelled_split(args, True)) == 60
 
 
 @pytest.mark.parametrize("weights", [[0.0, 1.0], [1.0, float("nan")], [1e-9, 1.0]])

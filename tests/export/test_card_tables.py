@@ -24,5 +24,12 @@ def test_what_was_measured_and_what_the_paper_says():
     assert section.splitlines()[-1] == "| A2MIM | ViT-B | ImageNet-1K | top-1 | 84.2 | fine-tuned |"
 
 
+def test_what_is_given_to_a_normalised_target_is_said():
+    record = {"evaluation": {"step": 1, "images": 10, "masked_psnr": 21.5, "mean_fill_psnr": 15.0}}
+    section = evaluation_section(record, cells=True)
+    assert "| PSNR of masked pixels, given the mean and deviation of each cell (dB) | 21.5000 |" in section
+    assert "| PSNR of the mean colour of each cell in its place (dB) | 15.0000 |" in section
+
+
 def test_of_a_model_that_was_not_trained_here():
     assert run_facts({"origin": "converted"}) == [("training", "converted")]

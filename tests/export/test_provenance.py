@@ -1,7 +1,14 @@
 """What a training record says of the data."""
 
 from modeling_a2mim.arguments.data import ClassificationArguments, PreTrainingDataArguments
-from modeling_a2mim.export.provenance import BUNDLED, classification_provenance, few_labels, pretraining_provenance
+from modeling_a2mim.export.provenance import (
+    BUNDLED,
+    classification_provenance,
+    few_labels,
+    labels_used,
+    overlap,
+    pretraining_provenance,
+)
 
 
 def test_the_bundled_sample():
@@ -25,7 +32,32 @@ def test_paths_are_not_named(tmp_path):
     }
 
 
+def test_what_is_trained_on_is_not_held_out(tmp_path):
+    def overlaps(**named):
+        named = {name: str(tmp_path / folder) for name, folder in named.items()}
+        for name in {"train_dir", "dataset_name"} & named.keys():
+            named[name] = [named[name]]
+        return overlap(ClassificationArguments(**named))
+
+    assert overlaps(train_dir="images", validation_dir="images/../images")
+    assert overlaps(train_dir="images", validation_dir="images/val")
+    assert overlaps(dataset_name="images/train", validation_dir="images")
+    assert not overlaps(dataset_name="images", validation_dir="images/val")  # of which it takes the split for training
+    assert not overlaps(train_dir="images", validation_dir="images2")
+    assert not overlaps(train_dir="images")
+    args = ClassificationArguments(dataset_name=["org/data"], validation_split="train")
+    found = classification_provenance(args, "train")
+    assert found["evaluation_note"] == "split train, which it was trained on"
+
+
 def test_few_labels():
+    some = ClassificationArguments(max_train_samples=20)
+    assert labels_used(some) == "at most 20 images"
+    assert classification_provenance(some, "test")["evaluation_note"].endswith("trained with at most 20 images")
+    assert labels_used(ClassificationArguments(max_train_samples=20, labels_per_class=2)) == (
+        "2 labels of each class, of at most 20 images"
+    )
+    assert labels_used(ClassificationArguments()) == "all labels"
     assert few_labels(ClassificationArguments()) is None
     args = ClassificationArguments(dataset_name=["org/data"], labels_per_class=5)
     found = classification_provenance(args, "validation")

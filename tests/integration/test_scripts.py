@@ -391,7 +391,10 @@ def test_labels_as_words(images, pretrained, tmp_path):
         ([*SMALL[:4], "--image_std", "59.7"], r"^image_std: is of pixels in .*, divide by 255: 0.2341$"),
         (["--task", "semantic-segmentation", "--image_std", "0"], r"^image_std: must be positive, got \[0.0\]"),
         (["--task", "object-detection", "--image_mean", "124"], "^image_mean: .* divide by 255: 0.4863$"),
-        ([*SMALL[:4], "--labels_per_class", "5000"], "^labels_per_class: class 0 has only 1000 images, not 5000"),
+        (
+            [*SMALL[:4], "--labels_per_class", "5000"],
+            "^labels_per_class: class T-shirt/top has only 1000 images, not 5000",
+        ),
         ([*SMALL[:4], "--labels_per_class", "5", "--streaming"], "^labels_per_class: a stream cannot be drawn from"),
         ([*SMALL[:4], "--label_column_name", "image"], "^label_column_name: column 'image' holds Image"),
     ],

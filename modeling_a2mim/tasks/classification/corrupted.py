@@ -49,8 +49,10 @@ def chosen_corruptions(given: list[str]) -> list[str]:
     """The types that `--corruptions` names; `all` stands for every one.
 
     Raises:
-        ValueError: naming `corruptions`, if there is no such type, or one is named twice.
+        ValueError: naming `corruptions`, if there is no such type, one is named twice, or `all` beside some.
     """
+    if "all" in given and len(given) > 1:
+        raise ValueError("corruptions: give either all or some types")
     chosen = list(CORRUPTIONS) if given == ["all"] else given
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"corruptions: {' '.join(chosen)} names one of them twice")

@@ -29,7 +29,8 @@ def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed
     labels = cast(Dataset, images.train)[images.column][:]  # nothing is drawn from a stream
     if data_args.label_subset is not None:
         return load_subset(data_args.label_subset, labels)
-    return draw_subset(labels, per_class=data_args.labels_per_class, fraction=data_args.label_fraction, seed=seed)
+    per_class, fraction = data_args.labels_per_class, data_args.label_fraction
+    return draw_subset(labels, per_class=per_class, fraction=fraction, seed=seed, names=images.names)
 
 
 def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments, images: LabelledImages, seed: int):

@@ -15,8 +15,9 @@ from ...data.splits import image_samples
 from ...data.transforms import FineTuneTransform
 from ...evaluation.frozen import evaluate_frozen
 from ...export.folder import timm_pretrained_cfg
-from ...export.provenance import few_labels
+from ...export.provenance import labels_used
 from ..encoder import build_classifier
+from ..start import is_new
 from .data import choose_rows, evaluation_samples, keep_subset
 from .labelled_images import LabelledImages
 from .seeds import seed_folder
@@ -37,7 +38,7 @@ def evaluate_features(
     if args.class_weights is not None:
         logger.info("class_weights: are for the logistic regression; neighbours do not know of them")
     seeds = data_args.seeds or [data_seed(args)]
-    name = few_labels(data_args) or "all labels"
+    name = labels_used(data_args)
     drawn: dict[tuple[str, int], Sequence[int]] = {}
     for seed in seeds:
         rows = choose_rows(data_args, images, seed)
@@ -45,8 +46,8 @@ def evaluate_features(
             folder = seed_folder(args.output_dir, seed) if data_args.seeds else args.output_dir
             keep_subset(str(folder), rows, data_args, images, seed)
         drawn[name, seed] = range(len(images.train)) if rows is None else rows
-    if model_args.architecture is None:
-        if few_labels(data_args) is None:  # each seed would give the same
+    if not is_new(model_args):
+        if data_args.labels_per_class is None and data_args.label_fraction is None:  # each seed would give the same
             drawn = {(name, seeds[0]): drawn[name, seeds[0]]}
         return _evaluate(model_args, data_args, args, images, drawn)
     found = []
@@ -81,7 +82,7 @@ def _evaluate(model_args, data_args, args, images: LabelledImages, subsets: dict
         c=model_args.probe_strength,
         batch_size=args.per_device_eval_batch_size,
         num_workers=args.dataloader_num_workers,
-        dtype=torch.bfloat16 if args.bf16 else None,
+        dtype=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         names=images.names,
         class_weights=class_weights,
     )

@@ -17,6 +17,7 @@ from ...data.labels import NAMED, labelled, log_classes_without_images, same_cla
 from ...data.sources import DatasetSource, RowSource
 from ...data.splits import NO_VALIDATION, class_names, find_evaluation_split, load_labelled_split
 from ...evaluation.metrics import TOP
+from ...export.provenance import overlap
 from ...utils.labels import label_names
 from .problem_types import encode_lists, encode_numbers, find_targets
 
@@ -71,6 +72,11 @@ class LabelledImages:
         train = load_labelled_split(data_args, True, token, problem_type=kind)
         split = find_evaluation_split(data_args)
         validation = load_labelled_split(data_args, False, token, split, kind)
+        if validation is not None and (overlap(data_args) or data_args.train_split == split):
+            logger.warning(
+                "%s: images to evaluate on are trained on as well, and say nothing of others",
+                images_field(data_args, train=False),
+            )
         return cls._of(data_args, train, validation, split, kind)
 
     @classmethod

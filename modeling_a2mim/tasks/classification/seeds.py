@@ -2,31 +2,45 @@
 
 import json
 import logging
+import zlib
 from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from ...arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ...arguments.model import ClassifierArguments
 from ...arguments.training import FineTuningArguments, with_values
+from ...data.labels import stored_labels
+from ...data.splits import as_source
 from ...evaluation.summary import SUMMARY, layer_name, markdown, summarise, summarise_classes
 from ...export.folder import write_card
 from ...export.hub import push_folder
 from ...export.loading import load_classifier, load_pretraining_model
-from ...export.provenance import classification_provenance, few_labels
+from ...export.provenance import classification_provenance, labels_used
 from ...export.record import hardware, read_record, versions
 from ...pretrained import CLASSIFIERS, open_pretrained
+from ...training.callbacks import BeginCallback
 from ...training.checkpoints import checkpoints_in
 from ...training.encoder_trainer import EncoderTrainer
 from ...training.outputs import check_output_dir, clear_output_dir
+from ...training.resuming import flags, run_settings
 from ...utils.files import write_json
 from ..encoder import build_classifier
 from ..start import base_model_of, task_of
+from .data import choose_rows
 from .labelled_images import LabelledImages
 
 
 logger = logging.getLogger("a2mim")
 
 RESULTS = "results.json"
+SETTINGS = "settings.json"  # of one of several runs
+DONE = "eval_results.json"
+# Of the model's arguments, those that change nothing of what is trained.
+OF_FROZEN = {"add_to_card", "eval_only", "knn", "knn_neighbours", "knn_temperature", "probe_strength"}
+# What is trained and evaluated on, beside the images that are there.
+CHOSEN = ("labels_per_class", "label_fraction", "max_train_samples", "max_eval_samples", "corruptions")
 TABLE = "results.md"
 MEANINGS = {
     SINGLE: "AUROC and average precision: of each class against the rest, their means over the classes with images. "
@@ -49,7 +63,8 @@ def repeat(
     args: FineTuningArguments,
     images: LabelledImages,
 ) -> list[dict]:
-    """Fine-tune with each seed in a folder of its own, those that a resumed run finds done left out.
+    """Fine-tune with each seed in a folder of its own, those that a resumed run finds done, with the same settings,
+    left out.
 
     Args:
         fine_tune: makes a trainer of `model_args`, `data_args`, `args` and `images`.
@@ -58,17 +73,25 @@ def repeat(
 
     Returns:
         Rows of `summary.summarise`.
+
+    Raises:
+        ValueError: naming a setting that the runs that are done have not, or the folder that holds what would be lost.
     """
     rows: list[dict] = []
-    folders = [seed_folder(args.output_dir, seed) for seed in data_args.seeds]
+    folders = {seed: seed_folder(args.output_dir, seed) for seed in data_args.seeds}
     options = args.resume_from_checkpoint, args.overwrite_output_dir, model_args.model_name_or_path
     check_output_dir(args.output_dir, *options, finished=[RESULTS])
-    for folder in folders:
+    earlier = [*folders.values(), *(Path(args.output_dir).glob("seed-*") if args.overwrite_output_dir else ())]
+    for folder in dict.fromkeys(earlier):
         check_output_dir(folder, *options)
-    for seed, own_folder in zip(data_args.seeds, folders, strict=True):
-        done = Path(own_folder, "eval_results.json")
-        if args.resume_from_checkpoint and done.is_file():
-            metrics = json.loads(done.read_text())
+    settings = {seed: settings_of(model_args, data_args, args, images, seed) for seed in folders}
+    done = [seed for seed, own in folders.items() if Path(own, DONE).is_file()] if args.resume_from_checkpoint else []
+    for seed in done:
+        check_settings(folders[seed], settings[seed])
+    for seed, own_folder in folders.items():
+        if seed in done:
+            logger.info("seed %d: done before, in %s", seed, own_folder)
+            metrics = json.loads(Path(own_folder, DONE).read_text())
         else:
             resume = args.resume_from_checkpoint if checkpoints_in(own_folder) else None
             own = {"seed": seed, "output_dir": str(own_folder), "push_to_hub": False, "resume_from_checkpoint": resume}
@@ -76,14 +99,68 @@ def repeat(
             if args.overwrite_output_dir and args.should_save and not rows:
                 # All at once: resumed later, the set would take what the earlier one has done for its own.
                 clear_output_dir(args.output_dir)
-                for folder in folders:
+                for folder in dict.fromkeys(earlier):
                     clear_output_dir(folder)
+            if args.should_save:
+                trainer.add_callback(BeginCallback(partial(write_json, own_folder / SETTINGS, settings[seed])))
             metrics = trainer.run()
         figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-        common = {"subset": few_labels(data_args) or "all labels", "method": task_of(model_args), "seed": seed}
+        common = {"subset": labels_used(data_args), "method": task_of(model_args), "seed": seed}
         layer = {"layer": model_args.probe_layers[0]} if model_args.probe_layers else {}
         rows.append({**common, **layer, **figures})
     return rows
+
+
+def settings_of(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    args: FineTuningArguments,
+    images: LabelledImages,
+    seed: int,
+) -> dict[str, dict]:
+    """What the run with a seed is set to, as JSON without paths (see `run_settings`), with what a run that resumes
+    from a checkpoint is told by the checkpoint: the encoder's settings, and which images there are."""
+    found = run_settings(args, flags(model_args, data_args), None, None)
+    names = [f.name for f in fields(ClassifierArguments) if f.name not in OF_FROZEN]
+    found["model"] = {name: getattr(model_args, name) for name in names} | found["model"]  # which has no paths
+    rows = choose_rows(data_args, images, seed)
+    chosen = {name: getattr(data_args, name) for name in CHOSEN}
+    chosen["label_subset"] = None if rows is None else checksum(rows)
+    chosen["training_data"] = identity(data_args, images, images.train)
+    chosen["evaluation_data"] = identity(data_args, images, images.validation)
+    found["data"] |= chosen
+    return json.loads(json.dumps(found))
+
+
+def identity(data_args: ClassificationArguments, images: LabelledImages, split) -> str:
+    """What tells the images of a split and their labels from others."""
+    return f"{as_source(data_args, split).fingerprint} {checksum(stored_labels(split, images.column))}"
+
+
+def checksum(values: list | None) -> str:
+    """Of numbers or words, the same in each process."""
+    return f"{zlib.crc32(repr(values).encode()):08x}"
+
+
+def check_settings(folder: Path, settings: dict[str, dict]):
+    """Refuse results of a run of other settings.
+
+    Raises:
+        ValueError: naming the first setting that differs, and both values.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        logger.warning("%s: done by an older version, which kept no settings to compare", folder)
+        return
+    kept = json.loads(path.read_text())
+    for section, values in settings.items():
+        for name, now in values.items():
+            then = kept.get(section, {}).get(name, now)
+            if then != now:
+                raise ValueError(
+                    f"{name}: {folder.name} was done with {then}, this run has {now}; go on with {then}, or start "
+                    "another run in another --output_dir"
+                )
 
 
 def report(
@@ -126,16 +203,18 @@ def report(
         folders = [
             folder for folder in folders if (folder / "README.md").is_file()
         ]  # probes of inner layers have none
+        told = "; ".join(filter(None, [f"{len(images.validation):,} of {place}", options_of(model_args, args)]))
+        data = identity(data_args, images, images.validation)
         if folders:
             # All have the same card.
             model, _ = build_classifier(model_args, images.names, images.problem_type, args.hub_token)
             for folder in folders:
-                add_measured(folder, model, summary, measured_on)
+                add_measured(folder, model, summary, measured_on, told, data)
         if model_args.add_to_card:
             source = model_args.model_name_or_path
             root = open_pretrained(source).kind
             measured = (load_classifier if root in CLASSIFIERS else load_pretraining_model)(source)
-            add_measured(Path(source), measured, summary, measured_on)
+            add_measured(Path(source), measured, summary, measured_on, told, data)
         if args.push_to_hub and folders:
             name = args.hub_model_id or Path(args.output_dir).resolve().name
             private, pictures = args.hub_private_repo, args.hub_pictures
@@ -151,14 +230,35 @@ def report(
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def add_measured(folder: Path, model, rows: list[dict], measured_on: str):
-    """Write rows into the record and the card of an exported folder, in place of the same ones of an earlier time."""
+def options_of(model_args: ClassifierArguments, args: FineTuningArguments) -> str:
+    """What changes the figures of `--knn` and is not the default, in words."""
+    given = {
+        "knn_neighbours": (model_args.knn_neighbours, ClassifierArguments.knn_neighbours),
+        "knn_temperature": (model_args.knn_temperature, ClassifierArguments.knn_temperature),
+        "probe_strength": (model_args.probe_strength, None),
+        "class_weights": (" ".join(map(str, args.class_weights or ())), ""),
+    }
+    return ", ".join(f"{name} {value}" for name, (value, usual) in given.items() if value != usual)
+
+
+def add_measured(folder: Path, model, rows: list[dict], measured_on: str, images: str, data: str):
+    """Write rows into the record and the card of an exported folder, in place of the same ones of an earlier time.
+
+    Args:
+        images: what was evaluated on, and how, in words.
+        data: the same as a checksum, for data that words do not tell apart.
+    """
     record = read_record(str(folder))
 
     def key(row: dict) -> list:
         return [value for name, value in row.items() if name not in (*SUMMARY.values(), "seeds")]
 
-    new = [key(row) for row in rows]
-    record["measured"] = [row for row in record.get("measured", []) if key(row) not in new] + rows
+    rows = [{"images": images, **row} for row in rows]
+    earlier, new = record.get("measured", []), [key(row) for row in rows]
+    of = record.get("measured_data", [])
+    of = of if len(of) == len(earlier) else [data] * len(earlier)  # of an older version
+    kept = [(row, own) for row, own in zip(earlier, of, strict=True) if key(row) not in new or own != data]
+    record["measured"] = [row for row, _ in kept] + rows
+    record["measured_data"] = [own for _, own in kept] + [data] * len(rows)
     places = dict.fromkeys([*filter(None, record.get("measured_on", "").split("; ")), measured_on])
     write_card(model, folder, {**record, "measured_on": "; ".join(places)}, record.get("repo_id"))

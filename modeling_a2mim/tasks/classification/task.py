@@ -19,7 +19,7 @@ from ...data.splits import NO_VALIDATION, image_samples
 from ...evaluation.class_figures import MOST_LISTED, class_figure, log_figures
 from ...evaluation.decisions import FIELD, DecisionRule, check_positive_class, given_decision
 from ...evaluation.errors import errors_table, plot_confusion_matrix, plot_worst_examples
-from ...export.filenames import CONFUSION, ERRORS
+from ...export.filenames import CONFUSION, ERRORS, RECORD_FILE
 from ...export.loading import load_classifier, pretraining_beside
 from ...export.provenance import classification_provenance
 from ...models.classifier import A2MIMForImageClassification
@@ -48,13 +48,14 @@ from .decision import (
 from .frozen import evaluate_features
 from .labelled_images import LabelledImages
 from .problem_types import check_problem_type, figures_of, start_at_mean
-from .seeds import repeat, report
+from .seeds import RESULTS, repeat, report
 from .trainer import FineTuningTrainer, make_class_weights
 
 
 logger = logging.getLogger("a2mim")
 
 MOST_LOGGED = 100  # classes whose figures are in logs and card
+EVALUATION = "evaluation_pictures"  # the folder of them in that of a model
 ERROR_TABLE = "errors.csv"  # names files, which are nobody's business: it is not among what is uploaded
 
 
@@ -89,6 +90,14 @@ def check_arguments(model_args: ClassifierArguments, data_args: ClassificationAr
     """
     if model_args.linear_probe and model_args.probe_layers and args.push_to_hub:
         raise ValueError("probe_layers: timm's classifier reads pooled features alone; leave --push_to_hub out")
+    if model_args.linear_probe and args.layer_decay is not None:
+        raise ValueError("layer_decay: the encoder is frozen in all of a --linear_probe; leave it out")
+    if model_args.knn and args.push_to_hub:
+        raise ValueError("push_to_hub: --knn makes no model that could be pushed; leave it out")
+    if model_args.knn and not args.overwrite_output_dir and Path(args.output_dir, RESULTS).is_file():
+        logger.warning("output_dir: %s holds %s of an earlier run, which is replaced", args.output_dir, RESULTS)
+    if data_args.seeds and args.data_seed is not None:
+        raise ValueError("data_seed: each of --seeds draws its labels and order itself; give one of the two")
     if model_args.add_to_card and not (data_args.seeds or model_args.knn):
         raise ValueError("add_to_card: give --seeds, over which the means are written")
     if data_args.corruptions is not None:
@@ -299,12 +308,23 @@ class ClassificationTrainer(FineTuningTrainer):
                 found, rows = try_corruptions(self.unwrapped(), self.eval_dataset, self.args, self.corruptions)
             further |= found
             self.provenance |= {"measured": rows, "measured_on": "on corrupted images, accuracy"}
+        folder = self._place_of_pictures()
         if self.args.should_save and self.problem_type == SINGLE:
-            draw_errors(self.args.output_dir, self._prediction, self.eval_dataset, self.model.config, self.names)
+            draw_errors(folder, self._prediction, self.eval_dataset, self.model.config, self.names)
         if self.args.should_save and self.problem_type != REGRESSION:
             figures = {} if self.decision is None else self.decision.figures
-            draw_curves(self.args.output_dir, self._prediction, self.names, self.problem_type, figures)
+            draw_curves(folder, self._prediction, self.names, self.problem_type, figures)
         return further
+
+    def _place_of_pictures(self) -> str:
+        """The output folder; for an evaluation without training in that of a model, whose card shows the pictures of
+        its own, another one in it."""
+        folder = Path(self.args.output_dir)
+        if self.train_dataset is not None or not (folder / RECORD_FILE).is_file() or self.problem_type == REGRESSION:
+            return str(folder)
+        if self.args.should_save:
+            logger.info("pictures of this evaluation are in %s; those of the model's card stay", folder / EVALUATION)
+        return str(folder / EVALUATION)
 
     def _decision_metrics(self) -> dict[str, float]:
         """Choose the threshold, if one was asked for, and measure it, or the one that the model has."""
@@ -403,7 +423,14 @@ def evaluate(
     check_positive_class(
         model_args.positive_class, model_args.threshold, model.config.problem_type, label_names(model.config)
     )
-    images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
+    try:
+        images = LabelledImages.for_evaluation(data_args, model.config, args.hub_token)
+    except ValueError as error:
+        if data_args.validation_dir is not None or data_args.dataset_name is not None:
+            raise
+        raise ValueError(
+            f"validation_dir: name images; those that are bundled do not fit the model ({error})"
+        ) from error
     if images.problem_type != SINGLE:
         check_problem_type(images.problem_type, model_args, data_args, args)
     images.check()

@@ -13,7 +13,14 @@ from ...arguments.data import sources_of
 from ...arguments.detection import DetectionArguments
 from ...data.dataset import ImageSamples
 from ...data.sources import RowSource
-from ...data.splits import as_source, find_evaluation_split, image_samples, load_evaluation_split, load_training_split
+from ...data.splits import (
+    as_source,
+    find_evaluation_split,
+    image_samples,
+    load_evaluation_split,
+    load_training_split,
+    some_of,
+)
 from ..segmentation.scan import is_far
 from .annotation_folders import annotated_splits, choose_split
 from .annotations import Annotations, find_objects_column
@@ -112,8 +119,7 @@ def _read_folder(
         raise ValueError(f"id2label: the annotations in {folder} name their classes; leave it out")
     count = args.max_train_samples if train else args.max_eval_samples
     logger.info("%s, %s: %s annotated images", folder, name or "all of it", f"{len(dataset):,}")
-    dataset = dataset if count is None else dataset.take(min(count, len(dataset)))
-    return AnnotatedSplit(dataset, given or name, "coco")  # which the boxes are made
+    return AnnotatedSplit(some_of(dataset, count), given or name, "coco")  # which the boxes are made
 
 
 def annotated_samples(

@@ -20,6 +20,18 @@ def test_a_layer_counts_once(pretrained, tmp_path, layers):
         finetune(tmp_path / "out", *argv)
 
 
+def test_one_measurement_is_no_interval(pretrained, tmp_path, caplog):
+    """The weights and the labels of each seed are the same."""
+    weights = ["--model_name_or_path", pretrained / "model.safetensors", *SCRATCH, "--max_train_samples", 40]
+    finetune(tmp_path / "out", *weights, "--knn", "--seeds", 0, 1)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["seed"] for row in results["results"]] == [0, 0]
+    finetune(tmp_path / "out", *weights, "--knn")
+    assert "out holds results.json of an earlier run, which is replaced" in caplog.text
+    assert "knn: true" in (tmp_path / "out" / "evaluation.yaml").read_text()
+    assert not (tmp_path / "out" / "run.yaml").exists()
+
+
 @pytest.mark.ci
 def test_k_nearest_neighbors_of_several_layers(pretrained, tmp_path):
     argv = ["--knn", "--labels_per_class", 3, "--seeds", 0, 1, "--probe_layers", "last", "all", "--add_to_card"]

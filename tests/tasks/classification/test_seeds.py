@@ -1,11 +1,14 @@
 """The same run with several seeds: its table, its cards, and how it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from modeling_a2mim.arguments.model import ClassifierArguments
 from modeling_a2mim.evaluation.summary import mean_and_interval
+from modeling_a2mim.tasks.classification import seeds
 
 from ...integration.test_scripts import SMALL, finetune
 
@@ -45,6 +48,14 @@ def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     assert subsets[0]["rows"] != subsets[1]["rows"]
     for folder in (tmp_path / "out" / "seed-0", pretrained):
         assert f"| fine-tuning | {shown}" in (folder / "README.md").read_text()
+    assert "| 20 of zalando-datasets/fashion_mnist | 2 labels" in (pretrained / "README.md").read_text()
+    for changed, message in (
+        (["--learning_rate", 0.1], "^learning_rate: seed-0 was done with .*, this run has 0.1; go on with"),
+        (["--labels_per_class", 1], "^labels_per_class: seed-0 was done with 2, this run has 1"),
+        (["--train_image_size", 48], "^train_image_size: seed-0 was done with None, this run has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune(tmp_path / "out", *argv, *changed, "--resume_from_checkpoint", "last")
     before = (tmp_path / "out" / "seed-0" / "model.safetensors").stat().st_mtime_ns
     again = finetune(tmp_path / "out", *argv, "--resume_from_checkpoint", "last")  # all is done
     assert again == metrics
@@ -55,16 +66,34 @@ def test_seeds_give_a_table_and_cards(pretrained, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
+def test_figures_of_other_images_or_options_are_not_replaced(tmp_path, monkeypatch):
+    written = {}
+    monkeypatch.setattr(seeds, "read_record", lambda folder: dict(written))
+    monkeypatch.setattr(seeds, "write_card", lambda model, folder, record, repo: written.update(record))
+
+    def add(accuracy, images="52 of the author's", data="a"):
+        rows = [{"subset": "all labels", "method": "k-NN", "accuracy": accuracy, "seeds": "1"}]
+        seeds.add_measured(tmp_path, None, rows, "on images", images, data)
+
+    for given in (("0.1",), ("0.2", "52 of the author's; knn_neighbours 5"), ("0.3", "52 of the author's", "b")):
+        add(*given)
+    assert [row["accuracy"] for row in written["measured"]] == ["0.1", "0.2", "0.3"]
+    add("0.4")  # the first again
+    assert [row["accuracy"] for row in written["measured"]] == ["0.2", "0.3", "0.4"]
+    given = ClassifierArguments(knn=True, knn_neighbours=5)
+    assert seeds.options_of(given, SimpleNamespace(class_weights=["balanced"])) == (
+        "knn_neighbours 5, class_weights balanced"
+    )
+
+
 @pytest.mark.ci
 def test_a_set_of_seeds_is_not_overwritten(tmp_path, monkeypatch):
     argv = [*SCRATCH, "--labels_per_class", 1]
     finetune(tmp_path, *argv, "--seeds", 0, 1)
     before = (tmp_path / "seed-0" / "model.safetensors").read_bytes()
-    for seeds, what in [((1, 2), r"results.json"), ((2,), r"results.json")]:
-        with pytest.raises(
-            ValueError, match=rf"^output_dir: .* holds results \({what}\) of another run; name another"
-        ):
-            finetune(tmp_path, *argv, "--seeds", *seeds)
+    for others in ((1, 2), (2,)):
+        with pytest.raises(ValueError, match=r"^output_dir: .* holds results \(results.json\) of another run; name"):
+            finetune(tmp_path, *argv, "--seeds", *others)
     (tmp_path / "results.json").unlink()
     with pytest.raises(ValueError, match=r"^output_dir: .*seed-1 holds checkpoints and results \(model"):
         finetune(tmp_path, *argv, "--seeds", 2, 1)

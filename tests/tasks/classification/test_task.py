@@ -16,6 +16,7 @@ from modeling_a2mim.export.hub import uploaded_files
 from modeling_a2mim.export.onnx import session
 from modeling_a2mim.models.linear_probe import LinearProbe
 
+from ...image_files import write_images
 from ...integration.test_scripts import SMALL, finetune
 
 
@@ -129,6 +130,11 @@ def test_augmentation_and_mixing_go_into_the_card(tmp_path):
         (["--label_subset", "nowhere.json"], "^label_subset: nowhere.json cannot be read"),
         (["--seeds", 1, 1], "^seeds: .* repeats one"),
         (["--corruptions", "rain"], "^corruptions: .*rain"),
+        (["--corruptions", "all", "fog"], "^corruptions: give either all or some types"),
+        (["--linear_probe", "--layer_decay", 0.5], "^layer_decay: the encoder is frozen in all of a --linear_probe"),
+        (["--knn", "--push_to_hub"], "^push_to_hub: --knn makes no model"),
+        (["--seeds", 0, 1, "--data_seed", 7], "^data_seed: each of --seeds draws its labels"),
+        (["--train_dir", "a", "b"], "^train_dir: labelled images come from one source"),
         (["--corruptions", "fog", "fog"], "^corruptions: fog fog names one of them twice$"),
         (["--eval_only"], "^model_name_or_path: --eval_only needs a classifier"),
         (["--add_to_card"], "^add_to_card: --model_name_or_path is no folder"),
@@ -144,6 +150,34 @@ def test_mistakes(tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
+def two_classes(tmp_path):
+    """A classifier of cats and dogs, which was evaluated on what it was trained on."""
+    images = ["--train_dir", tmp_path / "images", "--validation_dir", tmp_path / "images"]
+    finetune(tmp_path / "animals", *SCRATCH, *images)
+    return tmp_path / "animals"
+
+
+def test_what_is_trained_on_is_not_held_out(tmp_path, caplog):
+    write_images(tmp_path / "images", [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)])
+    folder = two_classes(tmp_path)
+    assert "validation_dir: images to evaluate on are trained on as well" in caplog.text
+    card = (folder / "README.md").read_text()
+    assert "Measured on 6 images of the author's, which it was trained on, at step 2:" in card
+
+
+def test_an_evaluation_leaves_the_pictures_of_the_card(tmp_path, no_pictures, caplog):
+    folders = []
+    for name in ("draw_errors", "draw_curves"):
+        no_pictures.setattr(f"modeling_a2mim.tasks.classification.task.{name}", lambda *args: folders.append(args[0]))
+    own = tmp_path / "classifier"
+    finetune(own, *SCRATCH, "--labels_per_class", 1)
+    for output in (own, tmp_path / "elsewhere"):
+        finetune(output, "--model_name_or_path", own, "--eval_only")
+    places = [own, own / "evaluation_pictures", tmp_path / "elsewhere"]
+    assert folders == [str(place) for place in places for _ in range(2)]
+    assert f"pictures of this evaluation are in {own / 'evaluation_pictures'}; those of the model's" in caplog.text
+
+
 def test_classifiers_of_other_classes_are_not_evaluated(pretrained, tmp_path):
     with pytest.raises(ValueError, match="^model_name_or_path: .* is no timm classifier with label_names"):
         finetune(tmp_path / "out", "--model_name_or_path", pretrained, "--eval_only")
@@ -151,6 +185,10 @@ def test_classifiers_of_other_classes_are_not_evaluated(pretrained, tmp_path):
         Path(tmp_path / "images" / name).mkdir(parents=True)
         Image.fromarray(np.full((32, 32), 90 * i, dtype=np.uint8)).save(tmp_path / "images" / name / "0.png")
     finetune(tmp_path / "own", *SCRATCH, "--labels_per_class", 1)
+    with pytest.raises(
+        ValueError, match="^validation_dir: name images; those that are bundled .* of its classes are not those"
+    ):
+        finetune(tmp_path / "out", "--model_name_or_path", two_classes(tmp_path), "--eval_only")
     folders = ["--train_dir", tmp_path / "images", "--validation_dir", tmp_path / "images"]
     with pytest.raises(ValueError, match="^validation_dir: 2 of its classes are not those of the model"):
         finetune(tmp_path / "out", "--model_name_or_path", tmp_path / "own", "--eval_only", *folders)
