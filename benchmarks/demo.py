@@ -46,7 +46,7 @@ SMALL = {
     "resnet10t": {
         "model_args": {"channels": [24, 48, 96, 192], "stem_width": 16},
         "mask": ["--mask_patch_size", "16", "--decoder", "multiscale"],
-        "passes": 2,
+        "passes": 1.5,
         "learning_rate": 1e-3,
         "image_size": 64,
         "batch_size": 64,
@@ -90,7 +90,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--architecture", default="resnet10t", help="a timm model")
     parser.add_argument("--output_dir", default="demo")
-    parser.add_argument("--passes", type=int, help="passes over the 10,000 unlabelled images")
+    parser.add_argument("--passes", type=float, help="passes over the 10,000 unlabelled images")
     parser.add_argument("--learning_rate", type=float, help="of pre-training and of fine-tuning")
     parser.add_argument("--labels_per_class", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5, help="draws of labels for the frozen encoders")
