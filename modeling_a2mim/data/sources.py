@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Array2D, Array3D, Features, Image, List, Value
 
 from .decoding import BrokenImage
@@ -87,6 +88,11 @@ class RowSource(abc.ABC):
 
     def column(self, name: str) -> list | None:
         """All values of a column, where they can be read without the images; else `None`."""
+        return None
+
+    def image_files(self) -> list[str] | None:
+        """The files of the images of all rows; `None` where not each is a file of its own. For a source whose columns
+        are selected."""
         return None
 
     def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -200,6 +206,14 @@ class DatasetSource(RowSource):
     def column(self, name: str) -> list | None:
         return self.dataset[name][:]
 
+    def image_files(self) -> list[str] | None:
+        column, first = self.columns[0], None if self._path(0) is None else self._rows[0][self.columns[0]]
+        if first is None or (isinstance(first, dict) and first.get("bytes") is not None):
+            return None
+        values = self._rows.select_columns(column).with_format("arrow")[:][column]
+        paths = (pc.struct_field(values, "path") if isinstance(first, dict) else values).to_pylist()
+        return None if None in paths else paths
+
     def values(self, rows: Sequence[int] | np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
         found = self.dataset.select_columns(list(columns))[[int(row) for row in rows]] if columns else {}
         return [{column: found[column][place] for column in columns} for place in range(len(rows))]
@@ -250,6 +264,10 @@ class MixedSource(RowSource):
     @property
     def fingerprint(self) -> str:
         return "+".join(source.fingerprint for source in self.sources)
+
+    def image_files(self) -> list[str] | None:
+        parts = [source.image_files() for source in self.sources]
+        return None if None in parts else [file for part in parts for file in part]
 
     def _find(self, row: int) -> tuple[int, int]:
         """Which source a row is of, and its number there."""
@@ -313,6 +331,10 @@ class RowsOf(RowSource):
     def column(self, name: str) -> list | None:
         values = self.source.column(name)
         return None if values is None else [values[row] for row in self.rows]
+
+    def image_files(self) -> list[str] | None:
+        files = self.source.image_files()
+        return None if files is None else [files[row] for row in self.rows]
 
     def describe(self, row: int) -> str:
         return self.source.describe(int(self.rows[row]))

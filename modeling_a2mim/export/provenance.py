@@ -1,7 +1,5 @@
 """What a training record says of the data of a run, in words and without paths."""
 
-from pathlib import Path
-
 from ..arguments.data import ClassificationArguments, DataArguments, PreTrainingDataArguments, sources_of
 from ..data.augmentation import finetuning_augmentation, pretraining_augmentation
 from .record import hub_id
@@ -10,12 +8,13 @@ from .record import hub_id
 BUNDLED = "zalando-datasets/fashion_mnist"  # what the bundled sample is a part of
 
 
-def data_provenance(args: DataArguments, split: str | None) -> dict:
+def data_provenance(args: DataArguments, split: str | None, seen: bool) -> dict:
     """What a model card says of the data: ids of datasets on the Hub, or what kind of images.
 
     Args:
         args: what names the data.
         split: that the model is evaluated on, if it is one of the source.
+        seen: whether it is trained on images that it is evaluated on (`data.overlap.evaluates_on_training`).
     """
     sources = sources_of(args)
     ids = [BUNDLED if source is None else hub_id(source) for source in sources]
@@ -26,19 +25,19 @@ def data_provenance(args: DataArguments, split: str | None) -> dict:
     if args.validation_dir is None and len(ids) == 1 and ids[0] is not None:
         result["evaluated_on"] = ids[0]
         note += ["a sample of the test split"] if sources == [None] else [f"split {split}"]
-        note += ["which it was trained on"] if split == args.train_split else []
+        note += ["which it was trained on"] if seen else []
     else:
-        result["evaluation_data"] = "the author's, " + ("which it was trained on" if overlap(args) else "held out")
+        result["evaluation_data"] = "the author's, " + ("which it was trained on" if seen else "held out")
     if args.max_eval_samples is not None:
         note.append(f"at most {args.max_eval_samples:,} of them")
     return {**result, "evaluation_note": ", ".join(note) or None}
 
 
-def pretraining_provenance(args: PreTrainingDataArguments) -> dict:
+def pretraining_provenance(args: PreTrainingDataArguments, seen: bool) -> dict:
     """`data_provenance`, and the augmentation beside crops."""
     used = {name: value for name, value in pretraining_augmentation(args).items() if value}
     words = [name if value is True else f"{name} {value:g}" for name, value in used.items()]
-    return {**data_provenance(args, args.validation_split), "augmentation": ", ".join(words) or "none"}
+    return {**data_provenance(args, args.validation_split, seen), "augmentation": ", ".join(words) or "none"}
 
 
 def monitor_data(args: PreTrainingDataArguments, evaluated: str | None) -> str:
@@ -54,25 +53,14 @@ def monitor_data(args: PreTrainingDataArguments, evaluated: str | None) -> str:
     return "the author's" if name is None else f"{name}{split}"
 
 
-def classification_provenance(args: ClassificationArguments, split: str | None) -> dict:
+def classification_provenance(args: ClassificationArguments, split: str | None, seen: bool) -> dict:
     """`data_provenance`, how few labels there were, and the augmentation beside crops."""
-    result = data_provenance(args, split)
+    result = data_provenance(args, split, seen)
     if few_labels(args) or args.max_train_samples is not None:
         note = [result["evaluation_note"], f"trained with {labels_used(args)}"]
         result["evaluation_note"] = ", ".join(filter(None, note))
     words = [f"{name} {value}" for name, value in finetuning_augmentation(args).items()]
     return {**result, "augmentation": ", ".join(words) or None}
-
-
-def overlap(args: DataArguments) -> bool:
-    """Whether images in the folder to evaluate on are trained on."""
-    if args.validation_dir is None:
-        return False
-    evaluated = Path(args.validation_dir).expanduser().resolve()
-    trained = [Path(source).expanduser().resolve() for source in sources_of(args) if source is not None]
-    if any(folder.is_relative_to(evaluated) for folder in trained):
-        return True
-    return args.train_dir is not None and any(evaluated.is_relative_to(folder) for folder in trained)
 
 
 def labels_used(args: ClassificationArguments) -> str:

@@ -13,6 +13,7 @@ from ..arguments.training import A2MIMTrainingArguments, data_seed
 from ..configuration_a2mim import A2MIMConfig
 from ..data.augmentation import pretraining_augmentation
 from ..data.monitor import load_monitor, open_monitor
+from ..data.overlap import evaluates_on_training
 from ..data.splits import image_samples, load_pretraining_splits
 from ..data.transforms import PreTrainTransform
 from ..export.loading import earlier_of, load_pretraining_model, pretraining_config
@@ -55,7 +56,9 @@ def make_trainer(
     )
 
     set_seed(args.seed)
-    provenance = {"task": MASKED, **pretraining_provenance(data_args)}
+    split = data_args.validation_split
+    seen = evaluated is None and evaluates_on_training(data_args, split, train, evaluation)
+    provenance = {"task": MASKED, **pretraining_provenance(data_args, seen)}
     provenance["monitor_data"] = monitor_data(data_args, evaluated)
     if evaluated is not None:
         provenance |= {"evaluated_on": None, "evaluation_note": None, "evaluation_data": evaluated}

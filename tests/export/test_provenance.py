@@ -6,13 +6,12 @@ from modeling_a2mim.export.provenance import (
     classification_provenance,
     few_labels,
     labels_used,
-    overlap,
     pretraining_provenance,
 )
 
 
 def test_the_bundled_sample():
-    found = pretraining_provenance(PreTrainingDataArguments())
+    found = pretraining_provenance(PreTrainingDataArguments(), seen=False)
     assert found["datasets"] == [BUNDLED]
     assert (found["data"], found["evaluated_on"]) == ("the bundled sample of Fashion-MNIST", BUNDLED)
     assert found["evaluation_note"] == "a sample of the test split"
@@ -20,7 +19,8 @@ def test_the_bundled_sample():
 
 def test_paths_are_not_named(tmp_path):
     found = pretraining_provenance(
-        PreTrainingDataArguments(train_dir=[str(tmp_path)], max_eval_samples=1000, hflip=0.0, rotate90=True)
+        PreTrainingDataArguments(train_dir=[str(tmp_path)], max_eval_samples=1000, hflip=0.0, rotate90=True),
+        seen=False,
     )
     assert str(tmp_path) not in str(found)
     assert found == {
@@ -32,35 +32,26 @@ def test_paths_are_not_named(tmp_path):
     }
 
 
-def test_what_is_trained_on_is_not_held_out(tmp_path):
-    def overlaps(**named):
-        named = {name: str(tmp_path / folder) for name, folder in named.items()}
-        for name in {"train_dir", "dataset_name"} & named.keys():
-            named[name] = [named[name]]
-        return overlap(ClassificationArguments(**named))
-
-    assert overlaps(train_dir="images", validation_dir="images/../images")
-    assert overlaps(train_dir="images", validation_dir="images/val")
-    assert overlaps(dataset_name="images/train", validation_dir="images")
-    assert not overlaps(dataset_name="images", validation_dir="images/val")  # of which it takes the split for training
-    assert not overlaps(train_dir="images", validation_dir="images2")
-    assert not overlaps(train_dir="images")
+def test_what_is_trained_on_is_not_held_out():
+    named = {"train_dir": ["images"], "validation_dir": "images"}
+    for seen, words in ((True, "the author's, which it was trained on"), (False, "the author's, held out")):
+        assert pretraining_provenance(PreTrainingDataArguments(**named), seen)["evaluation_data"] == words
     args = ClassificationArguments(dataset_name=["org/data"], validation_split="train")
-    found = classification_provenance(args, "train")
+    found = classification_provenance(args, "train", seen=True)
     assert found["evaluation_note"] == "split train, which it was trained on"
 
 
 def test_few_labels():
     some = ClassificationArguments(max_train_samples=20)
     assert labels_used(some) == "at most 20 images"
-    assert classification_provenance(some, "test")["evaluation_note"].endswith("trained with at most 20 images")
+    assert classification_provenance(some, "test", False)["evaluation_note"].endswith("trained with at most 20 images")
     assert labels_used(ClassificationArguments(max_train_samples=20, labels_per_class=2)) == (
         "2 labels of each class, of at most 20 images"
     )
     assert labels_used(ClassificationArguments()) == "all labels"
     assert few_labels(ClassificationArguments()) is None
     args = ClassificationArguments(dataset_name=["org/data"], labels_per_class=5)
-    found = classification_provenance(args, "validation")
+    found = classification_provenance(args, "validation", seen=False)
     assert found["evaluated_on"] == "org/data"
     assert found["evaluation_note"] == "split validation, trained with 5 labels of each class"
     assert few_labels(ClassificationArguments(label_fraction=0.1)) == "0.1 of the labels of each class"

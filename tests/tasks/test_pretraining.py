@@ -17,6 +17,8 @@ from modeling_a2mim.export.loading import load_pretraining_model
 from modeling_a2mim.tasks.pretraining import build_pretraining_model, open_pretraining_start
 
 from ..foreign_files import ENCODERS, forms, prefixed, random_encoder
+from ..image_files import write_images
+from ..integration.test_scripts import pretrain
 from ..key_layouts.models import CONVNEXT, DINOV2, RESNET, SWIN, VIT, features, images, make, timm_features
 
 
@@ -291,3 +293,10 @@ def test_what_is_refused(given, message, tmp_path, monkeypatch):
     torch.save(random_encoder("resnet").state_dict(), "in.pth")
     with pytest.raises(ValueError, match=message):
         build(**given)
+
+
+def test_what_is_trained_on_is_not_held_out(tmp_path, caplog):
+    images = write_images(tmp_path / "images", [f"{i}.png" for i in range(4)])
+    pretrain(tmp_path / "out", "--train_dir", images, "--validation_dir", images)
+    assert "validation_dir: images to evaluate on are trained on as well" in caplog.text
+    assert "of the author's, which it was trained on" in (tmp_path / "out/README.md").read_text()

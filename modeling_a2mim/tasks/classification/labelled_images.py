@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -14,10 +14,10 @@ from ...data.columns import find_column
 from ...data.formats.census import METADATA
 from ...data.formats.image_folders import FIRST_FOLDER, LAST_FOLDER
 from ...data.labels import NAMED, labelled, log_classes_without_images, same_classes, stored_labels
+from ...data.overlap import evaluates_on_training
 from ...data.sources import DatasetSource, RowSource
 from ...data.splits import NO_VALIDATION, class_names, find_evaluation_split, load_labelled_split
 from ...evaluation.metrics import TOP
-from ...export.provenance import overlap
 from ...utils.labels import label_names
 from .problem_types import encode_lists, encode_numbers, find_targets
 
@@ -37,6 +37,7 @@ class LabelledImages:
         split: the name of the split to evaluate on, if it is one of the source.
         rows: of `train` that a run trains on; `None` for all.
         class_weights: how much an image of each class counts in the loss of a run.
+        seen: whether images to evaluate on are in `train`.
     """
 
     train: Dataset | RowSource | None
@@ -47,6 +48,7 @@ class LabelledImages:
     split: str | None = None
     rows: list[int] | None = None
     class_weights: list[float] | None = None
+    seen: bool = False
 
     @property
     def stored(self) -> tuple[Dataset | RowSource, str | None]:
@@ -72,12 +74,8 @@ class LabelledImages:
         train = load_labelled_split(data_args, True, token, problem_type=kind)
         split = find_evaluation_split(data_args)
         validation = load_labelled_split(data_args, False, token, split, kind)
-        if validation is not None and (overlap(data_args) or data_args.train_split == split):
-            logger.warning(
-                "%s: images to evaluate on are trained on as well, and say nothing of others",
-                images_field(data_args, train=False),
-            )
-        return cls._of(data_args, train, validation, split, kind)
+        seen = evaluates_on_training(data_args, split, train, validation)
+        return replace(cls._of(data_args, train, validation, split, kind), seen=seen)
 
     @classmethod
     def for_evaluation(cls, data_args: ClassificationArguments, config: A2MIMConfig, token: str | None):

@@ -175,7 +175,7 @@ def report(
     summary = summarise(rows)
     by_class = summarise_classes(rows, images.names, images.counts(images.validation) or [0] * len(images.names))
     table = markdown(summary)
-    where = classification_provenance(data_args, images.split)
+    where = classification_provenance(data_args, images.split, images.seen)
     place = where.get("evaluated_on") or where.get("evaluation_data")
     measured_on = f"on {len(images.validation):,} images of {place}, mean ± half a 95% interval over seeds"
     if args.should_save:

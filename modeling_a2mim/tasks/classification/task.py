@@ -189,7 +189,7 @@ def make_trainer(
         class_weights=weights,
         provenance={
             "task": task_of(model_args),
-            **classification_provenance(data_args, images.split),
+            **classification_provenance(data_args, images.split, images.seen),
             **encoder_provenance(model_args, args.hub_token, model),
             **images.provenance(),
             "example": images.shown(example[0]["labels"]) if example else None,

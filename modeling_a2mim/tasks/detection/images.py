@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 from ...arguments.data import sources_of
 from ...arguments.detection import DetectionArguments
 from ...data.dataset import ImageSamples
+from ...data.overlap import evaluates_on_training
 from ...data.sources import RowSource
 from ...data.splits import (
     as_source,
@@ -45,6 +46,7 @@ class AnnotatedImages(NamedTuple):
 
     Args:
         split: the name of the split to evaluate on, also where that has no objects.
+        seen: whether images to evaluate on are trained on.
     """
 
     train: AnnotatedSplit
@@ -54,6 +56,7 @@ class AnnotatedImages(NamedTuple):
     validation: AnnotatedSplit | None = None
     eval_column: str | None = None
     eval_annotations: Annotations | None = None
+    seen: bool = False
 
     @property
     def stored(self) -> tuple[Dataset | RowSource, str | None]:
@@ -81,7 +84,9 @@ def load_annotated(args: DetectionArguments, masks: bool, token: str | None = No
             raise
         logger.warning("there is no evaluation, of %s; %s", validation.name, error)
         return AnnotatedImages(train, column, annotations, validation.name)
-    return AnnotatedImages(train, column, annotations, validation.name, validation, eval_column, eval_annotations)
+    seen = evaluates_on_training(args, validation.name, train.images, validation.images)
+    read = (eval_column, eval_annotations, seen)
+    return AnnotatedImages(train, column, annotations, validation.name, validation, *read)
 
 
 def load_annotated_split(args: DetectionArguments, train: bool, token: str | None = None) -> AnnotatedSplit | None:

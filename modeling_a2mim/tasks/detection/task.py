@@ -189,7 +189,7 @@ def make_trainer(
         shown=names,
         provenance={
             "task": task_of(model_args),
-            **data_provenance(data_args, images.split),
+            **data_provenance(data_args, images.split, images.seen),
             **encoder_provenance(model_args, args.hub_token, model),
             **({"tags": ["instance-segmentation"]} if masks else {}),
         },

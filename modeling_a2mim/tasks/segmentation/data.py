@@ -7,6 +7,7 @@ processor does; the prediction is brought back to the size of the annotation and
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ...arguments.data import sources_of
 from ...arguments.segmentation import LABELS_FILE, SegmentationArguments, ignored_value
 from ...data.columns import choose_images, find_column
 from ...data.decoding import BrokenImage, load_turned, turned
+from ...data.overlap import evaluates_on_training
 from ...data.pixel_spec import PixelSpec, given_as
 from ...data.sources import RowSource
 from ...data.splits import NO_VALIDATION, as_source, find_evaluation_split, load_evaluation_split, load_training_split
@@ -36,8 +38,8 @@ ANNOTATIONS = ("annotation", "annotations", "label", "labels", "mask", "masks", 
 
 
 class Labelled(NamedTuple):
-    """The images with labels to train on and, if there are any, to evaluate on (`split` is their name), the classes
-    of their maps, and the columns of both."""
+    """The images with labels to train on and, if there are any, to evaluate on (`split` is their name, `seen` whether
+    some of them are trained on), the classes of their maps, and the columns of both."""
 
     train: RowSource | None
     validation: RowSource | None
@@ -45,6 +47,7 @@ class Labelled(NamedTuple):
     label_column: str
     image_column: str | None = None
     split: str | None = None
+    seen: bool = False
 
     @property
     def stored(self) -> tuple[Dataset | RowSource, str | None]:
@@ -57,7 +60,9 @@ def load_labelled(args: SegmentationArguments, token: str | None = None) -> Labe
     train, split = load_training_split(args, token), find_evaluation_split(args)
     validation = load_evaluation_split(args, split, token)
     image_column, column = find_columns(args, train)
-    return read_maps(args, train, validation, column, split, token)._replace(image_column=image_column)
+    args = replace(args, image_column_name=image_column)
+    seen = evaluates_on_training(args, split, train, validation)
+    return read_maps(args, train, validation, column, split, token)._replace(image_column=image_column, seen=seen)
 
 
 def load_to_evaluate(args: SegmentationArguments, names: list[str], token: str | None = None) -> Labelled:

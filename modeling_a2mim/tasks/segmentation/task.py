@@ -153,7 +153,7 @@ def make_trainer(
         provenance={
             "task": task_of(model_args),
             "labels": f"by the values in the maps: {labels.describe()}",
-            **data_provenance(data_args, images.split),
+            **data_provenance(data_args, images.split, images.seen),
             **encoder_provenance(model_args, args.hub_token, model),
         },
     )
