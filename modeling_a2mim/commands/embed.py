@@ -73,7 +73,7 @@ def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
     from ..arguments.model import probe_layer
-    from ..data.fingerprints import fingerprint_of_images
+    from ..data.fingerprints import changed_after, fingerprint_of_images
     from ..inference.embedding import ALL, STAGES, check_once, embedder, layer_names
     from ..inference.images import InferenceImages, open_every_image
     from ..inference.options import check_device
@@ -136,6 +136,11 @@ def embed(args: argparse.Namespace):
     if used:
         check_same(args.out, read_metadata(args.out), metadata)
         logger.info("%s: is used as it is, of this model and these images", args.out)
+        if changed := changed_after(source, args.out.stat().st_mtime):
+            logger.warning(
+                "images: %d files, such as %s, were changed after %s was written; --overwrite embeds them anew",
+                *(len(changed), Path(changed[0]).name, args.out),
+            )
     elif not run(args, model, images, metadata):
         return
     if looks and state.is_main_process:

@@ -19,8 +19,16 @@ def fingerprint_of_images(source: RowSource, times: bool = False) -> str:
     if not known.startswith(LISTED):
         return f"{len(source)}-{known}"
     checksum = 0
-    for path in source.dataset.data["image"].combine_chunks().field("path").to_pylist():
+    for path in source.select("image").image_files():
         found = os.stat(path) if os.path.isfile(path) else None
         told = (-1, -1) if found is None else (found.st_size, found.st_mtime_ns if times else 0)
         checksum = zlib.crc32(b"%d %d;" % told, checksum)
     return f"{source.fingerprint}-{checksum:08x}"
+
+
+def changed_after(source: RowSource, time: float) -> list[str]:
+    """The files of the images, or the shards with them, that were changed after a time (seconds, as `os.stat`)."""
+    if isinstance(source, PagesSource):
+        return changed_after(source.source, time)
+    files = source.image_files() or getattr(source, "files", [])
+    return [file for file in files if os.path.isfile(file) and os.stat(file).st_mtime > time]

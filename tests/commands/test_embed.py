@@ -25,7 +25,7 @@ from modeling_a2mim.tasks.segmentation.model import image_processor, without_pac
 from modeling_a2mim.utils.value_range import ValueRange
 
 from ..families import family_config
-from ..image_files import write_parquet
+from ..image_files import write_images, write_parquet
 from ..processes import in_two_processes
 from ..tasks.segmentation.test_model import small
 
@@ -202,6 +202,7 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     run(model, photos, "--out", out, "--neighbors", "2", "--queries", "60")
     assert f"{out}: is used as it is, of this model and these images" in caplog.text
     assert out.stat().st_mtime_ns == before
+    assert "were changed after" not in caplog.text
     text = (tmp_path / "v.html").read_text(encoding="utf-8")
     assert text.count("<section>") == 23 <= SHOWN_QUERIES
     run(model, photos, "--out", out, "--duplicates", "0.999")
@@ -221,6 +222,16 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     assert "other images" in fails(capsys, model, changed, "--out", out, "--neighbors", "2")
     assert "replaced" not in caplog.text
     assert "is there already" in fails(capsys, model, photos, "--out", out)
+
+
+def test_images_that_were_changed_since(model, tmp_path, caplog):
+    """The same names and sizes may be other images, which a file system tells by its times alone."""
+    images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "v.npy"
+    run(model, images, "--out", out)
+    later = out.stat().st_mtime + 10
+    os.utime(images / "b.png", (later, later))
+    run(model, images, "--out", out, "--neighbors", "1")
+    assert f"images: 1 files, such as b.png, were changed after {out} was written" in caplog.text
 
 
 def test_queries_of_files(model, photos, tmp_path, capsys, monkeypatch):
