@@ -146,7 +146,7 @@ def decoder_width(width: int) -> Iterator[None]:
 def config_of(setting: Setting) -> A2MIMConfig:
     architecture, model_args = setting.encoder
     shape = {"image_size": SIZE, "num_channels": 1}
-    return A2MIMConfig.for_architecture(architecture, model_args=model_args, **shape, **setting.options)
+    return A2MIMConfig.for_architecture(architecture, model_args=model_args, **{**shape, **setting.options})
 
 
 def pretrained(setting: Setting, data: tuple, seed: int, folder: Path) -> tuple[dict | None, dict]:

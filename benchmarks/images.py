@@ -8,6 +8,10 @@ images of a set in one array, or with --folders as files in a folder for each cl
   probability of a defect and type of cell; a cell counts as defective above a probability of 0.5. In the .npz 128 px.
 - fashion_mnist: the bundled sample, 10,000 images for training and 2,000 for testing, 28 x 28 px, grey, MIT.
 - fashion_mnist_60000: all of it, 60,000 and 10,000 images, if asked for; from Debian's dataset-fashion-mnist.
+- stamps: 713 photographs and drawings of things in colour, in 8 classes (animals, food, ...), from Debian's
+  tuxpaint-stamps-default (GPL 2), if asked for; 75% for training, stratified by class. In the .npz 128 px.
+- photographs: 2,212 tiles of 128 px of 12 photographs in colour, without labels (those in the file say which
+  photograph), from Debian's mate-backgrounds, if asked for. The last two photographs are for testing.
 """
 
 import argparse
@@ -26,6 +30,8 @@ WHOLE = Path("/usr/share/datasets/fashion-mnist")
 NAMES = ("T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SOLAR_SIZE = 128
 SOLAR_CLASSES = ("functional", "defective")
+STAMPS, LEAST_STAMPS, STAMP_SIZE = Path("/usr/share/tuxpaint/stamps"), 30, 128  # of a class
+PHOTOGRAPHS, TILE = Path("/usr/share/backgrounds/mate/nature"), 128  # pixels
 
 
 def solar_cells() -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
@@ -74,15 +80,61 @@ def whole_fashion_mnist(folder: Path = WHOLE) -> dict[str, tuple[list[Image.Imag
     return found
 
 
+def stamps(folder: Path = STAMPS) -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
+    """{split: (images, labels, names of the classes)}"""
+    from sklearn.model_selection import train_test_split
+
+    if not folder.is_dir():
+        sys.exit("--sets stamps: needs `apt-get install tuxpaint-stamps-default`, or that package unpacked")
+    found = {place.name: sorted(place.rglob("*.png")) for place in sorted(folder.iterdir())}
+    found = {name: files for name, files in found.items() if len(files) >= LEAST_STAMPS}
+    labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
+    images = [on_white(Image.open(file)) for files in found.values() for file in files]
+    train, test = train_test_split(np.arange(len(images)), test_size=0.25, stratify=labels, random_state=0)
+    return {
+        split: ([images[i] for i in sorted(rows)], labels[sorted(rows)], list(found))
+        for split, rows in (("train", train), ("test", test))
+    }
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A square RGB image with this one in the middle; white is where it is transparent, and beside it."""
+    image, side = image.convert("RGBA"), max(image.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square.convert("RGB")
+
+
+def photographs(folder: Path = PHOTOGRAPHS) -> dict[str, tuple[list[Image.Image], np.ndarray, list[str]]]:
+    """{split: (tiles, number of the photograph of each, names of the photographs)}"""
+    if not folder.is_dir():
+        sys.exit("--sets photographs: needs `apt-get install mate-backgrounds`, or that package unpacked")
+    files, tiles, labels = sorted(folder.glob("*.jpg")), [], []
+    for number, file in enumerate(files):
+        image = Image.open(file).convert("RGB")
+        for top in range(0, image.height - TILE + 1, TILE):
+            for left in range(0, image.width - TILE + 1, TILE):
+                tiles.append(image.crop((left, top, left + TILE, top + TILE)))
+                labels.append(number)
+    of, held_out = np.array(labels), np.array(labels) >= len(files) - 2
+    return {
+        split: ([tiles[i] for i in np.flatnonzero(rows)], of[rows], [file.stem for file in files])
+        for split, rows in (("train", ~held_out), ("test", held_out))
+    }
+
+
 SETS = {
     "solar_cells": (solar_cells, SOLAR_SIZE),
     "fashion_mnist": (fashion_mnist, None),
     "fashion_mnist_60000": (whole_fashion_mnist, None),
+    "stamps": (stamps, STAMP_SIZE),
+    "photographs": (photographs, None),
 }
 
 
 def write_arrays(name: str, folder: Path = FOLDER) -> Path:
-    """Write NAME.npz: `train`, `test` (images, height, width) uint8, `train_labels`, `test_labels`."""
+    """Write NAME.npz: `train`, `test` uint8, (images, height, width) of grey ones and (images, height, width, 3) of
+    those in colour, and `train_labels`, `test_labels`."""
     load, size = SETS[name]
     arrays = {}
     for split, (images, labels, _) in load().items():

@@ -24,9 +24,11 @@ WARM = 3  # steps before one is recorded as a CUDA graph
 
 
 def load(path, split: str, size: int | None = None, device: str = "cpu") -> tuple[torch.Tensor, np.ndarray]:
-    """Images (count, 1, height, width) uint8 of an .npz of `images.write_arrays`, resized if asked, and labels."""
+    """Images (count, channels, height, width) uint8 of an .npz of `images.write_arrays`, resized if asked, and
+    labels."""
     with np.load(path) as arrays:
-        images, labels = torch.from_numpy(arrays[split])[:, None], arrays[f"{split}_labels"]
+        images, labels = torch.from_numpy(arrays[split]), arrays[f"{split}_labels"]
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     if size is not None and images.shape[-1] != size:
         kind = {"mode": "area"} if images.shape[-1] > size else {"mode": "bicubic", "align_corners": False}
         resized = (F.interpolate(part.float(), size=(size, size), **kind) for part in images.split(4096))

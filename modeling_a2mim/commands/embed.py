@@ -135,12 +135,12 @@ def embed(args: argparse.Namespace):
     logger.info("model: %s; images: %d", described, len(images))
     if used:
         check_same(args.out, read_metadata(args.out), metadata)
-        logger.info("%s: is used as it is, of this model and these images", args.out)
         if changed := changed_after(source, args.out.stat().st_mtime):
-            logger.warning(
-                "images: %d files, such as %s, were changed after %s was written; --overwrite embeds them anew",
-                *(len(changed), Path(changed[0]).name, args.out),
+            raise ValueError(
+                f"out: {len(changed)} files of the images, such as {Path(changed[0]).name}, were changed after "
+                f"{args.out} was written, and may be others; give --overwrite or another --out"
             )
+        logger.info("%s: is used as it is, of this model and these images", args.out)
     elif not run(args, model, images, metadata):
         return
     if looks and state.is_main_process:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +64,7 @@ class Split(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Changes when the images do; of files, with their sizes and when they were changed."""
-        files, checksum = getattr(self.source, "files", ()), 0
-        for file in files:
-            found = None if is_remote(file) else os.stat(file)
-            told = file if found is None else f"{os.path.basename(file)} {found.st_size} {found.st_mtime_ns}"
-            checksum = zlib.crc32(told.encode(errors="surrogateescape"), checksum)
-        return f"{fingerprint_of_images(self.source, times=True)}-{checksum:08x}"
+        return fingerprint_of_images(self.source, times=True)
 
 
 def open_splits(

@@ -7,6 +7,7 @@ such names: another release of transformers may change them. `tests/training/tes
 import functools
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..arguments.trainer_fields import check_loading
 from ..data.dataset import REPORT, ImageSamples, collate
+from ..data.fingerprints import changed_after
 from ..data.progress import TrainingData
 from ..utils.files import finite, save_json
 from .best_model import EarlyStopping
@@ -241,6 +243,14 @@ class ResumableTrainer(Trainer):
             return Resumption()
         step = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
         resumption = compare(Path(checkpoint).name, read_manifest(checkpoint).get("run"), self._settings, step)
+        if isinstance(self.train_dataset, ImageSamples) and self.args.should_log:
+            written = os.stat(Path(checkpoint, TRAINER_STATE_NAME)).st_mtime
+            if changed := changed_after(self.train_dataset.source, written):
+                logger.warning(
+                    "%d files of the training data, such as %s, were changed after %s was written; if they are other "
+                    "images, the run goes on with these",
+                    *(len(changed), Path(changed[0]).name, Path(checkpoint).name),
+                )
         if self.is_deepspeed_enabled and (resumption.restarts_schedule or resumption.grouped):
             names = ", ".join(resumption.changed)
             raise ValueError(f"resume_from_checkpoint: with DeepSpeed, {names} cannot change in the middle of a run")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..configuration_a2mim import A2MIMConfig
 from ..data.dataset import ImageSamples
+from ..data.fingerprints import fingerprint_of_files
 from ..data.held_out import spread_rows
 
 
@@ -103,6 +104,9 @@ def run_settings(args, given: dict[str, dict] | None, train_dataset, eval_datase
     else:
         training |= {"max_steps": None, "num_train_epochs": args.num_train_epochs if args.length_given else "auto"}
     data = {"training_data": _checksum(train_dataset), "evaluation_data": _fingerprint(eval_dataset)}
+    for which, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
+        if isinstance(dataset, ImageSamples):
+            data[f"{which}_files"] = fingerprint_of_files(dataset.source)
     if isinstance(train_dataset, ImageSamples) and train_dataset.source.columns is not None:
         data |= dict(zip(("image_column_name", "label_column_name"), train_dataset.source.columns, strict=True))
     given = given or {"model": {}, "data": {}}
@@ -201,6 +205,8 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
     for section, values in settings.items():
         for name, now in values.items():
             if name in before.get(section, {}) and (then := before[section][name]) != now:
+                if name.endswith("_files") and None in (then, now):  # on this machine now, or not
+                    continue
                 _check_may_change(section, name, then, now)
                 changed[name] = [then, now]
     result = Resumption(step, changed, kept["schedule_start"], kept["history"])
@@ -230,6 +236,10 @@ def keep(settings: dict[str, dict], resumption: Resumption) -> dict:
 def _check_may_change(section: str, name: str, then, now):
     if name == "training_data":
         raise ValueError("resume_from_checkpoint: the training data has changed since the checkpoint: other images")
+    if name == "training_files":
+        raise ValueError(
+            "resume_from_checkpoint: the training data has changed since the checkpoint: files of other sizes"
+        )
     why = FIXED.get(name)
     if section == "model":
         why = "it is part of the model that is trained"

@@ -7,10 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from modeling_a2mim import A2MIMForImageClassification
@@ -25,7 +27,7 @@ from modeling_a2mim.tasks.segmentation.model import image_processor, without_pac
 from modeling_a2mim.utils.value_range import ValueRange
 
 from ..families import family_config
-from ..image_files import write_images, write_parquet
+from ..image_files import encoded, write_images, write_parquet
 from ..processes import in_two_processes
 from ..tasks.segmentation.test_model import small
 
@@ -224,14 +226,26 @@ def test_a_file_is_used_again(model, photos, tmp_path, caplog, capsys, monkeypat
     assert "is there already" in fails(capsys, model, photos, "--out", out)
 
 
-def test_images_that_were_changed_since(model, tmp_path, caplog):
+def test_images_that_were_changed_since(model, tmp_path, capsys):
     """The same names and sizes may be other images, which a file system tells by its times alone."""
     images, out = write_images(tmp_path / "images", ["a.png", "b.png"]), tmp_path / "v.npy"
     run(model, images, "--out", out)
     later = out.stat().st_mtime + 10
     os.utime(images / "b.png", (later, later))
-    run(model, images, "--out", out, "--neighbors", "1")
-    assert f"images: 1 files, such as b.png, were changed after {out} was written" in caplog.text
+    told = fails(capsys, model, images, "--out", out, "--neighbors", "1")
+    assert f"out: 1 files of the images, such as b.png, were changed after {out} was written" in told
+
+
+def test_other_shards_of_the_same_names(model, tmp_path, capsys):
+    shards, out = tmp_path / "shards", tmp_path / "v.npy"
+    for name in ("0", "1"):
+        write_parquet(shards / f"{name}.parquet", 4)
+    run(model, shards, "--out", out)
+    times = os.stat(shards / "1.parquet")
+    images = {"image": [{"bytes": encoded(number, "BMP")} for number in range(4)]}
+    Dataset.from_dict(images, datasets.Features({"image": datasets.Image()})).to_parquet(shards / "1.parquet")
+    os.utime(shards / "1.parquet", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "other images" in fails(capsys, model, shards, "--out", out, "--duplicates", "1")
 
 
 def test_queries_of_files(model, photos, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -151,6 +152,19 @@ def with_broken(parquet, folder, every):
         )
         rows.cast_column("image", datasets.Image()).to_parquet(folder / file.name, batch_size=4)
     return folder
+
+
+def test_shards_that_were_replaced(parquet, tmp_path, caplog):
+    """By others of the same names and numbers of rows: of another size they are refused, of another time named."""
+    folder = shutil.copytree(parquet, tmp_path / "data")
+    make_trainer(tmp_path / "run", dataset=stream(folder), max_steps=1).train()
+    name = "train-0.parquet"  # whose row groups `with_broken` makes as large
+    shutil.copy(with_broken(parquet, tmp_path / "broken", 5) / name, folder / name)
+    with pytest.raises(ValueError, match="^resume_from_checkpoint: the training data has changed .* of other sizes"):
+        make_trainer(tmp_path / "run", dataset=stream(folder), max_steps=2).train(resume_from_checkpoint="last")
+    shutil.copyfile(parquet / name, folder / name)
+    make_trainer(tmp_path / "run", dataset=stream(folder), max_steps=2).train(resume_from_checkpoint="last")
+    assert f"1 files of the training data, such as {name}, were changed after checkpoint-1 was written" in caplog.text
 
 
 @pytest.mark.ci

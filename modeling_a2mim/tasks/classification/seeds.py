@@ -8,9 +8,13 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from datasets import Image
+
 from ...arguments.data import MULTI, REGRESSION, SINGLE, ClassificationArguments
 from ...arguments.model import ClassifierArguments
 from ...arguments.training import FineTuningArguments, with_values
+from ...data.columns import find_column
+from ...data.fingerprints import fingerprint_of_images
 from ...data.labels import stored_labels
 from ...data.splits import as_source
 from ...evaluation.summary import SUMMARY, layer_name, markdown, summarise, summarise_classes
@@ -134,7 +138,9 @@ def settings_of(
 
 def identity(data_args: ClassificationArguments, images: LabelledImages, split) -> str:
     """What tells the images of a split and their labels from others."""
-    return f"{as_source(data_args, split).fingerprint} {checksum(stored_labels(split, images.column))}"
+    column = find_column(split, Image, data_args.image_column_name, "image_column_name")
+    source = as_source(data_args, split).select(column)
+    return f"{fingerprint_of_images(source)} {checksum(stored_labels(split, images.column))}"
 
 
 def checksum(values: list | None) -> str:
