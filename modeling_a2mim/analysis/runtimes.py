@@ -297,6 +297,9 @@ def export_onnx(
         figures["versions"] = {"a2mim": __version__, "python": platform.python_version(), **versions}
         write_json(folder / check.name, figures)
         del runtimes
+    if overwrite and not int8 and small.is_file():
+        small.unlink()
+        logger.info("removed: %s, of what was there before; --int8 writes it anew", small)
     return RuntimeFiles([path.with_name(name) for name in names], agreement, figures)
 
 

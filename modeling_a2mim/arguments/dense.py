@@ -40,14 +40,25 @@ class DenseModelArguments(EncoderArguments):
             raise ValueError(f"drop_path: must be in [0, 1), got {self.drop_path}")
 
 
+NO_IMAGES = "dataset_name: annotated images are needed; give --dataset_name or --train_dir"
+
+
 @dataclass
 class DenseArguments(DataArguments):
     """Where annotated images come from: one source, with a split for evaluation if it has any."""
 
+    def check_trains(self):
+        """
+        Raises:
+            ValueError: if there are images to evaluate on alone.
+        """
+        if sources_of(self) == [None]:
+            raise ValueError(NO_IMAGES)
+
     def __post_init__(self):
         super().__post_init__()
-        if self.train_dir is None and self.dataset_name is None:
-            raise ValueError("dataset_name: annotated images are needed; give --dataset_name or --train_dir")
+        if self.train_dir is None and self.dataset_name is None and self.validation_dir is None:
+            raise ValueError(NO_IMAGES)
         if len(sources_of(self)) > 1:
             raise ValueError("dataset_name: annotated images come from one source")
         if list(self.crop_scale) != [0.8, 1.0]:

@@ -7,6 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..export.filenames import ONNX_FILE, PROGRAM_FILE
 from ..utils.command import run_command
 
 
@@ -93,7 +94,7 @@ def _checked(args: argparse.Namespace) -> Path:
         raise ValueError("calibration_images: give --calibration, which names them")
     if not 0 < args.tolerance < 1:
         raise ValueError(f"tolerance: must be in (0, 1), got {args.tolerance}")
-    end, default = (".onnx", "onnx/model.onnx") if args.format == "onnx" else (".pt2", "model.pt2")
+    end, default = (".onnx", ONNX_FILE) if args.format == "onnx" else (".pt2", PROGRAM_FILE)
     if args.out is None and not Path(args.model).is_dir():
         raise ValueError(f"out: {args.model} is no folder; say where the file goes")
     path = Path(args.model, default) if args.out is None else args.out

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -18,7 +17,9 @@ from ..arguments.data import sources_by_field
 from ..arguments.model import TASK_NAMES
 from ..arguments.trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fields, idle_arguments, without_effect
 from ..recipes import as_flags, load_config, load_recipe
+from ..utils.command import say_repeated
 from ..utils.files import RUN_FILE
+from ..utils.yaml_flags import dump
 
 
 logger = logging.getLogger("a2mim")
@@ -84,6 +85,7 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     """
     parser = build_parser(types, script, task)
     known = {action.dest for action in parser._actions}
+    typed = list(sys.argv[1:] if argv is None else argv)
     argv = own = with_config(argv, known)
     name, recipe = peek(argv).recipe, []
     if name is not None:
@@ -98,6 +100,7 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     logging.getLogger("a2mim").setLevel(logging.INFO if args.should_log else logging.WARNING)
     transformers_logging.set_verbosity(args.get_process_log_level())
     show_bars(not args.disable_tqdm)
+    say_repeated(parser, typed)
     check_fields(args)
     if name is not None:
         logger.info("recipe %s: %s", name, " ".join(recipe))
@@ -243,7 +246,7 @@ def write_run_file(arguments: Arguments):
     with atomic_write(Path(args.output_dir, name)) as temporary:
         head = f"# `{command} --output_dir ANOTHER` repeats this run (version {__version__})"
         head += f", from the folder that it was started in{HIDDEN if '***' in str(values) else ''}.\n"
-        temporary.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.write_text(head + dump(values), encoding="utf-8")
 
 
 def keep_run_file(trainer, arguments: Arguments):

@@ -53,6 +53,8 @@ def load_training_split(
         mix_counts(args.dataset_weights)  # which refuses them before anything is read
     if len(sources) > 1:
         return MixedSource([_of_mix(args, name, token, needs) for name in sources], args.dataset_weights)
+    if sources == [None]:
+        logger.info("no --train_dir or --dataset_name: the images to train on are the bundled sample")
     dataset = _load(args, sources[0], args.train_split, args.train_dir is not None, True, token, needs)
     return some_of(dataset, args.max_train_samples)
 

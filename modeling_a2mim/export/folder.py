@@ -9,6 +9,7 @@ pretraining/                     the full A2MIMForPreTraining model (token, deco
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +37,12 @@ from .filenames import (
     PREDICTIONS,
     RECORD_FILE,
     ROC,
+    RUNTIME_FILES,
 )
 from .model_card import DenseTask, dense_card, model_card
 
+
+logger = logging.getLogger("a2mim")
 
 # Keys of timm's pretrained_cfg that still hold for new weights (where they came from does not).
 KEPT_CFG = ("pool_size", "first_conv", "classifier", "crop_mode", "fixed_input_size")
@@ -125,6 +129,16 @@ def write_card(model, folder: str | os.PathLike, record: dict | None = None, rep
     """Write the card and the record of a folder of `export_model` anew; arguments as there."""
     with _exported_files(folder) as temporary:
         _add_card(model, temporary, Path(folder), record, repo_id)
+
+
+def say_outdated(folder: str | os.PathLike):
+    """Warn of what `a2mim export` made of a model that is another one now."""
+    if found := [name for name in RUNTIME_FILES if Path(folder, name).is_file()]:
+        logger.warning(
+            "%s: what %s holds was made of the model before this; `a2mim export --overwrite` makes it anew",
+            folder,
+            ", ".join(found),
+        )
 
 
 def export_dense_model(

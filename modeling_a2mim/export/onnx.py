@@ -13,7 +13,6 @@ from .runtime_model import INPUT, RuntimeModel, Traced, plain_attention, quiet, 
 
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_FILE = "onnx/model.onnx"  # below a model's folder, as Optimum and transformers.js have it on the Hub
 
 
 def check_packages():

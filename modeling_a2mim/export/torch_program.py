@@ -13,9 +13,6 @@ from .runtime_metadata import METADATA_FILE
 from .runtime_model import INPUT, RuntimeModel, Traced, trace
 
 
-PROGRAM_FILE = "model.pt2"
-
-
 def write_program(
     model: RuntimeModel,
     path: str | os.PathLike,

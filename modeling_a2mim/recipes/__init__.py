@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from ..utils.yaml_flags import load
+
 
 FOLDER = Path(__file__).resolve().parent
 KEYS = ("description", "script", "task", "source", "expected", "arguments")
@@ -32,7 +34,7 @@ def load_recipe(name: str, script: str | None = None, task: str | None = None) -
     if not path.is_file():
         raise ValueError(f"recipe: there is no recipe or file {name!r}; recipes: {', '.join(recipe_names())}")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe: {name} is no YAML: {error}") from error
     if not isinstance(recipe, dict) or not isinstance(recipe.get("arguments"), dict):
@@ -52,14 +54,17 @@ def load_config(path: str) -> dict:
         ValueError: naming `config`, if there is no such file, or no such thing in it.
     """
     try:
-        arguments = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        arguments = load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"config: {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {path} is no YAML: {error}") from error
     if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
         raise ValueError(f"config: {path} has no lines `flag: value`")
-    return {name.lstrip("-"): value for name, value in arguments.items()}
+    arguments = {name.lstrip("-"): value for name, value in arguments.items()}
+    if "config" in arguments:
+        raise ValueError(f"config: {path} names another file of flags, {arguments['config']}; put all into one")
+    return arguments
 
 
 def as_flags(arguments: dict, known: Collection[str] | None = None, field: str = "recipe") -> list[str]:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from ..export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE
+from ..export.filenames import ERRORS, EVAL_RESULTS_FOLDER, NEEDED, PICTURES, PROCESSOR, RECORD_FILE, RUNTIME_FILES
 from ..pretrained import PRETRAINING_FOLDER
 from ..utils.files import folder_around
 from .checkpoints import checkpoints_in, resumes
@@ -20,6 +20,7 @@ FINISHED = ("model.safetensors", RECORD_FILE)  # one of which every export has, 
 WRITTEN = (
     *(*NEEDED, *PICTURES, PROCESSOR, RECORD_FILE, PRETRAINING_FOLDER, EVAL_RESULTS_FOLDER),
     *(METRICS, RECONSTRUCTIONS, ERRORS, "errors.csv", "predictions.txt", "results.json", "results.md", "run.yaml"),
+    *RUNTIME_FILES,
     *("settings.json", "evaluation.yaml", "evaluation_pictures"),
     *(f"corruptions.{kind}" for kind in ("json", "md", "png")),
     *("trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"),

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..arguments.training import A2MIMTrainingArguments
-from ..export.folder import export_model, write_card
+from ..export.folder import export_model, say_outdated, write_card
 from ..export.hub import push_folder
 from ..export.record import describe_run
 from .endings import writing
@@ -80,6 +80,8 @@ class PublishingTrainer(ResumableTrainer):
         if self.stopped_by_sigterm:
             raise SystemExit(STOPPED)  # the model is not finished
         self.save_model()
+        if self.args.should_save:
+            say_outdated(self.args.output_dir)
         self.save_metrics("train", metrics)
         self.save_state()
         if self.eval_dataset is not None:

@@ -1,10 +1,32 @@
 """How commands end."""
 
 import argparse
-from collections.abc import Callable
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+
+logger = logging.getLogger("a2mim")
+
+
+def say_repeated(parser: argparse.ArgumentParser, argv: Sequence[str]):
+    """Warn of arguments that are given more than once, of which the last counts.
+
+    Raises:
+        ValueError: naming one that takes several values, or a file of further arguments: all may have been meant.
+    """
+    words = (word.partition("=")[0] for word in argv)
+    actions = (parser._option_string_actions.get(word) for word in words)
+    for action, count in Counter(action for action in actions if action is not None and action.nargs != 0).items():
+        if count == 1:
+            continue
+        if action.nargs in ("+", "*") or action.dest in ("config", "recipe"):
+            way = "give all of its values after one" if action.nargs else "give one"
+            raise ValueError(f"{action.dest}: --{action.dest} is given {count} times; {way}")
+        logger.warning("--%s is given %d times; the last one counts", action.dest, count)
 
 
 def run_command(
@@ -24,6 +46,7 @@ def run_command(
     """
     args = parser.parse_args(argv)
     try:
+        say_repeated(parser, sys.argv[1:] if argv is None else argv)
         run(args)
     except KeyboardInterrupt:
         parser.exit(INTERRUPTED, f"interrupted; {how_to_go_on(args)}\n" if how_to_go_on else "interrupted\n")

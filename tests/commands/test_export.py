@@ -130,6 +130,9 @@ def test_encoder_of_free_sizes(tmp_path, folder, caplog):
         assert last.shape == (2, size[0] * size[1] // 256 + 1, 64)
         torch.testing.assert_close(torch.from_numpy(last), expected.last_hidden_state, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(torch.from_numpy(pooled), expected.pooler_output, rtol=1e-4, atol=1e-4)
+    main([str(tmp_path), "--overwrite"])
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["model.onnx", "model_check.json"]
+    assert "model_int8.onnx, of what was there before" in caplog.text
 
 
 RUN = """

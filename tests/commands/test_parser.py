@@ -13,7 +13,7 @@ import run_pretraining
 from modeling_a2mim.arguments.dense import DenseArguments
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.commands.parser import given_names, given_values, parse, peek, run_as_command, shown
-from modeling_a2mim.commands.pretrain import TYPES
+from modeling_a2mim.commands.pretrain import TYPES, parse_arguments
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 
@@ -160,6 +160,8 @@ def test_numbers_that_cannot_be(tmp_path, flag, value):
         ("max_steps:", "^config: .*own.yaml: --max_steps has no value"),
         ("- max_steps", "^config: .*own.yaml has no lines `flag: value`"),
         ("a: [", "^config: .*own.yaml is no YAML"),
+        ("max_steps: 2\nseed: 1\nmax_steps: 3", "^config: .*own.yaml is no YAML: max_steps is there twice"),
+        ("config: other.yaml", "^config: .*own.yaml names another file of flags, other.yaml; put all into one"),
         (None, "^config: .*own.yaml cannot be read: No such file"),
     ],
 )
@@ -170,6 +172,29 @@ def test_files_of_flags_that_cannot_be(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         run_pretraining.main(["--config", str(path), *SMALL, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_words_and_numbers_in_files_of_flags(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("eval_strategy: no\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}\n")
+    args = parse_arguments(["--config", str(path), *SMALL, "--output_dir", str(tmp_path / "out")]).training
+    assert args.eval_strategy == "no"
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+def test_flags_that_are_given_twice(folder, tmp_path, caplog):
+    argv, images = [*SMALL, "--output_dir", str(tmp_path / "out")], ["--train_dir", str(folder)]
+    with pytest.raises(ValueError, match="^train_dir: --train_dir is given 2 times; give all of its values after one"):
+        parse_arguments([*argv, *images, *images])
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("max_steps: 1\n")
+    with pytest.raises(ValueError, match="^config: --config is given 2 times; give one"):
+        parse_arguments([*argv, "--config", str(tmp_path / "a"), "--config", str(tmp_path / "b")])
+    # A file and the command line may both have one, which is what a file is for.
+    assert parse_arguments([*argv, "--config", str(tmp_path / "a"), "--max_steps=2"]).training.max_steps == 2
+    assert "times" not in caplog.text
+    assert parse_arguments([*argv, "--max_steps", "1", "--max_steps=2"]).training.max_steps == 2
+    assert "--max_steps is given 2 times; the last one counts" in caplog.text
 
 
 def test_unknown_flags(tmp_path):

@@ -41,11 +41,13 @@ def test_only_what_runs_write_is_deleted(tmp_path, caplog):
     caplog.set_level(logging.INFO, "a2mim")
     for folder in ("checkpoint-3", RECONSTRUCTIONS, "runs"):
         (tmp_path / folder).mkdir()
-    for name in (METRICS, "model.safetensors", "notes.txt"):
+    for name in (METRICS, "model.safetensors", "notes.txt", "model.pt2", "onnx/model.onnx", "onnx/own.onnx"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     clear_output_dir(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "runs"]
-    assert "4 files and folders of an earlier run deleted" in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "onnx", "runs"]
+    assert [path.name for path in (tmp_path / "onnx").iterdir()] == ["own.onnx"]
+    assert "6 files and folders of an earlier run deleted" in caplog.text
     caplog.clear()
     clear_output_dir(tmp_path)
     assert not caplog.records

@@ -38,3 +38,18 @@ def test_errors_of_a_worker_in_one_line(capsys):
     with pytest.raises(SystemExit):
         run_command(argparse.ArgumentParser(), fails, [])
     assert capsys.readouterr().err == "error: x.tar: is cut off\n"
+
+
+def test_arguments_that_are_given_twice(capsys, caplog):
+    parser, seen = argparse.ArgumentParser(), []
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--query", nargs="+")
+    parser.add_argument("--size", "-s", type=int)
+    parser.add_argument("--all", action="store_true")
+    run_command(parser, seen.append, ["a", "--size", "1", "-s=2", "--all", "--all"])
+    assert [args.size for args in seen] == [2]
+    assert caplog.messages == ["--size is given 2 times; the last one counts"]
+    with pytest.raises(SystemExit):
+        run_command(parser, seen.append, ["--query", "a", "b", "--query=c"])
+    assert capsys.readouterr().err == "error: query: --query is given 2 times; give all of its values after one\n"
+    assert len(seen) == 1

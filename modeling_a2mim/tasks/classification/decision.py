@@ -27,7 +27,7 @@ from ...evaluation.decisions import (
 from ...evaluation.metrics import log_odds
 from ...evaluation.thresholds import ThresholdFigures, choose_threshold, figures_at, probabilities
 from ...export.filenames import PRECISION_RECALL, RECORD_FILE, ROC
-from ...export.folder import write_card
+from ...export.folder import say_outdated, write_card
 from ...export.record import read_record
 from ...models.classifier import A2MIMForImageClassification
 from ...training.checkpoints import MANIFEST
@@ -239,6 +239,7 @@ def settle(decision: Decision, model, source: str, output_dir: str):
     if own.is_dir() and output.is_dir() and own.samefile(output) and not checkpoint:
         keep_decision(own, decision.rule)
         logger.info("threshold: kept in %s, as its key %s; all else of it is as it was", own / "config.json", FIELD)
+        say_outdated(own)
         record = read_record(str(own))
         if record and isinstance(model, A2MIMForImageClassification):
             write_card(model, own, {**record, FIELD: decision.record()}, record.get("repo_id"))

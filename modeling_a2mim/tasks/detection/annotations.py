@@ -139,6 +139,10 @@ class Annotations:
             raise ValueError(f"id2label: there is no class {value!r} among {', '.join(self.names[:20])}")
         return self._index[value]
 
+    def shown_class(self, value) -> str:
+        """The name that is stored for a class, whether or not a model has it; else the value itself."""
+        return self.id2label.get(value, self.id2label.get(str(value), str(value)))
+
     def renumber(self, names: list[str], places: list[int | None]):
         """Number the classes as a model does that has these names: each one here as its place there; objects of those
         without a place (`None`) are left out."""

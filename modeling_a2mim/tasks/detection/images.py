@@ -71,6 +71,7 @@ def load_annotated(args: DetectionArguments, masks: bool, token: str | None = No
         ValueError: naming the argument, if there are no images with objects to train on, or where the user says to
             evaluate.
     """
+    args.check_trains()
     train, validation = (load_annotated_split(args, which, token) for which in (True, False))
     others = [] if validation is None else [validation]
     column, annotations = read_annotations(args, train, masks, others=others)

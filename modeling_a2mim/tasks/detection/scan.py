@@ -73,7 +73,7 @@ class FoundObjects:
         crowds: regions of many objects.
         classes: how many objects can be used of each class, by its number.
         reasons: how many objects cannot be used, by the reason.
-        unknown: how many objects there are of each class that is not known.
+        unknown: how many objects there are of each class that is not known, by its name if it has one.
         clipped: boxes that are cut off, where the sizes of images are told.
         unreadable: rows whose annotations are none, with the reason.
     """
@@ -99,7 +99,7 @@ class FoundObjects:
         self.objects += len(objects)
         problems = [annotations.problem(one) for one in objects]
         stored = [one.get(annotations.category) for one, p in zip(objects, problems, strict=True) if p == NO_CLASS]
-        self.unknown.update(map(str, stored))
+        self.unknown.update(map(annotations.shown_class, stored))
         if height and width:
             found = annotations.read(objects, height, width)
             self.reasons += found.reasons

@@ -57,6 +57,7 @@ class Labelled(NamedTuple):
 
 def load_labelled(args: SegmentationArguments, token: str | None = None) -> Labelled:
     """The images to train on and to evaluate on. Raises as `load_training_split` and `read_maps`."""
+    args.check_trains()
     train, split = load_training_split(args, token), find_evaluation_split(args)
     validation = load_evaluation_split(args, split, token)
     image_column, column = find_columns(args, train)
@@ -174,12 +175,12 @@ def find_labels_file(args: SegmentationArguments, token: str | None = None) -> P
     """The file of the names of classes: the given one, else the one beside the data, if there is any."""
     if args.labels_file is not None:
         return Path(args.labels_file)
-    source = sources_of(args)[0]
+    source = sources_of(args)[0] or args.validation_dir
     if hub_id(source) is not None:
         where = {"repo_type": "dataset", "argument": "labels_file", "revision": args.dataset_revision}
         return find_file(source, LABELS_FILE, token=token, **where)
     folder = Path(source).expanduser()
-    places = [folder, folder.parent] if args.train_dir else [folder]
+    places = [folder] if args.dataset_name else [folder, folder.parent]
     return next((place / LABELS_FILE for place in places if (place / LABELS_FILE).is_file()), None)
 
 

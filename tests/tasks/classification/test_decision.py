@@ -166,12 +166,15 @@ def test_another_threshold_in_its_own_folder_is_kept(exported, images, tmp_path,
     folder = shutil.copytree(exported[1], tmp_path / "own")
     before = config_of(folder)
     caplog.set_level(logging.INFO, "a2mim")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").touch()
     argv = ["--threshold", "0.25", "--positive_class", "good"]
     finetune(folder, "--model_name_or_path", folder, "--eval_only", *argv, *images[2:])
     decision = {"thresholds": {"good": 0.25}, "rule": None, "images": None}
     assert config_of(folder) == {**before, "decision": decision}
     assert list(config_of(folder)) == list(before)
     assert lines(caplog, "kept in")
+    assert lines(caplog, "what onnx/model.onnx holds was made of the model before this")
     assert lines(caplog, "written into README.md and training.json")
     card = (folder / "README.md").read_text()
     assert "It decides for `good` from a score of 0.25 on (given, not chosen on images)" in card

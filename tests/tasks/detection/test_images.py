@@ -98,6 +98,26 @@ def test_classes_are_told_apart_by_names(folder, tmp_path, caplog):
             start(["--dataset_name", folder], tmp_path / "out", *flags)
 
 
+def test_a_class_that_was_not_trained_on_is_named(folder, tmp_path, caplog):
+    """By its name, as the number that is stored is that of another class elsewhere."""
+    other = tmp_path / "data"
+    image(other / "a.jpg")
+    image(other / "b.jpg")
+    write(other / "labels.json", coco(("Dog", "cat"), ["a.jpg", "b.jpg"]))
+    load_annotated(DetectionArguments(train_dir=[str(folder / "train")], validation_dir=str(other)), masks=False)
+    assert "evaluation data: 1 of 2 objects are left out: of no known class (Dog)" in caplog.text
+
+
+def test_images_to_evaluate_on_alone(folder, tmp_path):
+    run = tmp_path / "run"
+    start(["--train_dir", folder / "train", "--validation_dir", folder / "val"], run)
+    alone = ["--validation_dir", str(folder / "val"), "--model_name_or_path", str(run)]
+    argv = ["--task", "object-detection", "--eval_only", *alone, "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    assert "eval_map" in run_finetune.main(argv)
+    with pytest.raises(ValueError, match="^dataset_name: annotated images are needed; give --dataset_name or --tr"):
+        start(["--validation_dir", folder / "val"], tmp_path / "other")
+
+
 def test_a_validation_set_without_objects(folder, tmp_path, caplog):
     """Is named: an error where the user asked for it, else there is no evaluation."""
     other = tmp_path / "data"
