@@ -16,7 +16,13 @@ from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.splits import load_training_split
 from modeling_a2mim.data.transforms import seeded
-from modeling_a2mim.tasks.segmentation.data import SegmentationTransform, find_columns, read_maps
+from modeling_a2mim.tasks.segmentation.data import (
+    SegmentationTransform,
+    find_columns,
+    load_labelled,
+    load_to_evaluate,
+    read_maps,
+)
 from modeling_a2mim.tasks.segmentation.labels import LabelValues
 from modeling_a2mim.tasks.segmentation.model import image_processor
 
@@ -48,6 +54,10 @@ def test_names_and_columns_that_are_found(maps, tmp_path):
     assert read_maps(args, train, None, "annotation").labels.names == NAMES
     beside = SegmentationArguments(train_dir=[str(maps / "data")])  # of which the file is
     assert read_maps(beside, train, None, "annotation").labels.names == NAMES
+    alone = SegmentationArguments(validation_dir=str(maps / "data"))  # to evaluate on
+    assert load_to_evaluate(alone, NAMES).labels.names == NAMES
+    with pytest.raises(ValueError, match="^dataset_name: annotated images are needed"):
+        load_labelled(alone)
     stored = [png(np.uint8([[3, 255, 1]])), png(np.uint8([[0, 0, 1]]))]
     found = rows(annotation=stored, image=stored)  # images need not come first
     args = SegmentationArguments(dataset_name=[str(tmp_path)])
