@@ -7,7 +7,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from modeling_a2mim.arguments.data import MULTI, REGRESSION, SINGLE
-from modeling_a2mim.tasks.classification.labelled_images import LabelledImages, label_rule
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages, label_rule, log_labels
 
 
 NAMES = ["bird", "cat", "dog"]
@@ -68,6 +68,13 @@ def test_what_is_said_before_training(caplog):
     images([1, 2, 2], [1]).check()
     assert "training: 3 classes by column label of the dataset: bird 0, cat 1, dog 2" in caplog.text
     assert "evaluation: 3 classes" in caplog.text
+
+
+def test_classes_that_are_called_nearly_the_same(caplog):
+    log_labels(labelled([1, 2]), "label", ["cat", " cat", "dog", "Dog", "dog  house"], None, "training")
+    assert caplog.messages == [
+        "training: classes whose names differ in capitals or blanks alone: 'cat', ' cat', 'dog', 'Dog'"
+    ]
 
 
 def test_provenance():
