@@ -122,6 +122,7 @@ class Annotations:
         if not id2label:
             raise ValueError(f"id2label: {column}.{self.category} names no classes; give their names")
         self.id2label, self.names = id2label, list(id2label.values())
+        self._shown = {str(key): name for key, name in id2label.items()}
         # Classes may be stored as any of these.
         self._index: dict[int | str, int] = {name: i for i, name in enumerate(self.names)}
         self._index |= {key: i for i, key in enumerate(id2label)}
@@ -141,7 +142,7 @@ class Annotations:
 
     def shown_class(self, value) -> str:
         """The name that is stored for a class, whether or not a model has it; else the value itself."""
-        return self.id2label.get(value, self.id2label.get(str(value), str(value)))
+        return self._shown.get(str(value), str(value))
 
     def renumber(self, names: list[str], places: list[int | None]):
         """Number the classes as a model does that has these names: each one here as its place there; objects of those
