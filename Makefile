@@ -7,7 +7,7 @@ ARCH ?=
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: demo test test-ci test-all test-lowest sweep step torture fuzz stream rates adapt probe-layers methods factors \
-	first-run transfer dense interactions gpu cards results quality style docs clean
+	colour first-run transfer dense interactions gpu cards results quality style docs clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -89,6 +89,10 @@ factors: $(VENV)/installed  ## when a CNN gains, one factor at a time (a day on 
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/factors.py --output benchmarks/results/factors.json
 	for what in "random weights" base target; do HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/factors.py \
 		--output benchmarks/results/factors.json --sets solar_cells --seeds 1 2 --only "$$what" || exit 1; done
+
+colour: $(VENV)/installed  ## what few images in colour are worth (an hour on 2 cores; images.py names the packages)
+	$(BIN)/python benchmarks/images.py --sets stamps photographs
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/colour.py --output benchmarks/results/colour.json
 
 transfer: $(VENV)/installed  ## what pre-training is worth with few and many labels (an hour on 2 cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/transfer.py --output benchmarks/results

@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--only", nargs="+", default=[], help="run what has all of these in its name")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of pre-training (default: 0 1)")
     args = parser.parse_args()
-    settings = {"size": SIZE, "batch_size": BATCH, "steps": SETTING.steps, "device": "cpu"}
+    settings = {"size": SIZE, "batch_size": BATCH, "pretraining_steps": SETTING.steps, "device": "cpu"}
     check_images({"stamps", "photographs"})
     torch.set_num_threads(1)
     plan = [(start, seed) for seed in args.seeds for start in STARTS]

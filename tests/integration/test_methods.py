@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.feature import hog as reference_hog
 from sklearn.metrics import average_precision_score
 from torch.nn import functional as F
 
-from benchmarks import judging, methods, methods_gpu, methods_run, methods_table, rivals
+from benchmarks import images, judging, methods, methods_gpu, methods_run, methods_table, rivals
+from benchmarks.in_memory import load
 from modeling_a2mim import A2MIMConfig, A2MIMModel
 
 
@@ -286,3 +288,30 @@ def test_without_images_earlier_results_stay(tmp_path, monkeypatch):
     ):
         methods_gpu.main()
     assert (tmp_path / "earlier.json").read_text() == "earlier"
+
+
+def test_images_in_colour(tmp_path, monkeypatch):
+    """Stamps on white in a square, classes with few left out; tiles of photographs, the last two held out."""
+    for name, count in (("animals", 30), ("food", 40), ("space", 3)):
+        for number in range(count):
+            path = tmp_path / "stamps" / name / "more" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGBA", (2, 4), (number, 0, 0, 255)).save(path)
+    found = images.stamps(tmp_path / "stamps")
+    assert [np.bincount(found[split][1]).tolist() for split in ("train", "test")] == [[22, 30], [8, 10]]
+    assert found["train"][2] == ["animals", "food"]
+    square = np.asarray(found["train"][0][0])
+    assert square.shape == (4, 4, 3)
+    assert (square[:, [0, 3]] == 255).all()
+    assert (square[:, 1:3, 1] == 0).all()
+
+    (tmp_path / "nature").mkdir()
+    for number in range(3):
+        Image.new("RGB", (300, 140)).save(tmp_path / "nature" / f"{number}.jpg")
+    found = images.photographs(tmp_path / "nature")
+    assert [found[split][1].tolist() for split in ("train", "test")] == [[0, 0], [1, 1, 2, 2]]
+    assert {tile.size for tile in found["train"][0]} == {(128, 128)}
+    monkeypatch.setitem(images.SETS, "photographs", (lambda: found, None))
+    pixels, labels = load(images.write_arrays("photographs", tmp_path), "train", 64)
+    assert pixels.shape == (2, 3, 64, 64)
+    assert labels.tolist() == [0, 0]
