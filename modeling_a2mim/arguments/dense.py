@@ -47,14 +47,6 @@ NO_IMAGES = "dataset_name: annotated images are needed; give --dataset_name or -
 class DenseArguments(DataArguments):
     """Where annotated images come from: one source, with a split for evaluation if it has any."""
 
-    def check_trains(self):
-        """
-        Raises:
-            ValueError: if there are images to evaluate on alone.
-        """
-        if sources_of(self) == [None]:
-            raise ValueError(NO_IMAGES)
-
     def __post_init__(self):
         super().__post_init__()
         if self.train_dir is None and self.dataset_name is None and self.validation_dir is None:
@@ -63,6 +55,15 @@ class DenseArguments(DataArguments):
             raise ValueError("dataset_name: annotated images come from one source")
         if list(self.crop_scale) != [0.8, 1.0]:
             raise ValueError("crop_scale: is for pre-training and classification; here see --resize_scale")
+
+
+def check_trained(args: DenseArguments):
+    """
+    Raises:
+        ValueError: if images to evaluate on are named, and none to train on.
+    """
+    if sources_of(args) == [None]:
+        raise ValueError(NO_IMAGES)
 
 
 @dataclass

@@ -16,14 +16,15 @@ def say_repeated(parser: argparse.ArgumentParser, argv: Sequence[str]):
     """Warn of arguments that are given more than once, of which the last counts.
 
     Raises:
-        ValueError: naming one that takes several values, or a file of further arguments: all may have been meant.
+        ValueError: naming one that takes several names, or a file of further arguments: all may have been meant.
     """
     words = (word.partition("=")[0] for word in argv)
     actions = (parser._option_string_actions.get(word) for word in words)
     for action, count in Counter(action for action in actions if action is not None and action.nargs != 0).items():
         if count == 1:
             continue
-        if action.nargs in ("+", "*") or action.dest in ("config", "recipe"):
+        several = action.nargs in ("+", "*") and action.type not in (int, float)  # sizes and ranges are set anew
+        if several or action.dest in ("config", "recipe"):
             way = "give all of its values after one" if action.nargs else "give one"
             raise ValueError(f"{action.dest}: --{action.dest} is given {count} times; {way}")
         logger.warning("--%s is given %d times; the last one counts", action.dest, count)

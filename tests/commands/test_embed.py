@@ -512,6 +512,7 @@ def test_a_grey_model_of_transformers(photos, tmp_path, capsys):
     assert not list(tmp_path.glob("w.*"))
 
 
+@pytest.mark.ci
 def test_a_segmenter(photos, tmp_path, capsys):
     """Which lacks the end of its encoder, as no map comes from there."""
     for family in ("test_resnet", "test_convnext", "test_efficientnet"):

@@ -114,7 +114,7 @@ def test_going_on_with_another_batch_size(parquet, tmp_path, limit, caplog):
     assert "made with 8 images in a step, this run has 16" in caplog.text
 
 
-@pytest.mark.few(1)
+@pytest.mark.ci
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_augmented_streams_end_with_the_same_weights(parquet, tmp_path, workers):
     common = ["--train_dir", parquet, *AUGMENTATION, "--per_device_train_batch_size", 8, "--num_train_epochs", 2]

@@ -229,6 +229,7 @@ def test_a_detector_is_evaluated(detector, objects, tmp_path):
     assert "eval_mask_map" not in boxes
 
 
+@pytest.mark.ci
 def test_a_detector_is_trained_further(detector, objects, tmp_path, caplog):
     out, _ = detector
     common = [*FAST[:-2], "--model_name_or_path", out, "--dataset_name", objects, *STILL]
@@ -268,6 +269,7 @@ def test_a_detector_is_trained_further(detector, objects, tmp_path, caplog):
         )
 
 
+@pytest.mark.ci
 def test_rows_of_classes(detector):
     """Each class has one row of scores and four of boxes, after those of the background."""
     start = open_pretrained(str(detector[0]))

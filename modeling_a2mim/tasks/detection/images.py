@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset
 
 from ...arguments.data import sources_of
+from ...arguments.dense import check_trained
 from ...arguments.detection import DetectionArguments
 from ...data.dataset import ImageSamples
 from ...data.overlap import evaluates_on_training
@@ -71,7 +72,7 @@ def load_annotated(args: DetectionArguments, masks: bool, token: str | None = No
         ValueError: naming the argument, if there are no images with objects to train on, or where the user says to
             evaluate.
     """
-    args.check_trains()
+    check_trained(args)
     train, validation = (load_annotated_split(args, which, token) for which in (True, False))
     others = [] if validation is None else [validation]
     column, annotations = read_annotations(args, train, masks, others=others)

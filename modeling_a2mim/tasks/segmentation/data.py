@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from transformers import SegformerImageProcessor
 
 from ...arguments.data import sources_of
+from ...arguments.dense import check_trained
 from ...arguments.segmentation import LABELS_FILE, SegmentationArguments, ignored_value
 from ...data.columns import choose_images, find_column
 from ...data.decoding import BrokenImage, load_turned, turned
@@ -57,7 +58,7 @@ class Labelled(NamedTuple):
 
 def load_labelled(args: SegmentationArguments, token: str | None = None) -> Labelled:
     """The images to train on and to evaluate on. Raises as `load_training_split` and `read_maps`."""
-    args.check_trains()
+    check_trained(args)
     train, split = load_training_split(args, token), find_evaluation_split(args)
     validation = load_evaluation_split(args, split, token)
     image_column, column = find_columns(args, train)
