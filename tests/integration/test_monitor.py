@@ -37,6 +37,7 @@ def read(folder, name="training.json"):
     return json.loads((folder / name).read_text())
 
 
+@pytest.mark.ci
 def test_a_folder_of_classes(tmp_path, classes, caplog):
     out = tmp_path / "out"
     argv = ["--monitor_dir", classes, "--monitor_samples", 24, "--monitor_steps", 2, "--max_steps", 5]

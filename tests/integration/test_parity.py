@@ -18,7 +18,8 @@ from ..golden.golden import load, normalise
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MODELS = ["a2mim_r18_l3", "a2mim_deit_small_l8", "a2mim_convnext_t_l3"]
+LARGER = ["a2mim_deit_small_l8", "a2mim_convnext_t_l3"]
+MODELS = ["a2mim_r18_l3", *(pytest.param(name, marks=pytest.mark.ci) for name in LARGER)]
 LOSSES = json.loads((GOLDEN / "losses.json").read_text())["cases"]
 MASKS = json.loads((GOLDEN / "masks.json").read_text())["masks"]
 

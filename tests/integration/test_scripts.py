@@ -134,6 +134,7 @@ def test_output_folder_of_another_run(tmp_path, pretrained):
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.ci
 def test_overwriting_leaves_nothing_of_the_other_run(tmp_path, caplog):
     out = tmp_path / "out"
     pretrain(out, "--max_train_samples", 16, "--reconstruction_steps", 2, "--save_steps", 1, "--max_steps", 3)
@@ -179,6 +180,7 @@ def test_a_run_does_not_overwrite_what_it_starts_from(tmp_path, pretrained):
     assert (out / "model.safetensors").read_bytes() == (pretrained / "model.safetensors").read_bytes()
 
 
+@pytest.mark.ci
 def test_what_trains_nothing_overwrites_nothing(tmp_path, pretrained):
     out = shutil.copytree(pretrained, tmp_path / "out")
     before = (out / "model.safetensors").read_bytes()
@@ -327,6 +329,7 @@ def test_the_arguments_that_were_given(tmp_path, caplog):
     assert secret not in line
 
 
+@pytest.mark.ci
 def test_pretraining_with_the_multiscale_decoder(tmp_path):
     pretrain(tmp_path / "first", "--decoder", "multiscale", "--max_train_samples", 16)
     pretrain(tmp_path / "out", "--model_name_or_path", tmp_path / "first", "--max_train_samples", 16, small=[])
@@ -405,6 +408,7 @@ def test_fine_tuning_mistakes(tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.ci
 def test_what_was_given_of_a_model_that_continues(pretrained, tmp_path, caplog):
     """Takes effect, from flags, recipe and preset, and is told; what its weights do not fit is refused."""
     source = ["--model_name_or_path", pretrained]
