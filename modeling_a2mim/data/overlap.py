@@ -28,8 +28,9 @@ def evaluates_on_training(
     """
     if evaluation is None:
         return False
-    files = _files(args, evaluation), _files(args, train)
-    found = _same_folders(args, split) if None in files else not files[0].isdisjoint(files[1])
+    files = _files(args, evaluation)
+    others = None if files is None else _files(args, train)  # a list as long as the images
+    found = _same_folders(args, split) if files is None or others is None else not files.isdisjoint(others)
     if found:
         field = images_field(args, train=False)
         logger.warning("%s: images to evaluate on are trained on as well, and say nothing of others", field)

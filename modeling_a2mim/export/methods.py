@@ -1,6 +1,7 @@
 """Which method pre-trained an encoder, as far as its configuration or record tells, and how a card names and cites it.
 
-A method is a phrase with the names of `PAPERS` in it: `A2MIM`, `SimMIM`, `MIXTURE`, `EITHER`; `None` if nothing tells.
+A method is a phrase with the names of `PAPERS` in it: `A2MIM`, `SimMIM` or `MIXTURE`, with or without `NORMALISED`, or
+`EITHER`; `None` if nothing tells.
 """
 
 import re
@@ -11,6 +12,7 @@ from ..pretrained import MASKED
 
 MIXTURE = "a mixture of A2MIM and SimMIM"
 EITHER = "A2MIM or SimMIM"  # which of them is not recorded
+NORMALISED = " with normalised pixels as the target"
 PAPERS = {"A2MIM": "2205.13943", "SimMIM": "2111.09886"}  # on arXiv
 BIBTEX = {
     "A2MIM": """@inproceedings{li2023a2mim,
@@ -33,9 +35,10 @@ def method_of(config: A2MIMConfig) -> str:
     """The method that a pre-training model has the settings of."""
     simmim = {"mask_fill": "none", "mask_token_mode": "replace"}
     shared = [getattr(config, name) == value for name, value in simmim.items()]
+    target = NORMALISED if config.target == "normalised" else ""
     if all(shared) and config.spatial_loss == "l1" and not config.frequency_loss_weight:
-        return "SimMIM"
-    return MIXTURE if any(shared) else "A2MIM"
+        return f"SimMIM{target}"
+    return f"{MIXTURE if any(shared) else 'A2MIM'}{target}"
 
 
 def recorded_method(record: dict) -> str | None:

@@ -20,6 +20,7 @@ def test_method_of_settings():
     assert method_of(A2MIMConfig()) == "A2MIM"
     assert method_of(A2MIMConfig(**SIMMIM)) == "SimMIM"
     assert method_of(A2MIMConfig(**{**SIMMIM, "frequency_loss_weight": 0.1})) == MIXTURE
+    assert method_of(A2MIMConfig(**SIMMIM, target="normalised")) == "SimMIM with normalised pixels as the target"
 
 
 @pytest.mark.parametrize(
