@@ -1,7 +1,6 @@
 """The command line of the scripts, parsed by transformers' HfArgumentParser."""
 
 import argparse
-import difflib
 import logging
 import re
 import shlex
@@ -19,6 +18,7 @@ from ..arguments.trainer_fields import FOR_TRAINING, FOR_TRAINING_DATA, check_fi
 from ..recipes import as_flags, load_config, load_recipe
 from ..utils.command import say_repeated
 from ..utils.files import RUN_FILE
+from ..utils.flag_names import meant
 from ..utils.yaml_flags import dump
 
 
@@ -153,9 +153,7 @@ def refuse_unknown(rest: Collection[str], known: Collection[str]):
     if unknown is None:
         raise ValueError(f"{shlex.join(rest)}: no argument takes this")
     flag = unknown.partition("=")[0]
-    close = difflib.get_close_matches(flag.lstrip("-"), known)
-    hint = f"did you mean --{' or --'.join(close)}?" if close else "--help lists all"
-    raise ValueError(f"{flag}: there is no such argument; {hint}")
+    raise ValueError(f"{flag}: there is no such argument; {meant(flag.lstrip('-'), known) or '--help lists all'}")
 
 
 def show_bars(shown: bool):

@@ -5,13 +5,13 @@ A recipe's keys: `description`, `script` and `task` that it is for, `source` (wh
 overrides. `total_train_batch_size` among them says the batch that the learning rate was made for.
 """
 
-import difflib
 import json
 from collections.abc import Collection
 from pathlib import Path
 
 import yaml
 
+from ..utils.flag_names import meant
 from ..utils.yaml_flags import load
 
 
@@ -81,9 +81,8 @@ def as_flags(arguments: dict, known: Collection[str] | None = None, field: str =
     flags = []
     for name, value in arguments.items():
         if known is not None and name not in known:
-            close = difflib.get_close_matches(name, known)
-            hint = f"; did you mean --{' or --'.join(close)}?" if close else ""
-            raise ValueError(f"{field}: there is no argument --{name}{hint}")
+            hint = meant(name, known)
+            raise ValueError(f"{field}: there is no argument --{name}{hint and f'; {hint}'}")
         if value is None:
             raise ValueError(f"{field}: --{name} has no value")
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
