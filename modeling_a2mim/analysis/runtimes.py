@@ -190,7 +190,13 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     samples = ImageSamples(dataset, source.transform, column, label)
     for start in range(0, len(rows), size):
-        found = samples.__getitems__(rows[start : start + size])
+        batch = rows[start : start + size]
+        found = samples.__getitems__(batch)
+        if label:  # else any image will do
+            broken = set(samples.broken)
+            found = [sample for row, sample in zip(batch, found, strict=True) if row not in broken]
+        if not found:
+            continue
         images = torch.stack([sample["pixel_values"] for sample in found]).numpy()
         yield images, np.array([int(sample["labels"]) for sample in found]) if label else None
 

@@ -111,6 +111,8 @@ def check_fields(args: TrainingArguments):
     """
     check_loading(args)
     _check(args, REFUSED)
+    if any(str(getattr(option, "value", option)) == "underflow_overflow" for option in args.debug):
+        raise ValueError("debug: underflow_overflow cannot look at masks, which are no floating-point numbers")
     optim = str(getattr(args.optim, "value", args.optim))
     if any(family in optim for family in FOR_LANGUAGE_MODELS):
         raise ValueError(f"optim: {optim} chooses parameters of language models by itself; give another")
@@ -201,6 +203,7 @@ def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], boo
             not args.lr_milestones,
             "the schedule (--lr_milestones is another)",
         ),
+        (("warmup_steps",), args.warms_up, "a schedule that has one (--lr_scheduler_type constant_with_warmup)"),
         (("layer_decay_layers",), args.layer_decay is not None, "--layer_decay"),
         (("num_train_epochs",), args.max_steps <= 0, "leaving out --max_steps, which counts"),
         (("mixup_switch_prob",), bool(get(args, "mixup", 0) and get(args, "cutmix", 0)), "--mixup and --cutmix"),

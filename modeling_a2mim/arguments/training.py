@@ -19,6 +19,7 @@ logger = logging.getLogger("a2mim")
 
 SomeArguments = TypeVar("SomeArguments", bound=TrainingArguments)
 
+WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")  # of the schedules of transformers
 LOGGING_STEPS = 50
 MIXUP_MODES = ["batch", "pair", "elem"]  # timm's
 
@@ -216,6 +217,15 @@ class A2MIMTrainingArguments(TrainingArguments):
         return "adam" in self.optimizer_name
 
     @property
+    def warms_up(self) -> bool:
+        """Whether the schedule of the learning rate begins with a warm-up."""
+        name = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        return bool(self.lr_milestones) or name not in WITHOUT_WARM_UP
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        return super().get_warmup_steps(num_training_steps) if self.warms_up else 0
+
+    @property
     def step_batch_size(self) -> int:
         """Images in an optimiser step, over all devices."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
@@ -296,11 +306,16 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     def _find_timm_optim(self) -> str | None:
         """The name of an optimiser of timm, which TrainingArguments would refuse."""
-        from timm.optim import list_optimizers  # takes seconds, without which --help is there at once
+        from timm.optim import (
+            get_optimizer_info,
+            list_optimizers,
+        )  # takes seconds, without which --help is there at once
 
         name = str(getattr(self.optim, "value", self.optim))
         if name in [known.value for known in OptimizerNames]:
             return None
+        if name in list_optimizers() and get_optimizer_info(name).second_order:
+            raise ValueError(f"optim: {name} needs second derivatives, which no step computes; give another")
         if name not in list_optimizers():
             known = cast(list[str], list_optimizers())  # without descriptions
             close = difflib.get_close_matches(name, [*known, *(o.value for o in OptimizerNames)])

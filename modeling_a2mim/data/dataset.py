@@ -3,10 +3,11 @@ alone, never on global state, workers, processes or what came before; `order` sa
 """
 
 import contextlib
+import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import datasets
@@ -16,7 +17,7 @@ from torch.utils import data as torch_data
 from .arrays import BrokenImage, at_fault
 from .held_out import spread_rows
 from .order import EpochOrder, MixedOrder, RepeatedOrder, ShuffleLayout
-from .sources import DatasetSource, MixedSource, RowSource
+from .sources import DatasetSource, MixedSource, RowsOf, RowSource
 from .transforms import PreTrainTransform, generators_kept, seed_generators
 
 
@@ -35,8 +36,8 @@ class ImageSamples(torch_data.Dataset):
 
     Broken images: in training, `__getitems__` leaves them out of its list, and reports them with it (`REPORT`); when
     fewer than two are good, it takes the next good rows instead, so that no batch is empty, or of a single image where
-    it was to have more. In evaluation there are as many samples as asked for: the next good row replaces each broken
-    one. `samples[row]` raises.
+    it was to have more. In evaluation there are as many samples as asked for: the next good row stands in for each
+    broken one, which is `broken` from then on; figures are of samples `without` these. `samples[row]` raises.
 
     Args:
         dataset: rows with images.
@@ -71,6 +72,8 @@ class ImageSamples(torch_data.Dataset):
     ):
         source: RowSource = DatasetSource(dataset) if isinstance(dataset, datasets.Dataset) else dataset
         self.source = source.select(image_column, label_column) if image_column else source
+        self.whole, self.left_out = self.source, 0  # what it was made with, and how many rows of that are no samples
+        self._broken = torch.zeros(len(self.source), dtype=torch.bool).share_memory_()  # workers write to it
         self.transform, self.seed = transform, seed
         self.shuffle_size, self.max_skipped_ratio, self.repeats = shuffle_size, max_skipped_ratio, repeats
 
@@ -93,6 +96,32 @@ class ImageSamples(torch_data.Dataset):
                 samples.append(self[row])
                 names.append(self.name(row))
         return samples, names
+
+    @property
+    def broken(self) -> list[int]:
+        """The rows that were found to be broken in evaluation, by this process and its workers."""
+        return self._broken.nonzero().flatten().tolist()
+
+    def without(self, rows: Collection[int]) -> "ImageSamples":
+        """The same samples without these rows, which a warning counts."""
+        first = self.name(min(rows))
+        logger.warning("%d of %d images cannot be used and are left out, the first: %s", len(rows), len(self), first)
+        others = copy.copy(self)
+        others.source = RowsOf(self.source, [row for row in range(len(self)) if row not in set(rows)])
+        others.left_out = self.left_out + len(rows)
+        others._broken = torch.zeros(len(others.source), dtype=torch.bool).share_memory_()
+        return others
+
+    def check_left_out(self):
+        """
+        Raises:
+            ValueError: naming `max_skipped_ratio`, if more than that share of the images was left out.
+        """
+        if self.left_out > self.max_skipped_ratio * len(self.whole):
+            raise ValueError(
+                f"max_skipped_ratio: {self.left_out} of the {len(self.whole)} images of {self.whole.name} are broken, "
+                f"more than {self.max_skipped_ratio:.3g} of them; mend the data or allow for more"
+            )
 
     def order(self, total_batch: int, layouts: list[dict] | None = None) -> EpochOrder | MixedOrder:
         """In which order to train on the samples.
@@ -139,7 +168,8 @@ class ImageSamples(torch_data.Dataset):
             except BrokenImage as error:
                 skipped.append((row, error))
                 if not training:
-                    logger.warning("%s; replaced by the next image", error)
+                    self._broken[row] = True
+                    logger.warning("%s; another image stands in for it", error)
                     samples.append(self._next_good(transform, epoch, row, error))
         for epoch, row in pairs[::-1][: max(0, min(2, len(pairs)) - len(samples))]:
             samples.append(self._next_good(transform, epoch, row, skipped[-1][1]))

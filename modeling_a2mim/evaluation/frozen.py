@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import default_data_collator
 from transformers.utils.logging import tqdm
 
+from ..data.dataset import ImageSamples
 from ..modeling_a2mim import A2MIMModel
 from ..models.pooled_features import ALL, Layer, layer_features, layer_index, layer_widths, unit_maps
 from .metrics import classification_metrics, log_odds
@@ -184,6 +185,14 @@ def _logistic_regression(c: float = 1.0, class_weights: dict[int, float] | str |
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000, class_weight=class_weights))
 
 
+def _checked(samples) -> set[int]:
+    """The rows that were found to be broken, unless these are too many (`ImageSamples.check_left_out`)."""
+    rows = set(samples.broken) if isinstance(samples, ImageSamples) else set()
+    if rows:
+        samples.without(rows).check_left_out()
+    return rows
+
+
 def evaluate_frozen(
     model: nn.Module,
     train,
@@ -219,7 +228,8 @@ def evaluate_frozen(
         of the regression also its `strength`.
 
     Raises:
-        ValueError: if the encoder has no such layer, one is named twice, or there are no subsets or layers.
+        ValueError: if the encoder has no such layer, one is named twice, or there are no subsets or layers; naming
+            `max_skipped_ratio`, if more than that share of the images is broken.
     """
     if not subsets or not layers:
         raise ValueError("subsets, layers: expected at least one of each")
@@ -231,10 +241,13 @@ def evaluate_frozen(
     place = {row: i for i, row in enumerate(needed)}
     known, labels = extract_features(model, Subset(train, needed), **options)
     evaluated, answers = extract_features(model, test, **options)
+    broken = [_checked(samples) for samples in (train, test)]
+    good = [row for row in range(len(answers)) if row not in broken[1]]
+    evaluated, answers = [features[good] for features in evaluated], answers[good]
     classes = int(max(labels.max(), answers.max())) + 1 if names is None else len(names)
     results = []
     for (subset, seed), rows in tqdm(subsets.items(), desc="subsets", leave=False):
-        chosen = [place[row] for row in rows]
+        chosen = [place[row] for row in rows if row not in broken[0]]
         for layer, features, others in zip(layers, known, evaluated, strict=True):
             sample, against = (features[chosen], labels[chosen]), (others, answers)
             common = {"subset": subset, "seed": seed, "images": len(chosen), "layer": layer}

@@ -16,6 +16,7 @@ SPELLED = {  # the names of `evaluation.baselines` in words
     "mean_fill_l1": "L1 error of the mean colour",
     "blur_psnr": "PSNR of a blur of the visible pixels (dB)",
     "blur_l1": "L1 error of that blur",
+    "skipped_images": "broken images, which were left out",
     "knn_accuracy": "leave-one-out k-NN accuracy, by cosine",
     "rankme": "RankMe, the effective rank of the features",
     "feature_std": "spread of the features (0: collapsed, 1: in all directions)",
@@ -219,4 +220,6 @@ def monitor_section(monitor: dict | None) -> str:
 
 
 def _figure(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"

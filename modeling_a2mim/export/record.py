@@ -121,7 +121,7 @@ def describe_run(trainer, provenance: dict) -> dict:
             words), `evaluated_on` (an id on the Hub), `evaluation_note`, `license`, `tags`, `example` (what
             example.png shows), and `earlier` (see `earlier_runs`).
     """
-    args, state, resumption = trainer.args, trainer.state, trainer.resumption
+    args, state, resumption, dtype = trainer.args, trainer.state, trainer.resumption, trainer.model.dtype
     training = [entry for entry in state.log_history if finite(entry.get("loss")) is not None]
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     record = {
@@ -142,7 +142,7 @@ def describe_run(trainer, provenance: dict) -> dict:
         "warmup_steps": args.get_warmup_steps(state.max_steps - resumption.schedule_start),
         "crop_scale": None if scale is None else list(scale),
         "regularisation": regularisation(args),
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else str(dtype).removeprefix("torch."),
         "seed": args.seed,
         "data_seed": data_seed(args),
         "hardware": hardware(args.device, args.world_size),

@@ -3,10 +3,11 @@
 import logging
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, default_data_collator
 
 from ..arguments.training import A2MIMTrainingArguments, data_seed, with_values
-from ..data.dataset import REPORT, collate
+from ..data.dataset import REPORT, ImageSamples, collate
 from ..export.record import dataset_length, mean_loss
 from ..modeling_a2mim import find_core
 from .batch_norm import check_batch_norms
@@ -67,6 +68,7 @@ class EncoderTrainer(PublishingTrainer):
         args = with_values(self.arguments_class.from_plain(args))  # its own, of which the length is chosen here
         data_collator = self.default_collator if data_collator is None else data_collator
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *further, **kwargs)
+        self._check_precision()
         self.train_dataset = self._samples(self.train_dataset, "train_dataset")
         self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
         self.flags = flags
@@ -92,6 +94,13 @@ class EncoderTrainer(PublishingTrainer):
     def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
         """The callback that draws `picture_samples`, given as a batch."""
         return ExampleCallback(batch)
+
+    def _check_precision(self):
+        """The arguments say what accelerate computes in, also where its own configuration sets that."""
+        mixed = self.accelerator.mixed_precision
+        if mixed == "fp16" and self.accelerator.device.type == "cpu":
+            raise ValueError("fp16: a CPU computes in float32 all the same; leave it out, or give --bf16")
+        self.args.fp16, self.args.bf16 = mixed == "fp16", mixed == "bf16"
 
     def _frozen_start(self) -> FrozenStart | None:
         if not self.args.freeze_encoder_steps:
@@ -128,6 +137,54 @@ class EncoderTrainer(PublishingTrainer):
     def prepared(self, inputs: dict) -> dict:
         """A batch of `ImageSamples` to train on, with what is done to it on the device: nothing."""
         return inputs
+
+    # Evaluation
+
+    def before_evaluation(self):
+        """Called before the images of an evaluation are read, and again where some are found to be broken."""
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        """As Trainer's, of the images that are not broken.
+
+        Raises:
+            ValueError: naming `max_skipped_ratio`, if more than that share is, unless a run would be lost;
+                `test_dataset`, if one is, as predictions are one for each image.
+        """
+        while True:
+            self.before_evaluation()
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+            samples = dataloader.dataset
+            if not isinstance(samples, ImageSamples):
+                return output
+            rows = sorted(set(gather_object(samples.broken)))
+            if not rows:
+                break
+            if description == "Prediction":
+                raise ValueError(
+                    f"test_dataset: {len(rows)} of {len(samples)} images cannot be used, the first: "
+                    f"{samples.name(rows[0])}; leave them out"
+                )
+            dataloader = self.get_eval_dataloader(self._leave_out(samples, rows))
+        if samples.left_out:
+            output.metrics[f"{metric_key_prefix}_{REPORT}"] = samples.left_out
+        return output
+
+    def _leave_out(self, samples: ImageSamples, rows: list[int]) -> ImageSamples:
+        others = samples.without(rows)
+        if not self.is_in_train:  # else what was learned would be lost
+            others.check_left_out()
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: others if one is samples else one for name, one in self.eval_dataset.items()}
+        elif self.eval_dataset is samples:
+            self.eval_dataset = others
+        self._eval_dataloaders: dict = {}  # whose workers know nothing of it
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "prediction_bar", None) is not None:  # the next one is of as many as are left
+                callback.prediction_bar.close()
+                callback.prediction_bar = None
+        return others
 
     # Steps
 
@@ -254,7 +311,14 @@ class EncoderTrainer(PublishingTrainer):
         return milestone_schedule(optimizer, self.args, steps) if self.args.lr_milestones else None
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        try:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+        except TypeError as error:  # of a function that is called with them
+            given = self.args.lr_scheduler_kwargs
+            name = getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)
+            raise ValueError(
+                f"lr_scheduler_kwargs: the schedule {name} cannot be made with {given}: {error}"
+            ) from error
         found = check_schedule(scheduler, self.args, self.scheduled_steps(num_training_steps))
         for line in found if self.args.should_log else ():
             logger.warning("%s", line)

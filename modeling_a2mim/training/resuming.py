@@ -106,7 +106,7 @@ def run_settings(args, given: dict[str, dict] | None, train_dataset, eval_datase
     data = {"training_data": _checksum(train_dataset), "evaluation_data": _fingerprint(eval_dataset)}
     for which, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
         if isinstance(dataset, ImageSamples):
-            data[f"{which}_files"] = fingerprint_of_files(dataset.source)
+            data[f"{which}_files"] = fingerprint_of_files(dataset.whole)
     if isinstance(train_dataset, ImageSamples) and train_dataset.source.columns is not None:
         data |= dict(zip(("image_column_name", "label_column_name"), train_dataset.source.columns, strict=True))
     given = given or {"model": {}, "data": {}}
@@ -115,7 +115,7 @@ def run_settings(args, given: dict[str, dict] | None, train_dataset, eval_datase
 
 
 def _fingerprint(dataset) -> str | None:
-    return dataset.source.fingerprint if isinstance(dataset, ImageSamples) else None
+    return dataset.whole.fingerprint if isinstance(dataset, ImageSamples) else None
 
 
 def _checksum(dataset) -> str | None:

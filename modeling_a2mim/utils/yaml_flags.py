@@ -1,13 +1,16 @@
-"""YAML as people write flags: `1e-5` is a number, `no` is a word, and no key comes twice."""
+"""YAML as people write flags: `1e-5` is a number, `no`, `010` and `1:30` are words, and no key comes twice."""
 
 import re
 
 import yaml
 
 
-BOOL, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))
 TRUE_OR_FALSE = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
-NUMBER = re.compile(r"^[-+]?(?:(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$")
+WHOLE = re.compile(r"^[-+]?(?:0|[1-9]\d*)$")  # whose digits are kept as they are
+NUMBER = re.compile(
+    r"^[-+]?(?:(?:\.\d+|\d+\.\d*)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,12 +28,13 @@ class _Dumper(yaml.SafeDumper):
     """Quotes what the loader would take for something else."""
 
 
-for _kind in (_Loader, _Dumper):  # the resolvers of YAML 1.2 in place of those of YAML 1.1, which PyYAML has
+for _kind in (_Loader, _Dumper):  # in place of the resolvers of YAML 1.1, to which `010` is 8 and `1:30` is 90
     _kind.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOL, FLOAT)]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOL, INT, FLOAT)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _kind.add_implicit_resolver(BOOL, TRUE_OR_FALSE, list("tTfF"))
+    _kind.add_implicit_resolver(INT, WHOLE, list("-+0123456789"))
     _kind.add_implicit_resolver(FLOAT, NUMBER, list("-+.0123456789"))
 
 

@@ -57,6 +57,7 @@ def test_no_group_has_fields_that_there_are_not():
         ("batch_eval_metrics", True),
         ("remove_unused_columns", False),
         ("label_names", ["labels"]),
+        ("debug", "underflow_overflow"),
         ("label_smoothing_factor", 0.1),
         ("accelerator_config", {"split_batches": True}),
         ("optim", "adalomo"),

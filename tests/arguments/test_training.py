@@ -57,6 +57,7 @@ def test_batch_and_rate(tmp_path, given, accumulated, rate, said):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"optim": "adahessian"}, "^optim: adahessian needs second derivatives"),
         ({"optim": "lam"}, "^optim: 'lam' is no optimiser of transformers or timm; did you mean lamb"),
         ({"lr_milestones": [0.5, 0]}, "^lr_milestones: must be positive"),
         ({"total_train_batch_size": 0}, "^total_train_batch_size: must be at least 1"),

@@ -1,7 +1,6 @@
 """Samples that depend on nothing but seed, epoch and row; broken images."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -178,13 +177,22 @@ def test_broken_images_that_lie_together_are_soon_left():
         assert sorted(rows_after(1, size)) == [0, *range(2, size)]
 
 
-def test_evaluation_gets_as_many_samples_as_it_asks_for(broken, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_knows_for_which_images_others_stand_in(broken, caplog, workers):
     dataset, _ = broken
-    with caplog.at_level(logging.WARNING, "a2mim"):
-        given = samples(dataset).__getitems__(list(range(12)))
-    assert len(given) == 12
+    data = samples(dataset)
+    given = list(DataLoader(data, 1, num_workers=workers))
+    assert len(given) == len(data) == 12
     assert not any(REPORT in sample for sample in given)
-    assert sum("replaced by the next image" in record.getMessage() for record in caplog.records) == 3
+    assert len(data.broken) == 3
+    good = [row for row in range(12) if row not in data.broken]
+    kept = data.without(data.broken)
+    assert "3 of 12 images cannot be used and are left out, the first: " in caplog.text
+    assert (len(kept), kept.left_out, kept.broken) == (9, 3, [])
+    assert [kept.name(row) for row in range(9)] == [data.name(row) for row in good]
+    with pytest.raises(ValueError, match=r"^max_skipped_ratio: 3 of the 12 images of .* are broken, more than 0.05"):
+        kept.check_left_out()
+    samples(dataset, max_skipped_ratio=0.25).without(data.broken).check_left_out()
 
 
 def test_other_errors_stop_and_name_the_row(folder):

@@ -1,8 +1,10 @@
 """Features of frozen encoders, and what nearest neighbors and logistic regression make of them."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -10,7 +12,9 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import Dataset
 
 from modeling_a2mim import A2MIMForImageClassification, A2MIMForPreTraining, A2MIMModel
+from modeling_a2mim.data.dataset import ImageSamples
 from modeling_a2mim.data.subsets import draw_subset
+from modeling_a2mim.data.transforms import FineTuneTransform
 from modeling_a2mim.evaluation.frozen import (
     C_VALUES,
     LONE_C,
@@ -24,6 +28,7 @@ from modeling_a2mim.evaluation.frozen import (
     nearest_neighbors,
 )
 from modeling_a2mim.evaluation.summary import results_table
+from modeling_a2mim.export.folder import timm_pretrained_cfg
 from modeling_a2mim.models.pooled_features import layer_widths
 
 from ..families import FAMILIES, family_config
@@ -204,6 +209,33 @@ class Colours(Dataset):
         noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1000 * self.seed + row))
         image = 0.3 * noise + 2 * torch.eye(3)[self.labels[row]].view(3, 1, 1)
         return {"pixel_values": image, "labels": torch.tensor(self.labels[row])}
+
+
+def test_broken_images_count_for_nothing(tmp_path):
+    rng, images = np.random.default_rng(0), []
+    for row in range(16):
+        noise = rng.integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(noise // 2 + 100 * (row % 2)).convert("RGB").save(tmp_path / f"{row}.png")
+        images.append(str(tmp_path / f"{row}.png"))
+    for row in (4, 5, 13):
+        (tmp_path / f"{row}.png").write_bytes(b"no image")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])})
+    data = datasets.Dataset.from_dict({"image": images, "label": [row % 2 for row in range(16)]}, features)
+    model = A2MIMModel(family_config("convnext", image_size=32))
+    transform = FineTuneTransform(timm_pretrained_cfg(model), train=False)
+
+    def figures(rows, chosen, ratio=0.3):
+        parts = [row for row in rows if row < 10], [row for row in rows if row >= 10]
+        train, test = (
+            ImageSamples(data.select(part), transform, "image", "label", max_skipped_ratio=ratio) for part in parts
+        )
+        return evaluate_frozen(model, train, test, {("some", 0): chosen}, [-1], neighbors=3, c=1.0)
+
+    found = figures(list(range(16)), list(range(10)))
+    assert found == figures([row for row in range(16) if row not in (4, 5, 13)], list(range(8)))
+    assert {row["images"] for row in found} == {8}
+    with pytest.raises(ValueError, match="^max_skipped_ratio: 2 of the 10 images"):
+        figures(list(range(16)), list(range(10)), ratio=0.1)
 
 
 def test_evaluation_of_a_frozen_encoder():

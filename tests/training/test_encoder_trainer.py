@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
+from modeling_a2mim.arguments.trainer_fields import without_effect
+from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.export.record import describe_run
 from modeling_a2mim.training.optimization import parameter_groups
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -51,3 +54,47 @@ def test_short_runs_log_more_often(tmp_path, monkeypatch, given, steps, logged):
     monkeypatch.setattr(A2MIMTrainer, "training_step", lambda self, *args: fixed.detach())
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "loss" in log] == logged
+
+
+def test_precision_is_what_is_computed_in(tmp_path, monkeypatch):
+    def precision(**options):
+        trainer = make_trainer(tmp_path, save_strategy="no", **options)
+        return trainer.args.bf16, describe_run(trainer, {})["precision"]
+
+    assert precision(bf16=True) == (True, "bfloat16")
+    assert precision() == (False, "float32")
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # of accelerate launch
+        assert precision() == (True, "bfloat16")
+    with pytest.raises(ValueError, match="^fp16: a CPU computes in float32 all the same"):
+        precision(fp16=True)
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    trainer.model.to(torch.bfloat16)
+    assert describe_run(trainer, {})["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "the schedule warmup_stable_decay .*num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "the schedule cosine cannot be made with .*foo"),
+    ],
+)
+def test_arguments_that_a_schedule_does_not_take(tmp_path, options, message):
+    trainer = make_trainer(tmp_path, **options)
+    trainer.create_optimizer()
+    with pytest.raises(ValueError, match=f"^lr_scheduler_kwargs: {message}"):
+        trainer.create_scheduler(10)
+
+
+def test_schedules_without_a_warm_up(tmp_path):
+    for kind, steps in (("constant", 0), ("reduce_lr_on_plateau", 0), ("constant_with_warmup", 3), ("cosine", 3)):
+        options = {"lr_scheduler_type": kind, "warmup_steps": 3, "eval_strategy": "epoch"}
+        args = A2MIMTrainingArguments(str(tmp_path), use_cpu=True, **options)
+        assert args.get_warmup_steps(10) == steps
+        told = [line for line in without_effect(args, ["warmup_steps"]) if line.startswith("warmup_steps")]
+        assert len(told) == (steps == 0)
+    args = A2MIMTrainingArguments(
+        str(tmp_path), use_cpu=True, lr_scheduler_type="constant", lr_milestones=[0.5], warmup_steps=3
+    )
+    assert args.get_warmup_steps(10) == 3

@@ -11,7 +11,8 @@ from modeling_a2mim.utils.yaml_flags import dump, load
 def test_numbers_and_words():
     text = """
 rate: 1e-5
-sizes: [1e3, 2., .5, -3, 07, 0x10, 1_000]
+sizes: [1e3, 2., .5, -3, +7, 0]
+words: [010, 0x10, 1_000, 1:30, 00.5]
 strategy: no
 half: off
 on: yes
@@ -20,7 +21,8 @@ nested: {min_lr: 1e-6, large: .inf}
 """
     assert load(text) == {
         "rate": 1e-5,
-        "sizes": [1000.0, 2.0, 0.5, -3, 7, 16, 1000],
+        "sizes": [1000.0, 2.0, 0.5, -3, 7, 0],
+        "words": ["010", "0x10", "1_000", "1:30", 0.5],
         "strategy": "no",
         "half": "off",
         "on": "yes",
@@ -34,6 +36,7 @@ def test_what_is_written_is_read_as_it_was():
         "revision": "1e5",
         "strategy": "no",
         "epochs": "3",
+        "classes": ["010", "1:30", "7"],
         "rate": 1e-5,
         "name": "Köln",
         "flag": "true",

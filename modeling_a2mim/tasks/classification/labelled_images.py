@@ -25,6 +25,8 @@ from .problem_types import encode_lists, encode_numbers, find_targets
 
 logger = logging.getLogger("a2mim")
 
+COUNTS = "evaluation_counts"  # in a record: images to evaluate on of each class
+
 
 @dataclass
 class LabelledImages:
@@ -125,11 +127,7 @@ class LabelledImages:
         """How many images of each class there are in `train` or `validation`; `None` of numbers, and of a stream
         whose labels cannot be read without the images."""
         labels = None if self.problem_type == REGRESSION else stored_labels(dataset, self.column)
-        if labels is None:
-            return None
-        if self.problem_type == MULTI:
-            return np.sum(labels, axis=0).astype(int).tolist()
-        return np.bincount(labels, minlength=len(self.names)).tolist()
+        return None if labels is None else images_of_each(labels, len(self.names))
 
     def metrics(self) -> dict[str, bool]:
         """The metrics of an evaluation, and whether more of them is better."""
@@ -153,7 +151,7 @@ class LabelledImages:
     def provenance(self) -> dict:
         """What a record says of the labels."""
         counts = None if self.validation is None else self.counts(self.validation)
-        found = {} if counts is None else {"evaluation_counts": dict(zip(self.names, counts, strict=True))}
+        found = {} if counts is None else {COUNTS: dict(zip(self.names, counts, strict=True))}
         return found if self.problem_type == SINGLE else {**found, "problem_type": self.problem_type}
 
     def shown(self, label) -> str:
@@ -195,6 +193,17 @@ def label_rule(dataset: Dataset | RowSource, column: str) -> str:
     if info.builder_name == "imagefolder" and set(info.features) == {"image", "label"}:
         return LAST_FOLDER
     return f"column {column} of the dataset"
+
+
+def images_of_each(labels, classes: int) -> list[int]:
+    """How many images there are of each class.
+
+    Args:
+        labels: (images,) indices of classes, or (images, classes) of ones and zeros.
+        classes: how many there are.
+    """
+    values = np.asarray(labels)
+    return (np.bincount(values, minlength=classes) if values.ndim == 1 else values.sum(0).astype(int)).tolist()
 
 
 def log_labels(

@@ -46,7 +46,7 @@ from .decision import (
     settle,
 )
 from .frozen import evaluate_features
-from .labelled_images import LabelledImages
+from .labelled_images import COUNTS, LabelledImages, images_of_each
 from .problem_types import check_problem_type, figures_of, start_at_mean
 from .seeds import RESULTS, repeat, report
 from .trainer import FineTuningTrainer, make_class_weights
@@ -301,7 +301,11 @@ class ClassificationTrainer(FineTuningTrainer):
         super().log(logs, start_time)
 
     def after_evaluation(self, metrics):
-        log_figures(self._figures, self.names, self.counts, len(self._prediction.label_ids))
+        labels = self._prediction.label_ids
+        if self.counts is not None and getattr(self.eval_dataset, "left_out", 0):
+            self.counts = images_of_each(labels, len(self.names))
+            self.provenance[COUNTS] = dict(zip(self.names, self.counts, strict=True))
+        log_figures(self._figures, self.names, self.counts, len(labels))
         further = self._decision_metrics()
         if self.corruptions is not None:
             with self.averaged(), self.accelerator.autocast():

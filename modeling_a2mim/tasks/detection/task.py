@@ -86,9 +86,11 @@ class DetectionTrainer(DenseTrainer):
             logs |= dict(zip((DROPPED, CLIPPED), boxes.tolist(), strict=True))
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def before_evaluation(self):
         names = label_names(self.unwrapped().config)
         self._precision = AveragePrecision(names, self.unwrapped().config.predict_masks)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         reasons = sum((image["objects"].reasons for image in self._precision.images), Counter())
         clipped = sum(image["objects"].clipped for image in self._precision.images)

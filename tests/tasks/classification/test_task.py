@@ -90,16 +90,26 @@ def test_errors_name_files_of_the_users_folder(pretrained, tmp_path, no_pictures
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((32, 32), 20 * i, dtype=np.uint8)).save(path)
     shutil.copytree(images, tmp_path / "test")
-    (tmp_path / "test" / "dog" / "0.png").write_bytes(b"no image")  # for which the next one stands in
+    (tmp_path / "test" / "dog" / "0.png").write_bytes(b"no image")  # for which none may stand in
     folders = ["--train_dir", images, "--validation_dir", tmp_path / "test"]
     metrics = finetune(tmp_path / "out", "--model_name_or_path", pretrained, *folders)
     assert (tmp_path / "out" / "worst_examples.png").is_file()
     text = (tmp_path / "out" / "errors.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
-    assert len(rows) == round(12 * (1 - metrics["eval_accuracy"]))
-    assert rows
+    assert len(rows) == round(11 * (1 - metrics["eval_accuracy"]), 6) > 0
+    assert metrics["eval_skipped_images"] == 1
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["evaluation"]["images"], record["evaluation_counts"]) == (11, {"cat": 6, "dog": 5})
+    assert "| broken images, which were left out | 1 |" in (tmp_path / "out" / "README.md").read_text()
+    evaluation = ["--model_name_or_path", tmp_path / "out", "--eval_only", *folders[2:]]
+    with pytest.raises(ValueError, match=r"^max_skipped_ratio: 1 of the 12 images of .* are broken, more than 0.05"):
+        finetune(tmp_path / "eval", *evaluation)
+    again = finetune(tmp_path / "eval", *evaluation, "--max_skipped_ratio", 0.1)
+    assert again["eval_accuracy"] == metrics["eval_accuracy"]
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-4)
     for row in rows:  # the folder of a file is its class
         assert (images / row["file"]).is_file()
+        assert row["file"] != "dog/0.png"
         assert row["file"].split("/")[0] == row["true class"] != row["predicted class"]
     losses = [float(row["loss"]) for row in rows]
     assert losses == sorted(losses, reverse=True)
