@@ -130,14 +130,16 @@ class ValueRange:
         becomes the same whatever type it is stored in: what float64 gives, rounded once."""
         width = np.where(high > low, high - low, np.inf)
         kind: np.dtype[Any] = np.dtype(np.float32 if _is_exact_in_float32(values.dtype, low, width) else np.float64)
-        found = values.astype(kind, order="C")
-        found -= low.astype(kind)
-        found /= width.astype(kind)
-        if self.clip:
-            np.clip(found, 0, 1, out=found)
+        with np.errstate(over="ignore"):  # what is beyond a type, as some marks of nodata, is as good as infinite
+            found = values.astype(kind, order="C")
+            found -= low.astype(kind)
+            found /= width.astype(kind)
+            if self.clip:
+                np.clip(found, 0, 1, out=found)
+            found = found.astype(np.float32, copy=False)
         if not np.issubdtype(values.dtype, np.integer):
             found[~np.isfinite(found)] = 0
-        return found.astype(np.float32, copy=False)
+        return found
 
     def __str__(self) -> str:
         pairs = list(zip(self.low, self.high, strict=True))

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import re
+from decimal import Decimal, InvalidOperation
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -59,6 +60,7 @@ def _has_imagecodecs() -> bool:
 
 
 GDAL_NODATA = 42113  # number of a tag
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def count_tiff_pages(file: BinaryIO) -> int:
@@ -142,6 +144,25 @@ def _needs_extra(page: Any) -> bool:
     return (odd or CODECS.get(page.compression) not in WITHOUT_EXTRA) and not _has_imagecodecs()
 
 
+def _stored_mark(page: Any) -> float | None:
+    """The value that marks pixels of which nothing is known, as it is stored; `None` if the header names none, or one
+    that no value can be. tifffile takes 0 for these, and for marks that are not written as it expects."""
+    try:
+        mark = Decimal(str(page.tags.valueof(GDAL_NODATA)).strip().replace(",", "."))
+    except InvalidOperation:
+        return None
+    if page.dtype.kind != "f":
+        limits = np.iinfo(page.dtype) if page.dtype.kind == "i" else None
+        low, high = (limits.min, limits.max) if limits else (0, (1 << page.bitspersample) - 1)
+        return int(mark) if mark.is_finite() and low <= mark <= high and mark == int(mark) else None
+    value, largest = float(mark), float(np.finfo(page.dtype).max)
+    if mark.is_finite():
+        value = min(max(value, -largest), largest)
+        for limit in (LARGEST_FLOAT32, largest):  # which are written with fewer digits than they have; as GDAL
+            value = math.copysign(limit, value) if math.isclose(abs(value), limit, rel_tol=1e-10) else value
+    return float(page.dtype.type(value))
+
+
 def _orientation(page: Any) -> tuple[bool, bool, bool]:
     return ORIENTATIONS.get(page.tags.valueof(274, 1), UPRIGHT)
 
@@ -214,8 +235,7 @@ class TiffImage(ArrayImage):
         alpha = len(pages) == 1 and bool(extra) and extra[-1] in (1, 2)
         dtype = np.dtype(np.uint16) if first.photometric == PALETTE else first.dtype.newbyteorder("=")
         super().__init__("TIFF", (channels, *size), dtype, alpha=alpha)
-        if GDAL_NODATA in first.tags:
-            self.nodata = float(first.nodata)
+        self.nodata = _stored_mark(first)
 
     def read(self, box: Box | None = None) -> np.ndarray:
         _, _, height, width, _ = self.pages[0].shaped
@@ -265,7 +285,7 @@ class TiffImage(ArrayImage):
                     ]
                     tile = self._decode(page, (plane * down + i) * across + j)
                     if tile is None:  # left out of a sparse file
-                        into[:] = page.nodata
+                        into[:] = _stored_mark(page) or 0
                         continue
                     part = tile[max(-y, 0) : height - y, max(-x, 0) : width - x].transpose(2, 0, 1)
                     if part.shape != into.shape:

@@ -17,6 +17,7 @@ from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array, tif
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
 from modeling_a2mim.data.decoding import as_array, load_tensor, open_image
 from modeling_a2mim.data.pixel_spec import PixelSpec
+from modeling_a2mim.utils.value_range import ValueRange
 
 
 MOST = 10_000_000
@@ -164,16 +165,57 @@ def test_only_the_tiles_of_a_box_are_decoded(monkeypatch):
     assert decoded == [2, 6]
 
 
-def test_sparse_tiles():
+def marked(text, **options):
+    return {"extratags": [(42113, "s", 0, text, True)], **options}  # as GDAL
+
+
+@pytest.mark.parametrize(("text", "fill"), [("7", 7), ("7.0", 7), ("-9999", 0), (None, 0)])
+def test_sparse_tiles(text, fill):
     array = values_of("u2", (64, 64))
-    data = bytearray(write(array, tile=(32, 32), compression="zlib", extratags=[(42113, "s", 0, "7", True)]))
+    data = bytearray(write(array, tile=(32, 32), compression="zlib", **(marked(text) if text else {})))
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
         tag = file.pages[0].tags[325]
         code = {3: "<H", 4: "<I"}[tag.dtype]
         struct.pack_into(code, data, tag.valueoffset + struct.calcsize(code), 0)
     expected = array.copy()
-    expected[:32, 32:] = 7
+    expected[:32, 32:] = fill
     check(bytes(data), expected[None])
+
+
+FLOAT32, FLOAT64 = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "nodata"),
+    [
+        ("u2", "0", 0),
+        ("u2", "65535.0", 65535),
+        ("u2", "65535 ", 65535),
+        ("i2", "-32768.000000", -32768),
+        ("u8", "18446744073709551615", 18446744073709551615),
+        ("i8", "-9223372036854775808", -9223372036854775808),
+        ("f4", "-3.4028235e+38", -FLOAT32),
+        ("f4", "-3.40282346638529e+38", -FLOAT32),
+        ("f4", "-3.4028234663852886e+38", -FLOAT32),
+        ("f4", "-1.7976931348623157e+308", -FLOAT32),
+        ("f4", "0,1", float(np.float32(0.1))),
+        ("f4", "-inf", -np.inf),
+        ("f8", "-1.79769313486232e+308", -FLOAT64),
+        ("f8", "-1.797693134862315e+308", -FLOAT64),
+        ("f8", "-3.40282346638529e+38", -FLOAT32),
+        *(("u2", text, None) for text in ("-9999", "nan", "1e+20", "1e999999999", "0.5", "none", "65536")),
+        ("f4", "", None),
+    ],
+)
+def test_the_mark_of_nodata(dtype, text, nodata):
+    """However it is written; one that no value can be marks nothing, least of all 0."""
+    array = np.full((8, 8), 100, dtype)
+    array[0], array[1] = 0, 100 if nodata is None else nodata
+    data = write(array, **marked(text))
+    image = opened(data)
+    assert image.nodata == nodata
+    pixels = load_tensor(data, PixelSpec(1, value_range=ValueRange((-0.5,), (0.25,), clip=False)))[0, :3, 0]
+    assert np.array_equal(pixels == 0, array[:3, 0] == nodata)
 
 
 # Pages
