@@ -114,8 +114,9 @@ def open_tiff(data: bytes, pages: str | None, page: int | None, max_pixels: int)
         if len(chosen) == 1 and (len(found) > 1 or chosen[0] == 0):
             where = found[chosen[0]]
             only = first if chosen[0] == 0 else _page(opened, where)
-            if _left_to_pillow(only):  # which begins with the first directory
-                return None if where.number == 0 else _Photograph(data, only, where.number, max_pixels)
+            if _left_to_pillow(only):  # which begins with the first directory, and knows nothing of nodata
+                plain = where.number == 0 and _photograph_mark(only) is None
+                return None if plain else _Photograph(data, only, where.number, max_pixels)
         check_size("TIFF", (len(chosen), 1, 1), 0, max_pixels, 0)
         if len(found) == 1:  # the planes of ImageJ
             return TiffImage(data, [first] * len(chosen), chosen, max_pixels)
@@ -131,7 +132,8 @@ def _left_to_pillow(page: Any) -> bool:
         plain_grey = page.samplesperpixel == 1 and page.photometric == MIN_IS_BLACK and page.sampleformat in (1, 2, 3)
         # Without the extra, Pillow reads at least these without loss.
         size = (page.sampleformat, page.bitspersample)
-        return plain_grey and size in ((1, 16), (2, 16), (2, 32), (3, 32)) and _needs_extra(page)
+        plain = plain_grey and size in ((1, 16), (2, 16), (2, 32), (3, 32)) and page.index == 0
+        return plain and _needs_extra(page) and _mark(page) is None
     if page.photometric not in CHANNELS or page.compression not in TiffImagePlugin.COMPRESSION_INFO:
         return False
     return page.samplesperpixel == colours + len(extra) and (
@@ -161,6 +163,21 @@ def _stored_mark(page: Any) -> float | None:
         for limit in (LARGEST_FLOAT32, largest):  # which are written with fewer digits than they have; as GDAL
             value = math.copysign(limit, value) if math.isclose(abs(value), limit, rel_tol=1e-10) else value
     return float(page.dtype.type(value))
+
+
+def _mark(page: Any) -> float | None:
+    """As `_stored_mark`, of the values that are read. Of a palette it is the number of a colour, which others may
+    have, too."""
+    mark = _stored_mark(page) if page.photometric != PALETTE else None
+    if mark is None or page.photometric != MIN_IS_WHITE:
+        return mark
+    return (-1 if page.dtype.kind == "i" else (1 << page.bitspersample) - 1) - mark
+
+
+def _photograph_mark(page: Any) -> float | None:
+    """As `_mark`, of the 0 to 255 that Pillow makes of 8 bits or less."""
+    mark = _mark(page) if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR) else None
+    return None if mark is None else mark * (255 // ((1 << page.bitspersample) - 1))
 
 
 def _orientation(page: Any) -> tuple[bool, bool, bool]:
@@ -235,7 +252,10 @@ class TiffImage(ArrayImage):
         alpha = len(pages) == 1 and bool(extra) and extra[-1] in (1, 2)
         dtype = np.dtype(np.uint16) if first.photometric == PALETTE else first.dtype.newbyteorder("=")
         super().__init__("TIFF", (channels, *size), dtype, alpha=alpha)
-        self.nodata = _stored_mark(first)
+        marks = {str(mark): mark for page in pages if (mark := _mark(page)) is not None}
+        if len(marks) > 1:
+            raise BrokenImage(f"pages of different nodata ({', '.join(marks)}); they cannot be the channels of one image")
+        self.nodata = next(iter(marks.values()), None)
 
     def read(self, box: Box | None = None) -> np.ndarray:
         _, _, height, width, _ = self.pages[0].shaped
@@ -314,7 +334,7 @@ class TiffImage(ArrayImage):
 
 
 class _Photograph(ArrayImage):
-    """A page of 8 bits or less that is not the first one, by Pillow: the same as that page would be alone."""
+    """A page of 8 bits or less that is not the first one, or has nodata, by Pillow: the same as without."""
 
     def __init__(self, data: bytes, page: Any, number: int, max_pixels: int):
         self.data, self.number = data, number
@@ -322,9 +342,10 @@ class _Photograph(ArrayImage):
         size = (page.imagewidth, page.imagelength) if swapped else (page.imagelength, page.imagewidth)
         self.mode = "L" if page.photometric in (MIN_IS_WHITE, MIN_IS_BLACK) else "RGB"
         self.mode += "A" if page.extrasamples else ""
-        shape = (len(self.mode), *size)
-        check_size("TIFF", shape, page.bitspersample / 8, max_pixels, len(data), CODECS.get(page.compression, ""))
-        super().__init__("TIFF", shape, np.dtype(np.uint8), alpha=self.mode.endswith("A"))
+        stored, codec = (page.samplesperpixel, *size), CODECS.get(page.compression, "")
+        check_size("TIFF", stored, page.bitspersample / 8, max_pixels, len(data), codec)
+        super().__init__("TIFF", (len(self.mode), *size), np.dtype(np.uint8), alpha=self.mode.endswith("A"))
+        self.nodata = _photograph_mark(page)
 
     def read(self, box: Box | None = None) -> np.ndarray:
         with reading("decoding TIFF"):

@@ -15,6 +15,7 @@ from benchmarks.fuzz import attempt_array, damaged
 from benchmarks.fuzz_arrays import array_originals
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array, tiff
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
+from modeling_a2mim.data.arrays.tiff import GDAL_NODATA
 from modeling_a2mim.data.decoding import as_array, load_tensor, open_image
 from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.utils.value_range import ValueRange
@@ -166,20 +167,28 @@ def test_only_the_tiles_of_a_box_are_decoded(monkeypatch):
 
 
 def marked(text, **options):
-    return {"extratags": [(42113, "s", 0, text, True)], **options}  # as GDAL
+    return {"extratags": [(GDAL_NODATA, "s", 0, text, True)], **options}  # as GDAL
+
+
+def sparse(array, **options) -> bytes:
+    """A TIFF of 4 tiles without the one at the upper right."""
+    data = bytearray(write(array, tile=(32, 32), **options))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        for tag in (file.pages[0].tags[324], file.pages[0].tags[325]):
+            code = {3: "<H", 4: "<I"}[tag.dtype]
+            struct.pack_into(code, data, tag.valueoffset + struct.calcsize(code), 0)
+    return bytes(data)
 
 
 @pytest.mark.parametrize(("text", "fill"), [("7", 7), ("7.0", 7), ("-9999", 0), (None, 0)])
-def test_sparse_tiles(text, fill):
-    array = values_of("u2", (64, 64))
-    data = bytearray(write(array, tile=(32, 32), compression="zlib", **(marked(text) if text else {})))
-    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
-        tag = file.pages[0].tags[325]
-        code = {3: "<H", 4: "<I"}[tag.dtype]
-        struct.pack_into(code, data, tag.valueoffset + struct.calcsize(code), 0)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["u2"])
+def test_sparse_tiles(dtype, compression, text, fill):
+    array = values_of(dtype, (64, 64))
+    data = sparse(array, compression=compression, **(marked(text) if text else {}))
     expected = array.copy()
     expected[:32, 32:] = fill
-    check(bytes(data), expected[None])
+    check(data, expected[None])
 
 
 FLOAT32, FLOAT64 = float(np.finfo(np.float32).max), float(np.finfo(np.float64).max)
@@ -216,6 +225,55 @@ def test_the_mark_of_nodata(dtype, text, nodata):
     assert image.nodata == nodata
     pixels = load_tensor(data, PixelSpec(1, value_range=ValueRange((-0.5,), (0.25,), clip=False)))[0, :3, 0]
     assert np.array_equal(pixels == 0, array[:3, 0] == nodata)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "mark"),
+    [
+        ("1", {}, 1),
+        ("L", {}, 200),
+        ("LA", {}, 200),
+        ("RGB", {}, 200),
+        ("RGB", {"compression": "tiff_lzw"}, 200),
+        ("RGB", {"compression": "jpeg"}, 200),
+        ("YCbCr", {"compression": "jpeg"}, 200),
+        ("RGBA", {}, 200),
+        ("P", {}, None),  # where it is the number of a colour
+        ("CMYK", {}, None),
+    ],
+)
+def test_nodata_of_photographs(mode, options, mark, tmp_path):
+    """They are as Pillow reads them, but for what is marked."""
+    photos = [Image.fromarray(values_of("u1", (40, 50, 3))).convert(mode) for _ in range(2)]
+    spec = PixelSpec(3, pages="samples")
+    for name, tags in (("a.tif", {}), ("b.tif", {GDAL_NODATA: str(mark or 1)})):
+        photos[0].save(tmp_path / name, save_all=True, append_images=photos[1:], tiffinfo=tags, **options)
+    for page in range(2):
+        plain, found = (load_tensor({"path": str(tmp_path / name), "page": page}, spec) for name in ("a.tif", "b.tif"))
+        if mark is not None:
+            unknown = plain == (255 if mode == "1" else mark)
+            assert unknown.any()
+            plain = plain.masked_fill(unknown, 0)
+        assert found.equal(plain)
+
+
+@pytest.mark.parametrize(("dtype", "text", "nodata"), [("u2", "0", 65535), ("i2", "-5", 4), ("u1", "255", 0)])
+def test_nodata_where_white_is_zero(dtype, text, nodata):
+    array = values_of(dtype, (40, 50))
+    array[:4] = int(text)
+    image = opened(write(array, photometric="miniswhite", **marked(text)))
+    assert image.nodata == nodata
+    assert np.array_equal(image.read()[0] == nodata, array == int(text))
+
+
+def test_pages_with_nodata_of_their_own():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for text in ("0", "65535"):
+            writer.write(values_of("u2", (8, 8)), photometric="minisblack", metadata=None, **marked(text))
+    with pytest.raises(BrokenImage, match=r"^pages of different nodata \(0, 65535\)"):
+        opened(file.getvalue(), "channels")
+    assert opened(file.getvalue(), "samples", 1).nodata == 65535
 
 
 # Pages
@@ -414,6 +472,10 @@ def test_without_imagecodecs(monkeypatch):
     with pytest.raises(BrokenImage, match=r"needs imagecodecs: pip install 'a2mim\[formats\]'"):
         opened(write(np.stack([array] * 2), planarconfig="separate", compression="lzw"))
     assert opened(write(array, compression="lzw")) is None  # Pillow reads this without loss
+    with pytest.raises(BrokenImage, match="needs imagecodecs"):  # but knows nothing of nodata, or of other pages
+        opened(write(array, compression="lzw", **marked("0")))
+    with pytest.raises(BrokenImage, match="needs imagecodecs"):
+        opened(write(np.stack([array] * 2), compression="lzw", metadata=None), "samples", 1)
     check(write(array, compression="zlib"), array[None])
 
 
