@@ -128,6 +128,11 @@ def _left_to_pillow(page: Any) -> bool:
     """Whether Pillow reads all that there is in a page: 8 bits or less, a colour that it knows, transparency at
     most."""
     colours, extra = CHANNELS.get(page.photometric), page.extrasamples
+    sparse = 0 in page.dataoffsets and 0 in page.databytecounts
+    if sparse or (page.parent.is_bigtiff and page.parent.byteorder == ">"):  # neither of which it knows
+        if page.bitspersample in (2, 4) and page.photometric != PALETTE:  # which it would make 0 to 255
+            raise BrokenImage(f"{page.bitspersample} bits in a sparse TIFF or a big-endian BigTIFF; store them in 8")
+        return False
     if page.bitspersample not in (1, 2, 4, 8) or page.sampleformat != 1 or page.imagedepth != 1:
         plain_grey = page.samplesperpixel == 1 and page.photometric == MIN_IS_BLACK and page.sampleformat in (1, 2, 3)
         # Without the extra, Pillow reads at least these without loss.
@@ -250,7 +255,9 @@ class TiffImage(ArrayImage):
         size = (width, height) if self.orientation[0] else (height, width)
         extra = [int(kind) for kind in first.extrasamples]
         alpha = len(pages) == 1 and bool(extra) and extra[-1] in (1, 2)
-        dtype = np.dtype(np.uint16) if first.photometric == PALETTE else first.dtype.newbyteorder("=")
+        dtype = first.dtype.newbyteorder("=")
+        if first.photometric == PALETTE:
+            dtype = np.dtype(np.uint8 if first.bitspersample <= 8 else np.uint16)
         super().__init__("TIFF", (channels, *size), dtype, alpha=alpha)
         marks = {str(mark): mark for page in pages if (mark := _mark(page)) is not None}
         if len(marks) > 1:
@@ -273,7 +280,8 @@ class TiffImage(ArrayImage):
                 return np.array((1 << page.bitspersample) - 1, values.dtype) - values
             return ~values
         if page.photometric == PALETTE:
-            return page.colormap[:, values[0]]
+            colours = page.colormap >> 8 if page.bitspersample <= 8 else page.colormap  # of 8 bits as Pillow
+            return colours.astype(self.dtype)[:, values[0]]
         return values
 
     def _whole(self, page: Any, plane: int, box: Box) -> np.ndarray | None:

@@ -182,7 +182,7 @@ def sparse(array, **options) -> bytes:
 
 @pytest.mark.parametrize(("text", "fill"), [("7", 7), ("7.0", 7), ("-9999", 0), (None, 0)])
 @pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("dtype", ["u2"])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
 def test_sparse_tiles(dtype, compression, text, fill):
     array = values_of(dtype, (64, 64))
     data = sparse(array, compression=compression, **(marked(text) if text else {}))
@@ -274,6 +274,21 @@ def test_pages_with_nodata_of_their_own():
     with pytest.raises(BrokenImage, match=r"^pages of different nodata \(0, 65535\)"):
         opened(file.getvalue(), "channels")
     assert opened(file.getvalue(), "samples", 1).nodata == 65535
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16), "compression": "zlib"}])
+def test_big_endian_bigtiff_of_8_bits(options):
+    big = {"bigtiff": True, "byteorder": ">", **options}
+    grey, colour = values_of("u1", (40, 50)), values_of("u1", (40, 50, 3))
+    check(write(grey, **big), grey[None])
+    check(write(colour, photometric="rgb", **big), colour.transpose(2, 0, 1))
+    colours = values_of("u2", (3, 256))
+    palette = {"photometric": "palette", "colormap": colours}
+    check(write(grey, **palette, **big), (colours >> 8).astype(np.uint8)[:, grey])
+    as_pillow = load_tensor(write(grey, **palette), PixelSpec(3)).numpy()
+    assert np.array_equal(as_pillow, opened(write(grey, **palette, **big)).read())
+    with pytest.raises(BrokenImage, match="^4 bits in a sparse TIFF or a big-endian BigTIFF"):
+        opened(write(grey >> 4, bitspersample=4, bigtiff=True, byteorder=">"))
 
 
 # Pages
