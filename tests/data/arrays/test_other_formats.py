@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import struct
 import sys
 import zlib
@@ -14,8 +15,9 @@ from PIL import Image
 
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
-from modeling_a2mim.data.decoding import open_stored
+from modeling_a2mim.data.decoding import load_tensor, open_stored
 from modeling_a2mim.data.pixel_spec import PixelSpec
+from modeling_a2mim.utils.value_range import ValueRange
 
 
 MOST = 10_000_000
@@ -110,7 +112,46 @@ def test_jpeg_2000(bits, channels):
     place = data.index(b"\xff\x4f\xff\x51") + 8
     with pytest.raises(BrokenImage, match="expected 1 to"):
         opened(data[:place] + struct.pack(">II", 1_000_000, 1_000_000) + data[place + 8 :])
-    assert opened(imagecodecs.jpeg2k_encode(stored.astype(np.uint8), level=0)) is None
+    if channels != 4:
+        assert opened(imagecodecs.jpeg2k_encode(stored.astype(np.uint8), level=0)) is None
+
+
+def with_cdef(jp2, *entries):
+    """With a box that says of channels (number, type, colour) what they are."""
+    box = struct.pack(f">H{3 * len(entries)}H", len(entries), *itertools.chain(*entries))
+    box = struct.pack(">I4s", 8 + len(box), b"cdef") + box
+    start = jp2.index(b"jp2h") - 4
+    end = start + struct.unpack_from(">I", jp2, start)[0]
+    return jp2[:start] + struct.pack(">I", end - start + len(box)) + jp2[start + 4 : end] + box + jp2[end:]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_a_last_channel_of_jpeg_2000_is_no_transparency(channels, dtype):
+    """Unless the file says so."""
+    array = scene(40, 50, channels).astype(dtype)
+    for kind in ("jp2", "j2k"):
+        data = imagecodecs.jpeg2k_encode(array, level=0, codecformat=kind, reversible=True, mct=False)
+        check(opened(data), array.transpose(2, 0, 1))
+        assert not opened(data).alpha
+    known = PixelSpec(channels - 1, value_range=ValueRange((0.0,), (65535.0,)))
+    with pytest.raises(ValueError, match="^num_channels: the image"):
+        load_tensor(data, known)
+
+
+def test_transparency_of_jpeg_2000():
+    array = scene(40, 50, 4)
+    plain = imagecodecs.jpeg2k_encode(array, level=0, codecformat="jp2", reversible=True, mct=False)
+    for kind in (1, 2):
+        check(opened(with_cdef(plain, (0, 0, 1), (1, 0, 2), (2, 0, 3), (3, kind, 0))), array.transpose(2, 0, 1))
+        image = opened(with_cdef(plain, (0, kind, 0), (1, 0, 1), (2, 0, 2), (3, 0, 3)))  # in front
+        check(image, array[..., [1, 2, 3, 0]].transpose(2, 0, 1))
+        assert image.alpha
+    assert not opened(with_cdef(plain, (0, 0, 1), (1, 0, 2), (2, 0, 3), (3, 65535, 65535))).alpha
+    for mode in ("LA", "RGBA", "CMYK"):
+        file = io.BytesIO()
+        Image.new(mode, (40, 50)).save(file, "JPEG2000")
+        assert opened(file.getvalue()) is None
 
 
 def nifti(array, slope=None, intercept=None, kind=nibabel.Nifti1Image):
