@@ -10,6 +10,7 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,12 @@ import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from transformers.utils.logging import tqdm
 
-from ...data.decoding import BrokenImage, is_image_file, open_image, upright_size
+from ...arguments.data import MAX_PIXELS
+from ...data.decoding import BrokenImage, is_image_file, open_stored, upright_size
 from ...data.formats.census import IMAGES, METADATA, TABLES, format_of
 from ...data.formats.image_folders import LeftOut, walk
 from ...data.formats.named_splits import SPLIT_WORDS
+from ...data.pixel_spec import PixelSpec
 from ...data.reading import relative_name
 from ...data.sources import LISTED
 
@@ -36,9 +39,16 @@ NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 NAMED = 5  # files that a message names
 
 
-def annotated_splits(folder: Path) -> Mapping[str, Callable[[], Dataset]] | None:
+def annotated_splits(
+    folder: Path, max_pixels: int = MAX_PIXELS, most_broken: float = 1.0
+) -> Mapping[str, Callable[[], Dataset]] | None:
     """The splits of a folder in COCO's or YOLO's form, each with what reads it: `train`, `validation`, `test`, or `""`
     for all of a folder that has none. `None` for a folder of another form.
+
+    Args:
+        folder: to read.
+        max_pixels, most_broken: the largest images, and the largest share of images that may be broken, where they
+            are opened (YOLO).
 
     The columns are `image`, `width`, `height` (pixels that boxes are in; `None` if not known) and `objects`: lists of
     `bbox` (x, y, width, height in pixels), `category`, `area`, `iscrowd`, `segmentation` (JSON).
@@ -66,7 +76,7 @@ def annotated_splits(folder: Path) -> Mapping[str, Callable[[], Dataset]] | None
     if len(parts) > 1 and "" in parts:
         outside = parts.pop("")
         logger.warning("%s: %s images lie in no split, and are left out: %s", folder, len(outside), _some(outside))
-    return {split: partial(read_yolo, folder, part, texts) for split, part in parts.items()}
+    return {split: partial(read_yolo, folder, part, texts, max_pixels, most_broken) for split, part in parts.items()}
 
 
 def choose_split(splits: Mapping[str, Callable], given: str | None, train: bool, folder: Path) -> str | None:
@@ -227,7 +237,8 @@ def _say(path: Path, count: int, what: str):
 
 def yolo_labels(image: Path) -> Path:
     """Where the labels of an image are: beside it, or in `labels` for `images`."""
-    parts = list(image.with_suffix(".txt").parts)
+    whole = image.name.lower().endswith(".nii.gz")
+    parts = list((image.with_suffix("") if whole else image).with_suffix(".txt").parts)
     if "images" in parts[:-1]:
         parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
     return Path(*parts)
@@ -250,20 +261,27 @@ def _yolo_object(line: str) -> tuple[int, list[float]] | None:
     return (int(first), numbers) if right and first.is_integer() and all(map(math.isfinite, numbers)) else None
 
 
-def read_yolo(folder: Path, images: list[Path], texts: set[Path]) -> Dataset:
+def read_yolo(
+    folder: Path, images: list[Path], texts: set[Path], max_pixels: int = MAX_PIXELS, most_broken: float = 1.0
+) -> Dataset:
     """Images with labels of YOLO's form: a line for each object, its class and, as shares of the image, centre x,
-    centre y, width, height, or the points of a polygon. An image without a file of labels has no objects.
+    centre y, width, height, or the points of a polygon. An image without a file of labels has no objects; one with
+    objects that cannot be opened is left out.
 
     Args:
         folder: the folder that the user named; it, or one of the two above it, holds `data.yaml` or `classes.txt`.
         images: to read.
         texts: all text files in the folder.
+        max_pixels, most_broken: the largest images, and the largest share of images that may be broken.
+
+    Raises:
+        ValueError: naming the file of names that is none, or `max_skipped_ratio`.
     """
     names, rows, wrong, without = yolo_names(folder), [], [], []
-    counts: Counter[int] = Counter()
+    broken: list[str] = []
     unknown: Counter[str] = Counter()
     for image in tqdm(images, desc="reading labels", unit=" images", delay=3):
-        label, size, objects = yolo_labels(image), _size(image), []
+        label, found = yolo_labels(image), []
         if label not in texts:
             without.append(image)
         for number, line in enumerate(_lines(label) if label in texts else (), 1):
@@ -272,14 +290,28 @@ def read_yolo(folder: Path, images: list[Path], texts: set[Path]) -> Dataset:
                 wrong.append(f"{label.name} line {number}")
             elif one[0] < 0 or (names is not None and one[0] >= len(names)):
                 unknown[str(one[0])] += 1
-            elif size is not None:
-                objects.append({"category": one[0], **_in_pixels(one[1], *size)})
-                counts[one[0]] += 1
-        rows.append((str(image), *(size or (None, None))[::-1], objects))
+            else:
+                found.append(one)
+        try:
+            height, width = _size(image, max_pixels)
+        except (BrokenImage, OSError) as error:
+            if found:
+                broken.append(f"{image.name} ({error})")
+            else:  # which is counted when it is read
+                rows.append((str(image), None, None, []))
+            continue
+        objects = [{"category": one, **_in_pixels(numbers, height, width)} for one, numbers in found]
+        rows.append((str(image), width, height, objects))
+    if len(broken) > most_broken * len(images):
+        raise ValueError(
+            f"max_skipped_ratio: {len(broken):,} of {len(images):,} images in {folder} have objects and cannot be "
+            f"opened, more than {most_broken:.3g} of them; {broken[0]}"
+        )
     labels = {yolo_labels(image) for image in images}
     parts = {label.parent for label in labels}
     lonely = [path for path in texts if path.parent in parts - {folder} and path not in labels]
     _say(folder, len(without), f"images have no file of labels, and count as images without objects: {_some(without)}")
+    _say(folder, len(broken), f"images with objects cannot be opened, and are left out: {'; '.join(broken[:NAMED])}")
     _say(folder, len(lonely), f"files of labels have no image: {_some(sorted(lonely))}")
     _say(folder, len(wrong), f"lines are no box and no polygon, and are left out: {_some(wrong)}")
     _say(folder, unknown.total(), f"objects are of classes without a name, and are left out: {_ids(unknown)}")
@@ -315,11 +347,13 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of an image the right way up; `None` if it is broken, which is counted when it is read."""
-    with contextlib.suppress(BrokenImage, OSError):
-        return upright_size(open_image(path))
-    return None
+def _size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """(height, width) of an image the right way up, of any kind. Raises BrokenImage or OSError if it has none."""
+    spec = PixelSpec(1, (1,), max_pixels=max_pixels)  # opens whatever there is
+    try:
+        return upright_size(open_stored(path, spec))
+    except BrokenImage:  # of several pages, which are of one size
+        return upright_size(open_stored(path, replace(spec, pages="first")))
 
 
 def _in_pixels(numbers: list[float], height: int, width: int) -> dict:

@@ -100,7 +100,9 @@ def load_annotated_split(args: DetectionArguments, train: bool, token: str | Non
     """
     source = args.validation_dir if not train and args.validation_dir else sources_of(args)[0]
     folder = None if source is None else Path(source).expanduser()
-    splits = annotated_splits(folder) if folder is not None and folder.is_dir() else None
+    splits = None
+    if folder is not None and folder.is_dir():
+        splits = annotated_splits(folder, args.max_image_pixels, args.max_skipped_ratio)
     if splits is not None:
         return _read_folder(args, train, folder, splits)
     if train:

@@ -3,8 +3,10 @@
 import json
 
 import datasets
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from modeling_a2mim.tasks.detection.annotation_folders import annotated_splits, choose_split, yolo_labels
@@ -154,6 +156,33 @@ def test_yolo(tmp_path, order, caplog):
     # A folder of one split, or the images of one alone.
     for place in (tmp_path / order.format("train"), *([] if order[0] == "i" else [tmp_path / "train"])):
         assert len(annotated_splits(place)[""]()) == 3
+
+
+def test_yolo_of_images_that_pillow_does_not_open(tmp_path, caplog):
+    """All kinds that models are trained on have the size of their boxes; of an image without one, none are lost
+    silently."""
+    pixels = np.arange(5 * 20 * 40, dtype=np.uint16).reshape(5, 20, 40)
+    np.save(tmp_path / "a.npy", pixels[0])
+    np.save(tmp_path / "b.npy", np.stack([pixels] * 2))  # pages
+    tifffile.imwrite(tmp_path / "c.tif", pixels, photometric="minisblack", planarconfig="separate")  # bands
+    tifffile.imwrite(tmp_path / "d.tif", pixels, photometric="minisblack")  # pages
+    nibabel.save(nibabel.Nifti1Image(pixels.transpose(2, 1, 0), np.eye(4)), tmp_path / "e.nii.gz")
+    image(tmp_path / "f.png")
+    for name in ("x.png", "y.png"):  # the second one has no objects, and is counted when it is read
+        (tmp_path / name).write_bytes(b"none")
+    for name in ("a", "b", "c", "d", "e", "f", "x"):
+        (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.4")
+    (tmp_path / "y.txt").write_text("")
+    found = annotated_splits(tmp_path)[""]()
+    assert [name.rsplit("/", 1)[1] for name in paths(found)] == [
+        *("a.npy", "b.npy", "c.tif", "d.tif", "e.nii.gz", "f.png", "y.png")
+    ]
+    assert [row["objects"]["bbox"] for row in found.remove_columns("image")] == [[[10, 6, 20, 8]]] * 6 + [[]]
+    assert "1 images with objects cannot be opened, and are left out: x.png (opening: no JPEG" in caplog.text
+    with pytest.raises(ValueError, match="^max_skipped_ratio: 1 of 8 images in .* x.png"):
+        annotated_splits(tmp_path, most_broken=0.1)[""]()
+    with pytest.raises(ValueError, match=r"^max_skipped_ratio: 7 of 8 images in .* a.npy \(40 x 20 pixels"):
+        annotated_splits(tmp_path, max_pixels=799, most_broken=0.5)[""]()
 
 
 def test_yolo_beside_its_images(tmp_path):
