@@ -16,7 +16,6 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import yaml
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from transformers.utils.logging import tqdm
 
@@ -28,6 +27,7 @@ from ...data.formats.named_splits import SPLIT_WORDS
 from ...data.pixel_spec import PixelSpec
 from ...data.reading import relative_name
 from ...data.sources import LISTED
+from .yolo import in_pixels, is_yolo, lines_of, yolo_keypoints, yolo_labels, yolo_names, yolo_object
 
 
 logger = logging.getLogger("a2mim")
@@ -35,7 +35,6 @@ logger = logging.getLogger("a2mim")
 OTHER_TASKS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")  # of COCO, beside instances
 COCO_KEYS = {"images", "annotations", "categories"}
 SMALL_JSON = 2**22  # bytes of a file that is read to see what it is
-NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 NAMED = 5  # files that a message names
 
 
@@ -68,7 +67,7 @@ def annotated_splits(
     beside = yolo_labels(folder / "x.jpg").parent  # of a folder `images`
     files += map(Path, _walk(beside) if beside != folder else ())
     texts = {path for path in files if path.suffix == ".txt"}
-    if not any(label in texts and _is_yolo(label) for label in map(yolo_labels, images)):
+    if not any(label in texts and is_yolo(label) for label in map(yolo_labels, images)):
         return None
     parts = defaultdict(list)
     for path in images:
@@ -235,32 +234,6 @@ def _say(path: Path, count: int, what: str):
 # YOLO
 
 
-def yolo_labels(image: Path) -> Path:
-    """Where the labels of an image are: beside it, or in `labels` for `images`."""
-    whole = image.name.lower().endswith(".nii.gz")
-    parts = list((image.with_suffix("") if whole else image).with_suffix(".txt").parts)
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-    return Path(*parts)
-
-
-def _is_yolo(path: Path) -> bool:
-    with contextlib.suppress(UnicodeDecodeError), path.open(encoding="utf-8") as file:
-        line = file.readline()
-        return _yolo_object(line) is not None
-    return False
-
-
-def _yolo_object(line: str) -> tuple[int, list[float]] | None:
-    """Class and numbers of a line: four of a box, or at least six of a polygon."""
-    try:
-        first, *numbers = (float(word) for word in line.split())
-    except ValueError:
-        return None
-    right = len(numbers) == 4 or (len(numbers) >= 6 and len(numbers) % 2 == 0)
-    return (int(first), numbers) if right and first.is_integer() and all(map(math.isfinite, numbers)) else None
-
-
 def read_yolo(
     folder: Path, images: list[Path], texts: set[Path], max_pixels: int = MAX_PIXELS, most_broken: float = 1.0
 ) -> Dataset:
@@ -277,15 +250,15 @@ def read_yolo(
     Raises:
         ValueError: naming the file of names that is none, or `max_skipped_ratio`.
     """
-    names, rows, wrong, without = yolo_names(folder), [], [], []
+    names, keypoints, rows, wrong, without = yolo_names(folder), yolo_keypoints(folder), [], [], []
     broken: list[str] = []
     unknown: Counter[str] = Counter()
     for image in tqdm(images, desc="reading labels", unit=" images", delay=3):
         label, found = yolo_labels(image), []
         if label not in texts:
             without.append(image)
-        for number, line in enumerate(_lines(label) if label in texts else (), 1):
-            one = _yolo_object(line)
+        for number, line in enumerate(lines_of(label) if label in texts else (), 1):
+            one = yolo_object(line, keypoints)
             if one is None:
                 wrong.append(f"{label.name} line {number}")
             elif one[0] < 0 or (names is not None and one[0] >= len(names)):
@@ -300,51 +273,25 @@ def read_yolo(
             else:  # which is counted when it is read
                 rows.append((str(image), None, None, []))
             continue
-        objects = [{"category": one, **_in_pixels(numbers, height, width)} for one, numbers in found]
+        objects = [{"category": one, **in_pixels(numbers, height, width)} for one, numbers in found]
         rows.append((str(image), width, height, objects))
     if len(broken) > most_broken * len(images):
         raise ValueError(
             f"max_skipped_ratio: {len(broken):,} of {len(images):,} images in {folder} have objects and cannot be "
             f"opened, more than {most_broken:.3g} of them; {broken[0]}"
         )
+    if keypoints is not None:
+        logger.info("%s: keypoints (kpt_shape) are left out, boxes are used", folder)
     labels = {yolo_labels(image) for image in images}
     parts = {label.parent for label in labels}
     lonely = [path for path in texts if path.parent in parts - {folder} and path not in labels]
     _say(folder, len(without), f"images have no file of labels, and count as images without objects: {_some(without)}")
     _say(folder, len(broken), f"images with objects cannot be opened, and are left out: {'; '.join(broken[:NAMED])}")
     _say(folder, len(lonely), f"files of labels have no image: {_some(sorted(lonely))}")
-    _say(folder, len(wrong), f"lines are no box and no polygon, and are left out: {_some(wrong)}")
+    hint = "" if keypoints is not None else "; lines with keypoints need kpt_shape in data.yaml"
+    _say(folder, len(wrong), f"lines are no box and no polygon, and are left out: {_some(wrong)}{hint}")
     _say(folder, unknown.total(), f"objects are of classes without a name, and are left out: {_ids(unknown)}")
     return to_dataset(rows, names, folder)
-
-
-def yolo_names(folder: Path) -> list[str] | None:
-    """The names of the classes, `None` if no file gives them.
-
-    Raises:
-        ValueError: naming the file, if its `names` are no names.
-    """
-    for place in (folder, folder.parent, folder.parent.parent):
-        for path in sorted([*place.glob("*.yaml"), *place.glob("*.yml")]):
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            names = data.get("names") if isinstance(data, dict) else None
-            if names is None:
-                continue
-            names = dict(enumerate(names)) if isinstance(names, list) else names
-            if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-                raise ValueError(f"dataset_name: {path} must have the names of the classes 0, 1, ... as `names`")
-            names = [str(name) for _, name in sorted((int(number), name) for number, name in names.items())]
-            if len(set(names)) < len(names):
-                raise ValueError(f"dataset_name: {path} names two classes alike")
-            return names
-        for path in [*(place / name for name in NAME_FILES), *sorted(place.glob("*.names"))]:
-            if path.is_file():
-                return [line.strip() for line in _lines(path)]
-    return None
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
 
 
 def _size(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -354,15 +301,6 @@ def _size(path: Path, max_pixels: int) -> tuple[int, int]:
         return upright_size(open_stored(path, spec))
     except BrokenImage:  # of several pages, which are of one size
         return upright_size(open_stored(path, replace(spec, pages="first")))
-
-
-def _in_pixels(numbers: list[float], height: int, width: int) -> dict:
-    if len(numbers) == 4:
-        x, y, w, h = (share * side for share, side in zip(numbers, (width, height) * 2, strict=True))
-        return {"bbox": [x - w / 2, y - h / 2, w, h]}
-    xs, ys = [x * width for x in numbers[::2]], [y * height for y in numbers[1::2]]
-    polygon = [value for point in zip(xs, ys, strict=True) for value in point]
-    return {"bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], "segmentation": [polygon]}
 
 
 def to_dataset(rows: list[tuple], names: list[str] | None, folder: Path) -> Dataset:

@@ -9,8 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from modeling_a2mim.tasks.detection.annotation_folders import annotated_splits, choose_split, yolo_labels
+from modeling_a2mim.tasks.detection.annotation_folders import annotated_splits, choose_split
 from modeling_a2mim.tasks.detection.annotations import as_rows
+from modeling_a2mim.tasks.detection.yolo import yolo_labels
 
 
 def image(path, size=(40, 20), **options):
@@ -133,6 +134,7 @@ def test_yolo(tmp_path, order, caplog):
         image(folder / "c.jpg", exif=exif)
         labels = {"a": "0 0.5 0.5 0.5 0.4\n1 0.05 0.1 0.3 0.1 0.3 0.6\n", "c": "1 0.5 0.5 1.0 0.5\n", "lonely": ""}
         labels["a"] += "one 1 1 1 1\n0 0.5 0.5 0.1 0.1 0.9\n\n7 0.5 0.5 0.1 0.1\n0 nan 0.5 0.1 0.1\n"
+        labels["a"] += "0 0.5 0.5 0.2 0.1 0.4 0.4 2 0.6 0.6 2\n"  # keypoints, of which nobody tells
         for name, text in labels.items():
             path = yolo_labels(folder / f"{name}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,10 @@ def test_yolo(tmp_path, order, caplog):
     np.testing.assert_allclose(json.loads(found[0]["objects"]["segmentation"][1]), [[2, 2, 12, 2, 12, 12]])
     told = caplog.text
     assert "1 images have no file of labels, and count as images without objects: b.png" in told
-    assert "3 lines are no box and no polygon, and are left out: a.txt line 3, a.txt line 4, a.txt line 6" in told
+    assert (
+        "4 lines are no box and no polygon, and are left out: a.txt line 3, a.txt line 4, a.txt line 6, a.txt line 7"
+        in (told)
+    )
     assert "1 objects are of classes without a name, and are left out: 7 (1)" in told
     assert "1 files of labels have no image: lonely.txt" in told
     # A folder of one split, or the images of one alone.
@@ -183,6 +188,26 @@ def test_yolo_of_images_that_pillow_does_not_open(tmp_path, caplog):
         annotated_splits(tmp_path, most_broken=0.1)[""]()
     with pytest.raises(ValueError, match=r"^max_skipped_ratio: 7 of 8 images in .* a.npy \(40 x 20 pixels"):
         annotated_splits(tmp_path, max_pixels=799, most_broken=0.5)[""]()
+
+
+def test_yolo_with_keypoints(tmp_path, caplog):
+    """The box of each line is used, where data.yaml tells that keypoints follow."""
+    caplog.set_level("INFO")
+    image(tmp_path / "a.png")
+    for count in (3, 4):  # also of numbers that are odd
+        (tmp_path / "data.yaml").write_text(f"names: [plate]\nkpt_shape: [{count}, 3]\n")
+        points = " 0.9 0.9 2" * count
+        (tmp_path / "a.txt").write_text(
+            f"0 0.5 0.5 0.5 0.4{points}\n0 0.5 0.5 0.5 0.4\n0 0.5 0.5 0.5 0.4 {points} 1\n"
+        )
+        objects = annotated_splits(tmp_path)[""]()[0]["objects"]
+        assert objects["bbox"] == [[10, 6, 20, 8]] * 2
+        assert objects["segmentation"] == [None, None]
+    assert "keypoints (kpt_shape) are left out, boxes are used" in caplog.text
+    assert "1 lines are no box and no polygon, and are left out: a.txt line 3" in caplog.text
+    (tmp_path / "data.yaml").write_text("names: [plate]\nkpt_shape: 4\n")
+    with pytest.raises(ValueError, match="^dataset_name: .*data.yaml must have the number of keypoints"):
+        annotated_splits(tmp_path)[""]()
 
 
 def test_yolo_beside_its_images(tmp_path):
