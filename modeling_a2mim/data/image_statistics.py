@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers.utils.logging import tqdm
 
-from ..utils.value_range import NO_WINDOW, WINDOW, ValueRange
+from ..utils.value_range import NO_WINDOW, WINDOW, ValueRange, short_limits
 from .arrays import ArrayImage, BrokenImage
 from .decoding import as_array, load_tensor, open_stored
 from .held_out import spread_rows
@@ -155,10 +155,11 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
         )
     low, high = np.percentile(np.concatenate(parts), [0.1, 99.9]).tolist()
     if high - low < NARROW * (highest - lowest):
+        most = short_limits(low, high)
         logger.warning(
-            "value_range: nearly all values lie between %g and %g, the lowest is %g and the highest %g; --value_range "
-            "%g %g would give more contrast, and cut the others off",
-            *(low, high, lowest, highest, low, high),
+            "value_range: nearly all values lie between %s and %s, the lowest is %s and the highest %s; --value_range "
+            "%s %s would give more contrast, and cut the others off",
+            *(*most, *short_limits(lowest, highest), *most),
         )
     _tell_faint(np.array(channels), highest - lowest)
     return ValueRange((lowest,), (highest if highest > lowest else lowest + 1.0,), clip=False)
@@ -190,7 +191,7 @@ def _tell_faint(channels: np.ndarray, width: float):
         if 0 < share < FAINT
     ]
     if faint:
-        pairs = " ".join(f"{a:g} {b if b > a else a + 1:g}" for a, b in zip(lows, highs, strict=True))
+        pairs = " ".join(" ".join(short_limits(a, b if b > a else a + 1)) for a, b in zip(lows, highs, strict=True))
         ranges = (
             f", or --value_range {pairs}, which gives each a range of its own and cuts off the rest"
             if some.all()

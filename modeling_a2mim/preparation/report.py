@@ -125,7 +125,8 @@ def write_card(report: dict[str, Any], shards: list[dict[str, Any]], kind: str, 
         ),
         "\n`prepare.json` has the names of what was skipped, the duplicates and the statistics. To train on them:\n",
         *(
-            f"- {own['images']:,} images, {own['dtype']} of {own['channels']} channel(s): `{own['flags']}`"
+            f"- {own['images']:,} images, {own['dtype']} of {own['channels']} channel(s): "
+            + (f"`{own['flags']}`" if own["flags"] else f"no flags, as {own['no_flags']}")
             for own in report["statistics"]
         ),
     ]
@@ -155,9 +156,8 @@ def summary_of(report: dict[str, Any]) -> list[str]:
     sizes = f"{_size(report['bytes_before'])} before, {_size(report['bytes_after'])} after"
     lines.append(f"bytes of images: {sizes}, {report['mean_bytes']:,.0f} each")
     for own in report["statistics"]:
-        lines.append(
-            f"{own['images']:,} images, {own['dtype']} of {own['channels']} channel(s); flags: {own['flags']}"
-        )
+        flags = own["flags"] or f"none, as {own['no_flags']}"
+        lines.append(f"{own['images']:,} images, {own['dtype']} of {own['channels']} channel(s); flags: {flags}")
     if len(report["statistics"]) > 1:
         lines.append("images are of several types or numbers of channels, of which a model takes one")
     return lines

@@ -26,7 +26,7 @@ from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
 from ..data.splits import as_source
-from ..utils.value_range import SAMPLES, ValueRange
+from ..utils.value_range import SAMPLES, ValueRange, short_limits
 
 
 logger = logging.getLogger("a2mim")
@@ -88,8 +88,8 @@ def with_found_values(
             spec = dataclasses.replace(spec, value_range=limits)
             found["value_range"] = limits.to_words()
             logger.info(
-                "value_range auto: %g to %g become 0 to 1, lowest and highest value (%s) of a sample of the images",
-                *(limits.low[0], limits.high[0], " and ".join(others)),
+                "value_range auto: %s to %s become 0 to 1, lowest and highest value (%s) of a sample of the images",
+                *(*short_limits(limits.low[0], limits.high[0]), " and ".join(others)),
             )
         elif is_auto(args.value_range):
             if config is not None and config.value_range is not None:  # which the model would keep

@@ -47,7 +47,7 @@ class ValueRange:
             _refuse(f"expected as many lowest as highest values, got {list(self.low)} and {list(self.high)}")
         for low, high in pairs:
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                _refuse(f"the lowest value must be below the highest, got {low:g} {high:g}")
+                _refuse(f"the lowest value must be below the highest, got {low:.12g} {high:.12g}")
             if self.of == PERCENTILE and not 0 <= low < high <= 100:
                 _refuse(f"percentiles are in [0, 100], got {low:g} {high:g}")
 
@@ -143,10 +143,22 @@ class ValueRange:
 
     def __str__(self) -> str:
         pairs = list(zip(self.low, self.high, strict=True))
-        shown = ", ".join(f"{low:g} to {high:g}" for low, high in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
+        shown = ", ".join(" to ".join(short_limits(low, high)) for low, high in pairs[:4]) + (
+            ", ..." if len(pairs) > 4 else ""
+        )
         if self.of == WINDOW:
             return "the window of each file"
         return f"percentiles {shown} of each image" if self.of else shown + ("" if self.clip else ", not cut off")
+
+
+def short_limits(low: float, high: float) -> tuple[str, str]:
+    """Two finite numbers in six digits, or in as many more as change neither by over 0.01% of what lies between, and
+    as leave no power of ten to numbers below 1e16."""
+    most, found = abs(high - low) / 10_000, []
+    for value in (low, high):
+        texts = (f"{value:.{digits}g}" for digits in range(6, 18))
+        found.append(next(t for t in texts if abs(float(t) - value) <= most and ("e+" not in t or abs(value) >= 1e16)))
+    return found[0], found[1]
 
 
 def stored_fields(data: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def test_outliers_are_told(caplog):
     data[3][0, 0, 0] = 65535
     assert find_range(Arrays(data), PixelSpec(2)).high == (65535.0,)
     assert "the highest 65535; --value_range" in caplog.text
+    far = [(image.astype(np.int64) + 10**8).astype(np.int32) for image in data]
+    find_range(Arrays(far), PixelSpec(2))
+    low, high = map(float, caplog.text.rpartition("--value_range ")[2].split()[:2])
+    assert 10**8 + 16 <= low < 10**8 + 100
+    assert 10**8 + 3900 < high <= 10**8 + 4039
 
 
 def test_a_channel_that_is_hardly_seen_in_the_range_of_all_is_told(caplog):

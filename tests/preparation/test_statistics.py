@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from modeling_a2mim.preparation.equal_bins import EqualBins
 from modeling_a2mim.preparation.statistics import PERCENTILES, Statistics
 
 
@@ -43,6 +44,77 @@ def test_as_numpy(dtype, tmp_path):
         assert np.allclose(found["percentiles"][f"{percent:g}"], expected, rtol=0 if exact else 0.004)
 
 
+def kelvin(count=8):
+    return [np.random.default_rng(i).normal(300.6, 0.5, (1, 64, 64)).astype(np.float32) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "most"),
+    [
+        (kelvin(), 0.001),
+        ([np.where(np.arange(64) < 3, 0, values).astype(np.float32) for values in kelvin()], 0.001),  # a wide range
+        ([(1e9 + 2 * values.astype(np.float64)).astype(np.int32) for values in kelvin()], 0),
+        ([1e5 + values.astype(np.float64) for values in kelvin()], 0.001),
+        ([10 ** (values - 300) for values in kelvin()], 0.01),  # of several magnitudes
+    ],
+    ids=["kelvin", "kelvin and 0", "int32", "float64", "magnitudes"],
+)
+def test_a_narrow_range_far_from_0(arrays, most):
+    """Percentiles to within this share of the range, and what is normalised with the flags has mean 0 and deviation
+    1."""
+    found = Statistics.total([counted(arrays[:3]), counted(arrays[3:])]).summary()[0]
+    pixels = np.stack(arrays).astype(np.float64)
+    words = found["flags"].split()
+    low, high = (float(word) for word in words[3:5])
+    lowest, highest = np.percentile(pixels, PERCENTILES, method="inverted_cdf")
+    assert abs(low - lowest) <= (most + 1e-4) * (highest - lowest)
+    assert abs(high - highest) <= (most + 1e-4) * (highest - lowest)
+    scaled = np.clip((pixels - low) / (high - low), 0, 1)
+    assert float(words[6]) == pytest.approx(scaled.mean(), abs=most / 2 + 1e-4)
+    assert float(words[8]) == pytest.approx(scaled.std(), abs=most / 2 + 1e-4)
+    assert found["std"][0] == pytest.approx(pixels.std(), rel=1e-6)
+
+
+def test_values_that_are_not_known_well_enough_give_no_range():
+    """Lest most of them are cut off."""
+    arrays = kelvin()
+    arrays[0][0, 0, 0] = np.finfo(np.float32).min  # which programs write where there is nothing
+    [found] = counted(arrays).summary()
+    assert found["flags"] == ""
+    assert found["no_flags"].startswith("percentiles are known to within 2 alone, as values are -3.40282e+38 to 302.5")
+
+
+def test_equal_bins_are_the_same_in_any_order():
+    values = np.random.default_rng(0).normal(0, 10.0 ** np.arange(-3, 3)[:, None], (6, 50))
+    one, other, parts = EqualBins(False), EqualBins(False), EqualBins(False)
+    for row in values:
+        one.add(row)
+    for row in values[::-1]:
+        other.add(row)
+        part = EqualBins(False)
+        part.add(row)
+        parts.merge(part)
+    levels, widths = one.levels()
+    assert one.counts.sum() == values.size
+    assert np.count_nonzero(one.counts) > 100
+    ends = np.repeat(levels, one.counts) - np.sort(values.ravel())
+    assert np.abs(ends).max() <= widths[0] / 2 < (values.max() - values.min()) / 2**14
+    for found in (other, parts):
+        assert (found.counts == one.counts).all()
+        assert (found.low, found.high) == (values.min(), values.max())
+    assert part.counts.sum() == 50  # what is merged stays as it was
+
+
+@pytest.mark.parametrize("values", [[0.0, 5e-324], [-1.7e308, 1.7e308], [0.0], [1e300], [1.0, 1.0 + 2**-52]])
+def test_equal_bins_of_extremes(values):
+    bins = EqualBins(False)
+    for value in values:
+        bins.add(np.array([value]))
+    levels, widths = bins.levels()
+    found = np.repeat(levels, bins.counts)
+    assert (np.abs(found - values) <= widths[: len(values)]).all()
+
+
 def test_values_that_are_not_finite_are_counted_apart():
     values = np.array([[[-1.0, np.nan, 3.0, np.inf]]], dtype=np.float32)
     [found] = counted([values]).summary()
@@ -56,7 +128,7 @@ def test_channels_without_any_value():
     known = np.arange(100, 104, dtype=np.float32).reshape(1, 1, 4)
     [found] = counted([np.concatenate([nothing, known])]).summary()
     assert found["min"] == [0.0, 100.0]
-    assert found["flags"].startswith("--num_channels 2 --value_range 100.25 103 ")
+    assert found["flags"].startswith("--num_channels 2 --value_range 100 103 ")
 
 
 def test_photographs_become_rgb():
@@ -85,6 +157,7 @@ def test_flags_of_a_range():
 def test_a_constant_image_gives_no_range():
     [found] = counted([np.full((1, 4, 4), 7, dtype=np.uint16)]).summary()
     assert (found["std"], found["flags"]) == ([0.0], "")
+    assert found["no_flags"].startswith("all but 1% of the values are 7; give --value_range")
 
 
 def test_marked_values_are_not_counted():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from modeling_a2mim.utils.value_range import ValueRange, stored_fields
+from modeling_a2mim.utils.value_range import ValueRange, short_limits, stored_fields
 
 
 EVERY = {
@@ -165,3 +165,13 @@ def test_where_low_and_high_are_the_same_all_is_nought():
     values = np.arange(10, dtype=np.uint16).reshape(1, 2, 5)
     limit = np.full((1, 1, 1), 4.0)
     assert np.array_equal(ValueRange((0.0,), (1.0,)).scale(values, limit, limit), np.zeros((1, 2, 5), np.float32))
+
+
+def test_limits_are_shown_in_as_many_digits_as_tell_them_apart():
+    assert short_limits(0, 4095) == ("0", "4095")
+    assert short_limits(-1.23456789, 1) == ("-1.23457", "1")
+    assert short_limits(0, 1234567) == ("0", "1234567")
+    assert short_limits(0, 1e20) == ("0", "1e+20")
+    assert short_limits(1234561, 1234563) == ("1234561", "1234563")
+    assert short_limits(101325.25, 101326.5) == ("101325.25", "101326.5")
+    assert str(ValueRange((1234561.0,), (1234563.0,))) == "1234561 to 1234563"
