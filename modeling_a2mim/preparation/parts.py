@@ -41,6 +41,8 @@ ROWS = {  # what is known of each piece, kept beside the images until all are th
     "after": pa.int64(),
     "kept": pa.bool_(),  # a JPEG that is as it was
     "lost": pa.list_(pa.string()),  # what of the image is not written, told with its first row
+    "unknown": pa.float64(),  # the value of pixels of which nothing is known
+    "alpha": pa.bool_(),  # its last channel is transparency
     "hash": pa.binary(),
     "perceptual": pa.uint64(),
 }
@@ -188,6 +190,8 @@ class PartWriter(Dataset):
                             "after": len(data),
                             "kept": data is piece.original,
                             "lost": list(piece.lost) if first else [],
+                            "unknown": piece.unknown,
+                            "alpha": piece.alpha,
                             "hash": hash_of(piece.values),
                             "perceptual": self._perceptual(piece.values),
                         }

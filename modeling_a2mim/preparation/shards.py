@@ -34,11 +34,12 @@ def statistics_of(folder: PartFolder, part: int, dropped: Collection[int]) -> St
     if not dropped:
         return Statistics.load(folder.statistics(part))
     found, place = Statistics(), 0
+    pieces = [row for row in folder.known(part) if row["piece"] is not None]
     for batch in pq.ParquetFile(folder.images(part)).iter_batches(batch_size=100, columns=["image"]):
         for image in batch["image"].to_pylist():
             if place not in dropped:
                 values = decode(image["bytes"], posixpath.splitext(image["path"])[1])
-                found.add(values, len(values) in (2, 4) and image["path"].endswith(".png"))
+                found.add(values, pieces[place]["alpha"], pieces[place]["unknown"])
             place += 1
     return found
 

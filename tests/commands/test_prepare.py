@@ -343,6 +343,20 @@ def test_near_duplicates(tmp_path):
     assert report["written"] == report["statistics"][0]["images"] == 6
 
 
+def test_dropped_duplicates_leave_the_statistics_of_the_rest(tmp_path):
+    """Without what is nodata."""
+    for number in range(3):
+        values = np.random.default_rng(number).integers(1000, 2000, (16, 16), dtype=np.uint16)
+        values[:, 8:] = 0
+        for name in ("one/{}.tif", "both/{}.tif", "both/copies/{}.tif"):
+            path = tmp_path / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(path, values, extratags=[(42113, "s", 0, "0", True)])
+    expected = prepare(tmp_path / "one", tmp_path / "a")["statistics"]
+    assert (expected[0]["unknown"], expected[0]["min"][0] >= 1000) == (3 * 128, True)
+    assert prepare(tmp_path / "both", tmp_path / "b", "--drop_duplicates")["statistics"] == expected
+
+
 def test_other_columns_and_shards(tmp_path, caplog):
     rows = {
         "image": [{"bytes": encoded(n), "path": f"scans/{n}.png"} for n in range(5)],
