@@ -16,7 +16,8 @@ from ..data.decoding import is_image_file
 from ..data.fingerprints import fingerprint_of_images
 from ..data.formats.cache import is_compressed
 from ..data.formats.census import IMAGES, Census
-from ..data.formats.image_folders import LeftOut, is_system, walk
+from ..data.formats.hidden import is_system
+from ..data.formats.image_folders import LeftOut, walk
 from ..data.formats.listing import list_images
 from ..data.formats.named_splits import paired_splits, split_files
 from ..data.formats.opening import open_files

@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 from ..columns import USUAL
 from ..decoding import PLUGINS, image_suffixes, is_image_file
 from ..reading import is_remote, open_file
+from .hidden import reason_to_leave_out
 
 
 logger = logging.getLogger("a2mim")
@@ -187,8 +188,7 @@ def hub_census(name: str, revision: str | None = None, token: str | None = None)
         return None
     root = f"hf://datasets/{name}@{info.sha}"
     names = [sibling.rfilename for sibling in info.siblings or ()]
-    shown = [n for n in names if not any(part.startswith((".", "__")) for part in n.split("/"))]
-    return root, Census.of(f"{root}/{name}" for name in shown)
+    return root, Census.of(f"{root}/{name}" for name in names if not reason_to_leave_out(name))
 
 
 def _is_dicom(file: str) -> bool:
@@ -225,9 +225,11 @@ def _count(kind: str, path: str, storage_options: dict) -> int:
                 return sum(len(batch) for batch in pa.ipc.open_stream(file))
             if kind == "zip":
                 with zipfile.ZipFile(file) as archive:
-                    return sum(map(is_image_file, archive.namelist()))
-            with tarfile.open(fileobj=file) as archive:
-                return sum(is_image_file(member.name) for member in archive)
+                    names = archive.namelist()
+            else:
+                with tarfile.open(fileobj=file) as archive:
+                    names = [member.name for member in archive]
+            return sum(is_image_file(name) and not reason_to_leave_out(name) for name in names)
     except (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 

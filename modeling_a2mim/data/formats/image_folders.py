@@ -7,25 +7,26 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from ..decoding import is_image_file
 from ..reading import is_remote
 from .census import METADATA
+from .hidden import HIDDEN_FILES, IN_SYSTEM_FOLDERS, is_system
 from .named_splits import other_split, paired_splits, split_files, split_kinds
 
 
 logger = logging.getLogger("a2mim")
 
-# Where file servers and operating systems keep thumbnails and what was deleted. Hidden folders are left out as well.
-SYSTEM_FOLDERS = {
-    *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
-    *("lost+found", "system volume information"),
-}
 FIRST_FOLDER = "the first folder below the root, as torchvision's ImageFolder"
 LAST_FOLDER = "the folder of each image, as `datasets`' imagefolder"
 
 
 class LeftOut:
-    """What is not used of a folder: how much for each reason, and the first of it by name."""
+    """What is not used of a folder, or of archives: how much for each reason, and the first of it by name.
 
-    def __init__(self, root: str):
-        self.root = root
+    Args:
+        root: the folder, or what the user called the archives.
+        inside: paths are those of files in archives.
+    """
+
+    def __init__(self, root: str, inside: bool = False):
+        self.root, self.inside = root, inside
         self.found: dict[str, list] = {}  # by reason: how much, and the first of it
 
     def add(self, reason: str, path: str, count: int = 1):
@@ -34,17 +35,12 @@ class LeftOut:
             self.found.setdefault(reason, [0, path])[0] += count
 
     def _name(self, path: str) -> str:
-        return path if is_remote(path) else os.path.relpath(path, self.root)
+        return path if self.inside or is_remote(path) else os.path.relpath(path, self.root)
 
     def say(self):
         """Log a line for each reason."""
         for reason, (count, path) in self.found.items():
             logger.warning("%s: %s %s, such as %s", self.root, f"{count:,}", reason, self._name(path))
-
-
-def is_system(name: str) -> bool:
-    """Whether a folder is hidden, or none of the user's."""
-    return name.startswith((".", "__")) or name.lower() in SYSTEM_FOLDERS
 
 
 def count_files(folder: str, wanted: Callable[[str], bool]) -> int:
@@ -88,7 +84,7 @@ def walk(
         for name in sorted(folders):
             path = os.path.join(folder, name)
             if is_system(name):
-                left_out.add("files in hidden and system folders are left out", path, count_files(path, wanted))
+                left_out.add(IN_SYSTEM_FOLDERS, path, count_files(path, wanted))
             elif excluded and path in excluded:
                 left_out.add(excluded[path], path, count_files(path, wanted))
             else:
@@ -99,7 +95,7 @@ def walk(
             if os.path.islink(path) and not os.path.exists(path):
                 left_out.add("links lead nowhere", path)
             elif name.startswith("."):
-                left_out.add("hidden files are left out", path, wanted(name))
+                left_out.add(HIDDEN_FILES, path, wanted(name))
             else:
                 yield path
 

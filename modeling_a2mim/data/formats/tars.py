@@ -13,6 +13,8 @@ from ..columns import choose_images, image_candidates, same_view
 from ..decoding import is_image_file
 from ..reading import open_file, relative_name, with_retries
 from ..shards import ShardedSource, map_shards
+from .hidden import reason_to_leave_out
+from .image_folders import LeftOut
 
 
 logger = logging.getLogger("a2mim")
@@ -29,12 +31,13 @@ class Listing:
     Attributes:
         members: by column, (samples, 2): offset and size of the sample's file, offset -1 where it has none.
         labels: by sample, what its `cls` file says; None where it has none.
+        left_out: counts the files in hidden and system folders.
         sorted: whether the files of each sample lie together.
         uniform: whether all samples have the same columns.
     """
 
     def __init__(self, path: str, storage_options: dict):
-        self.path, self.sorted = path, True
+        self.path, self.sorted, self.left_out = path, True, LeftOut(path, inside=True)
         self.labels: list[str | None] = []
         found: dict[str, dict[int, tuple[int, int]]] = {}
         samples: dict[tuple[str, str], int] = {}
@@ -46,6 +49,9 @@ class Listing:
                 folder, _, base = member.name.rpartition("/")
                 stem, dot, column = base.partition(".")
                 if not member.isreg() or member.issparse() or not dot or not stem:
+                    continue
+                if (reason := reason_to_leave_out(member.name)) is not None:
+                    self.left_out.add(reason, member.name)
                     continue
                 sample = samples.setdefault((folder, stem), len(samples))
                 self.sorted &= sample in (last, len(samples) - 1)
@@ -110,6 +116,8 @@ class TarSource(ShardedSource):
     ):
         self.files, self.storage_options = list(files), storage_options or {}
         listings = map_shards(lambda file: Listing(file, self.storage_options), self.files, retries)
+        for listing in listings:
+            listing.left_out.say()
         columns = list(dict.fromkeys(column for listing in listings for column in listing.members))
         images = [column for column in columns if _is_image(column)]
         if not images:
@@ -118,7 +126,7 @@ class TarSource(ShardedSource):
         rows = self._rows_of(name, groups, image_column)
         own = len(rows) == 1 and (image_column or rows[0]) in images and len(groups) == len(images)
         self.as_webdataset = own and all(x.sorted and x.members.keys() == set(columns) for x in listings)
-        self.as_webdataset &= all(x.uniform for x in listings)
+        self.as_webdataset &= all(x.uniform and not x.left_out.found for x in listings)
         classes = sorted({label for listing in listings for label in listing.labels if label not in (None, "-1")})
         self.as_webdataset &= all(map(str.isdecimal, classes))
         # The images that are rows come first, under the name that was asked for.

@@ -17,6 +17,8 @@ from ..reading import DEFINITE, describe, open_file, relative_name, with_retries
 from ..shards import map_shards
 from ..sources import RowSource
 from .census import IMAGES, Census
+from .hidden import reason_to_leave_out
+from .image_folders import LeftOut
 
 
 LARGEST = 2**30  # bytes of an image: a file in a zip that claims more is a bomb
@@ -48,7 +50,9 @@ class ZipSource(RowSource):
     ):
         self.files, self.storage_options = list(files), storage_options or {}
         self._opened: dict[tuple[int, int], zipfile.ZipFile] = {}
-        listed = map_shards(self._list, self.files, retries)
+        left_out = LeftOut(name, inside=True)
+        listed = [self._shown(members, left_out) for members in map_shards(self._list, self.files, retries)]
+        left_out.say()
         census = Census.of(member for members in listed for member in members)
         if not census.images:
             raise ValueError(f"{name}: no images in its {len(files)} zip file(s){census.instead()}")
@@ -69,14 +73,23 @@ class ZipSource(RowSource):
         return self.__dict__ | {"_opened": {}}
 
     def _list(self, path: str) -> list[str]:
-        """The names of the files in a zip, in their order in it; without what macOS adds."""
+        """The names of the files in a zip, in their order in it."""
         with open_file(path, self.storage_options) as file, zipfile.ZipFile(file) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-        infos = [i for i in infos if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
-        infos = [i for i in infos if not posixpath.basename(i.filename).startswith(".")]
+        infos = [info for info in infos if not info.is_dir()]
         if any(info.flag_bits & 1 for info in infos):
             raise ValueError("it is encrypted; decrypt it")
         return [info.filename for info in infos]
+
+    def _shown(self, members: list[str], left_out: LeftOut) -> list[str]:
+        """Those that are not hidden; the images that are, are counted."""
+        shown = []
+        for member in members:
+            if (reason := reason_to_leave_out(member)) is None:
+                shown.append(member)
+            else:
+                left_out.add(reason, member, is_image_file(member))
+        return shown
 
     def _read_member(self, number: int, member: str) -> bytes:
         key = (os.getpid(), number)  # a file that is open in two processes has one position

@@ -123,3 +123,13 @@ def test_runs_of_a_tar_are_bounded(monkeypatch, tars):
     source = TarSource("tars", [str(tars / "train-0.tar")])
     assert len(source.chunks) > 5
     check_rows(source, 40)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hidden_and_system_folders(tmp_path, caplog, streaming):
+    """As in folders of files; a key may begin with "./"."""
+    shown = [(f"./d/{n}.png", encoded(n)) for n in range(4)]
+    hidden = [f"d/{folder}/9.png" for folder in (".thumbnails", "@eaDir", "$RECYCLE.BIN")]
+    write_tar(tmp_path / "a.tar", [*shown, *((name, encoded(9)) for name in hidden)])
+    assert numbers(dataset_name=[str(tmp_path / "a.tar")], streaming=streaming) == list(range(4))
+    assert "3 files in hidden and system folders are left out, such as d/.thumbnails/9.png" in caplog.text

@@ -30,6 +30,9 @@ def test_zips(tmp_path, caplog, streaming):
         ("metadata.csv", b""),
         ("__MACOSX/data/cat/._1.png", b""),
         ("data/.hid.png", b""),
+        ("data/.thumbnails/0.png", b""),
+        ("data/cat/@eaDir/0.png/SYNO.png", b""),
+        ("data/$RECYCLE.BIN/0.png", b""),
     ]
     archive = write_zip(tmp_path / "zips" / "train.zip", PETS + others)
     for source in (
@@ -40,6 +43,8 @@ def test_zips(tmp_path, caplog, streaming):
         caplog.clear()
         assert numbers(**source, streaming=streaming) == list(range(6))
         assert "6 image files; left out: metadata.csv, 1 .txt file (data/notes.txt)" in caplog.text
+        assert "4 files in hidden and system folders are left out, such as __MACOSX/data/cat/._1.png" in caplog.text
+        assert "1 hidden files are left out, such as data/.hid.png" in caplog.text
         assert numbers(labels=True, **source, streaming=streaming) == PETS_LABELLED
     write_zip(archive.parent / "test.zip", PETS[:2])
     assert numbers(dataset_name=[str(archive.parent)], streaming=streaming) == list(range(6))
