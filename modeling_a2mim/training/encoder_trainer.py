@@ -214,9 +214,13 @@ class EncoderTrainer(PublishingTrainer):
         """Whether the encoder stays as it is in the step that is made."""
         return self.frozen_start is not None and self.frozen_start.holds(self.state.global_step)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if model.training and self.encoder_is_frozen:
+    def compute_loss_context_manager(self):
+        # What comes last between `model.train()` and the forward pass, whatever loss a subclass computes.
+        if self.model.training and self.encoder_is_frozen:
             self.frozen_start.before_forward()
+        return super().compute_loss_context_manager()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
         self.after_forward(outputs, weight, model.training)

@@ -78,15 +78,35 @@ def test_a_share_of_the_steps_and_resuming(tmp_path):
     assert changed(whole, other)
 
 
-def test_the_classifier_is_new_as_well(tmp_path):
+class OwnLoss(FineTuningTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**inputs).loss * 2
+
+
+LOSSES = [
+    {},
+    {"label_smoothing_factor": 0.1},
+    {"class_weights": [1.0, 3.0]},
+    {"mixup": 0.5, "label_smoothing_factor": 0.1},
+    {"bce_loss": True},
+    {"trainer": OwnLoss},
+]
+
+
+@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "_".join(options))
+def test_the_classifier_is_new_as_well(options, tmp_path):
+    """Whatever its loss: the statistics of BatchNorm, too, are those that there were."""
+    options = dict(options)
+    kind, weights = options.pop("trainer", FineTuningTrainer), options.pop("class_weights", None)
     set_seed(0)
     model = A2MIMForImageClassification(family_config("resnet", num_labels=2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     args = FineTuningArguments(
         output_dir=str(tmp_path), max_steps=2, freeze_encoder_steps=1, per_device_train_batch_size=4, use_cpu=True,
         disable_tqdm=True, report_to="none", eval_strategy="no", save_strategy="steps", save_steps=1, warmup_steps=0,
+        **options,
     )  # fmt: skip
-    FineTuningTrainer(model, args, train_dataset=Images(labels=True)).train()
+    kind(model, args, train_dataset=Images(labels=True), class_weights=weights).train()
     stored = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     assert changed(before, stored) == {"a2mim.encoder.fc.weight", "a2mim.encoder.fc.bias"}
     assert "a2mim.encoder.layer1.0.conv1.weight" in changed(before, model.state_dict())

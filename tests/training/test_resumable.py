@@ -45,6 +45,7 @@ SIGNATURES = {
     "_save": "output_dir state_dict",
     "_save_checkpoint": "model trial",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
+    "compute_loss_context_manager": "",
     "create_scheduler": "num_training_steps optimizer",
     "get_batch_samples": "epoch_iterator num_batches device",
     "save_model": "output_dir _internal_call",
