@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from ..encoders.meta import TimmEncoder
 from ..encoders.plan import classifier_parameters
+from ..modeling_a2mim import find_core
 
 
 logger = logging.getLogger("a2mim")
@@ -22,15 +23,19 @@ class FrozenStart(TrainerCallback):
     steps = 0  # of the phase
 
     def __init__(self, encoder: TimmEncoder):
+        self._hold(encoder)
+
+    def _hold(self, encoder: TimmEncoder):
         self.encoder = encoder
         head = classifier_parameters(encoder)
         self.parameters = [parameter for name, parameter in encoder.named_parameters() if name not in head]
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         """
         Raises:
             ValueError: naming `freeze_encoder_steps`, if the encoder never learns.
         """
+        self._hold(find_core(model).encoder)  # of the model that is trained: `model_init` makes another for each run
         if not any(parameter.requires_grad for parameter in self.parameters):
             raise ValueError("freeze_encoder_steps: the encoder is frozen in all of this run; leave it out")
         given = args.freeze_encoder_steps

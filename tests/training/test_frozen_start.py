@@ -112,6 +112,31 @@ def test_the_classifier_is_new_as_well(options, tmp_path):
     assert "a2mim.encoder.layer1.0.conv1.weight" in changed(before, model.state_dict())
 
 
+def test_what_model_init_makes_is_what_is_frozen_and_averaged(tmp_path):
+    """Which `Trainer` calls when it is made, and again when it trains: here for another number of classes."""
+    made = []
+
+    def model_init():
+        model = A2MIMForImageClassification(family_config("resnet", num_labels=2 + len(made)))
+        model.config.decision = {"threshold": 0.5}
+        made.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
+        return model
+
+    args = FineTuningArguments(
+        output_dir=str(tmp_path), max_steps=2, freeze_encoder_steps=1, per_device_train_batch_size=4, use_cpu=True,
+        disable_tqdm=True, report_to="none", eval_strategy="no", save_strategy="steps", save_steps=1, warmup_steps=0,
+        model_ema_decay=0.5,
+    )  # fmt: skip
+    trainer = FineTuningTrainer(args=args, model_init=model_init, train_dataset=Images(labels=True))
+    trainer.train()
+    assert trainer.model is made[1][0]
+    stored = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert changed(made[1][1], stored) == {"a2mim.encoder.fc.weight", "a2mim.encoder.fc.bias"}
+    averages = load_file(tmp_path / "checkpoint-1" / "ema.safetensors")
+    assert not changed(stored, averages)  # they begin with the first step's
+    assert getattr(trainer.model.config, "decision", None) is None
+
+
 def test_an_encoder_that_would_never_learn_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^freeze_encoder_steps: 3 are all of the 3 steps"):
         trained("resnet", tmp_path, 3, 3)

@@ -17,6 +17,7 @@ from ...arguments.training import FineTuningArguments
 from ...data.transforms import seeded
 from ...models.classifier import A2MIMForImageClassification
 from ...models.linear_probe import LinearProbe
+from ...training.callbacks import BeginCallback
 from ...training.encoder_trainer import EncoderTrainer
 from .decision import without_decision
 
@@ -51,10 +52,10 @@ class FineTuningTrainer(EncoderTrainer):
         if options.model_ema_decay is not None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("model_ema_decay: weights that are sharded over processes cannot be averaged")
-            self.averages = ModelEmaV3(
-                self.model, options.model_ema_decay, use_warmup=options.model_ema_warmup, device=options.device
-            )
+            self.averages = self.make_averages()
             self.add_callback(AverageCallback(self))
+        if self.model_init is not None:  # of whose model `train` knows only when training begins
+            self.add_callback(BeginCallback(lambda: without_decision(self.model.config)))
         self._mixed = (0, 0)  # step, and batches of it that were mixed
 
     def train(self, *args, **kwargs):
@@ -91,6 +92,11 @@ class FineTuningTrainer(EncoderTrainer):
         return (loss, outputs) if return_outputs else loss
 
     # Averages
+
+    def make_averages(self) -> ModelEmaV3:
+        """Averages that begin with the weights of the model."""
+        decay, warmup = self.args.model_ema_decay, self.args.model_ema_warmup
+        return ModelEmaV3(self.model, decay, use_warmup=warmup, device=self.args.device)
 
     @contextlib.contextmanager
     def averaged(self):
@@ -143,6 +149,8 @@ class AverageCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.model_init is not None:  # the model is another one than when the trainer was made
+            self.trainer.averages = self.trainer.make_averages()
         if self.trainer.resumed_from is not None:
             self.trainer.load_averages(self.trainer.resumed_from)
 
