@@ -222,13 +222,14 @@ class EncoderTrainer(PublishingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        weight = self.share(len(inputs["pixel_values"])) if model.training else 1.0
-        self.after_forward(outputs, weight, model.training)
-        loss = loss * weight
+        if model.training:
+            weight = self.share(len(inputs["pixel_values"]))
+            self.after_forward(outputs, weight)
+            loss = loss * weight
         return (loss, outputs) if return_outputs else loss
 
-    def after_forward(self, outputs, weight: torch.Tensor | float, training: bool):
-        """Called with what the model gave for a batch, and what its mean counts (`share`)."""
+    def after_forward(self, outputs, weight: torch.Tensor | float):
+        """Called in training with what the model gave for a batch, and what its mean counts (`share`)."""
 
     def share(self, images: int) -> torch.Tensor | float:
         """What the mean loss of so many images of this process counts in the mean over processes, so that each image

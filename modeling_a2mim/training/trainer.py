@@ -29,6 +29,12 @@ logger = logging.getLogger("a2mim")
 LOSS_TERMS = ("spatial_loss", "frequency_loss")
 
 
+def loss_terms(outputs) -> dict[str, torch.Tensor]:
+    """The terms of the loss that a model gives, by their names; `{}` for one that is not for pre-training."""
+    found = {name: outputs.get(name) for name in LOSS_TERMS} if isinstance(outputs, dict) else {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _reconstruction_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return summarise_errors(torch.as_tensor(prediction.predictions))
 
@@ -70,7 +76,8 @@ class A2MIMTrainer(EncoderTrainer):
         if steps_or_auto(monitor_steps, "monitor_steps") and monitor is not None:
             self.monitor = monitor_of(self, monitor, monitor_steps, probe_layers)
             self.add_callback(self.monitor)
-        self._terms: dict[str, list] = {}
+        self._terms: dict[str, list] = {}  # of the loss: sum over the steps since the last log, and their number
+        self._evaluated: dict[str, list[torch.Tensor]] = {}  # the same of an evaluation, for each of its images
         self._pixels: torch.Tensor | None = None
         if self.reconstructs:
             self.can_return_loss = True  # from pixels alone
@@ -109,25 +116,32 @@ class A2MIMTrainer(EncoderTrainer):
             inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def after_forward(self, outputs, weight, training):
-        for name in LOSS_TERMS:
-            value = outputs.get(name) if isinstance(outputs, dict) else None
-            if value is not None:
-                kept = self._terms.setdefault(name if training else f"eval_{name}", [0.0, 0])
-                kept[0] = kept[0] + value.detach().mean() * weight
-                kept[1] += 1
+    def train(self, *args, **kwargs):
+        self._terms.clear()
+        return super().train(*args, **kwargs)
+
+    def after_forward(self, outputs, weight):
+        share = 1 / self.current_gradient_accumulation_steps  # of its step; the last of an epoch may have fewer
+        for name, value in loss_terms(outputs).items():
+            kept = self._terms.setdefault(name, [0.0, 0.0])
+            kept[0] = kept[0] + value.detach() * weight * share
+            kept[1] += share
 
     def log(self, logs, start_time=None):
-        for prefix in ("", "eval_"):
-            if f"{prefix}loss" not in logs:
-                continue
-            for name in LOSS_TERMS:
-                total, count = self._terms.pop(f"{prefix}{name}", (None, 0))
-                if count:
-                    logs[f"{prefix}{name}"] = self.accelerator.gather((total / count).view(1)).mean().item()
+        for name in LOSS_TERMS if "loss" in logs else ():
+            if name in self._terms:
+                total, steps = self._terms.pop(name)
+                logs[name] = self.accelerator.gather((total / steps).view(1)).mean().item()
         if self.monitor is not None and "eval_loss" in logs:
             logs |= {f"eval_{name}": value for name, value in self.monitor.figures().items()}
         super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        self._evaluated.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for name, values in self._evaluated.items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = torch.cat(values).double().mean().item()
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Of a pre-training model, as predictions, the errors of each image (`baselines.masked_errors`) beside the
@@ -138,6 +152,10 @@ class A2MIMTrainer(EncoderTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         images, mask = inputs["pixel_values"], outputs["bool_masked_pos"]
+        for name, value in loss_terms(outputs).items():
+            # As Trainer does with the loss: once for each image, without those that fill up the last batch.
+            every = self.accelerator.gather_for_metrics(value.repeat(len(images)))
+            self._evaluated.setdefault(name, []).append(every.cpu())
         errors = masked_errors(outputs["reconstruction"], images, mask, self.unwrapped().config)
         return loss.mean().detach(), errors, errors  # Trainer computes metrics only where there are labels
 

@@ -93,7 +93,7 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "_".join(options))
+@pytest.mark.parametrize("options", LOSSES, ids="_".join)
 def test_the_classifier_is_new_as_well(options, tmp_path):
     """Whatever its loss: the statistics of BatchNorm, too, are those that there were."""
     options = dict(options)

@@ -1,5 +1,6 @@
 """Training: both losses in its log, parameter groups, figures, precision, and runs that are killed and go on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from modeling_a2mim.training.optimization import parameter_groups
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 from ..families import FAMILIES, family_config
+from ..processes import in_two_processes
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +119,17 @@ def test_logs_hold_both_terms(uninterrupted):
     assert logs[-1]["loss"] < logs[0]["loss"]
 
 
+def test_terms_of_steps_of_unequal_batches(tmp_path):
+    """As those of samples of another class: 2 batches in a step, 1 in the last. The loss is the mean of the steps."""
+    samples = evaluation_samples(20)
+    steps = {"gradient_accumulation_steps": 2, "max_steps": 2, "logging_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(tmp_path, dataset=[samples[i] for i in range(20)], **steps)
+    trainer.train()
+    log = next(log for log in trainer.state.log_history if "loss" in log)
+    total = log["spatial_loss"] + trainer.model.config.frequency_loss_weight * log["frequency_loss"]
+    assert log["loss"] == pytest.approx(total, rel=1e-5)  # sums of float32
+
+
 def test_pictures(uninterrupted, tmp_path):
     picture = Image.open(Path(uninterrupted.args.output_dir) / "reconstruction.png")
     assert picture.size == (4 + 4 * (128 + 4), 16 + 4 + 2 * (128 + 4 + 14))  # 32 px, four times enlarged
@@ -179,11 +192,61 @@ def test_precision_and_compilation(tmp_path, options):
     assert not any("_orig_mod" in name for name in load_file(tmp_path / "model.safetensors"))
 
 
+def evaluation_samples(count):
+    rows = load_images(split="test").select(range(count))
+    return ImageSamples(rows, PreTrainTransform(A2MIMConfig(**CONFIG), train=False), "image")
+
+
+def check_terms(metrics, prefix):
+    weight = A2MIMConfig(**CONFIG).frequency_loss_weight
+    total = metrics[f"{prefix}_spatial_loss"] + weight * metrics[f"{prefix}_frequency_loss"]
+    # However a batch is averaged (frequency_batch_average): its loss and both terms count once for each of its images.
+    # The model adds its terms in float32.
+    assert metrics[f"{prefix}_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_terms_of_an_evaluation_count_each_image_once(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=19)
+    trainer.eval_dataset = evaluation_samples(20)
+    first = trainer.evaluate()
+    check_terms(first, "eval")
+    check_terms(trainer.predict(evaluation_samples(7)).metrics, "test")
+    assert trainer.evaluate()["eval_spatial_loss"] == first["eval_spatial_loss"]  # not of what was predicted before
+    both = trainer.evaluate({"all": trainer.eval_dataset, "few": evaluation_samples(7)})
+    check_terms(both, "eval_few")
+    for name, value in first.items():
+        if not name.endswith(("runtime", "_per_second", "_preparation_time")):
+            assert both[name.replace("eval", "eval_all")] == value
+    trainer.args.per_device_eval_batch_size = 20
+    whole = trainer.evaluate()
+    for name in ("masked_psnr", "masked_l1", "mean_fill_psnr", "blur_l1"):
+        assert first[f"eval_{name}"] == pytest.approx(whole[f"eval_{name}"], rel=1e-5)  # convolutions of other sizes
+
+
+def evaluate_in_two(rank, folder):
+    torch.set_num_threads(1)
+    trainer = make_trainer(Path(folder, str(rank)), per_device_eval_batch_size=4)
+    trainer.eval_dataset = evaluation_samples(17)
+    metrics = trainer.evaluate()
+    check_terms(metrics, "eval")
+    Path(folder, f"{rank}.json").write_text(json.dumps(metrics))
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_each_image_once(tmp_path):
+    in_two_processes(evaluate_in_two, str(tmp_path))
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    trainer = make_trainer(tmp_path / "alone", per_device_eval_batch_size=4)
+    trainer.eval_dataset = evaluation_samples(17)
+    alone = trainer.evaluate()
+    for name in ("loss", "spatial_loss", "frequency_loss", "masked_psnr", "masked_l1"):
+        assert one[f"eval_{name}"] == two[f"eval_{name}"]
+    assert one["eval_masked_psnr"] == pytest.approx(alone["eval_masked_psnr"], rel=1e-5)  # of batches of other sizes
+
+
 def test_evaluation_is_repeatable_and_logs_both_terms(tmp_path):
-    config = A2MIMConfig(**CONFIG)
     trainer = make_trainer(tmp_path)
-    rows = load_images(split="test").select(range(20))
-    trainer.eval_dataset = ImageSamples(rows, PreTrainTransform(config, train=False), "image")
+    trainer.eval_dataset = evaluation_samples(20)
     one, two = trainer.evaluate(), trainer.evaluate()
     assert one["eval_loss"] == two["eval_loss"]
     log = trainer.state.log_history[-1]
