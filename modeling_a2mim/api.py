@@ -71,7 +71,8 @@ def embed(
     Args:
         model: a folder, or an id on the Hub, of an encoder or classifier of this package, of timm or of transformers.
         images: a folder, a file or the id of a dataset on the Hub, or several image files.
-        out: the file that keeps them, `.parquet` or `.npy`; without it they are only returned.
+        out: the file that keeps them, `.parquet` or `.npy`, beside which `neighbors` and `duplicates` are written;
+            without it the vectors are only returned.
         arguments: of the command, by their names (`layer="all"`, `normalize=True`, `neighbors=5`, ...).
 
     Returns:
@@ -91,8 +92,11 @@ def embed(
         kind = bool if actions[name].nargs == 0 else actions[name].type
         if kind in (bool, int, float) and value is not None and not isinstance(value, (int, kind)):
             raise ValueError(f"{name}: expected {kind.__name__}, got {value!r}")
-    if isinstance(arguments.get("layer"), str | int):
-        arguments["layer"] = [arguments["layer"]]
+        if actions[name].nargs == "+" and value is not None:
+            alone = isinstance(value, str | int | float | os.PathLike)
+            arguments[name] = _plain([value] if alone else list(value))
+    if found := [name for name in ("neighbors", "duplicates") if out is None and arguments.get(name) is not None]:
+        raise ValueError(f"out: {found[0]} writes a table and a page beside the vectors; name the file of these")
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(temporary) / "vectors.parquet" if out is None else Path(out)
         defaults = vars(parser.parse_args(["--out", str(kept), "--", str(model), *(str(s) for s in sources)]))

@@ -72,7 +72,10 @@ def test_arguments_of_embed(folder, tmp_path):
         ({"layers": "all"}, "^arguments: embed has no 'layers'; it has batch_size, "),
         ({"dtype": "int8"}, "^dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         ({"batch_size": 0}, "^batch_size: must be at least 1, got 0"),
-        ({"layer": "first"}, "^layer: "),
+        ({"layer": "first"}, "^layer: .*'first'"),
+        ({"probe_layers": "first"}, "^probe_layers: .*'first'"),
+        ({"neighbors": 2}, "^out: neighbors writes a table"),
+        ({"duplicates": 0.9}, "^out: duplicates writes a table"),
         ({"batch_size": "8"}, "^batch_size: expected int, got '8'"),
         ({"normalize": "no"}, "^normalize: expected bool, got 'no'"),
     ):

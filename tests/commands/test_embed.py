@@ -16,6 +16,7 @@ from datasets import Dataset
 from PIL import Image
 
 from modeling_a2mim import A2MIMForImageClassification
+from modeling_a2mim.api import embed
 from modeling_a2mim.commands.embed import main
 from modeling_a2mim.export.folder import export_model
 from modeling_a2mim.inference import parts
@@ -265,6 +266,16 @@ def test_queries_of_files(model, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(photos.parent)
     run(model, "photos", "--out", out, "--neighbors", "1", "--query", "photos/12.png")
     assert (tmp_path / "v.neighbors.csv").read_text().splitlines()[1:] == ["12.png,1,07 <b>&.png,1.000000"]
+
+
+def test_one_of_several_from_python(model, photos, tmp_path):
+    """An argument that the command takes as a list may be one word or path; a list of them is the same."""
+    query, outs = sorted(photos.glob("**/*.png"))[0], [tmp_path / "one.npy", tmp_path / "list.npy"]
+    embed(model, photos, out=outs[0], query=query, neighbors=1, layer="last", device="cpu")
+    embed(model, photos, out=outs[1], query=[str(query)], neighbors=1, layer=("last",), device="cpu")
+    one, several = (out.with_suffix(".neighbors.csv").read_text() for out in outs)
+    assert one == several
+    assert query.name in one
 
 
 def test_rows_of_shards(model, tmp_path):
