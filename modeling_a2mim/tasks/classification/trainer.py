@@ -33,7 +33,8 @@ class FineTuningTrainer(EncoderTrainer):
         class_weights: the weight of each class in the training loss (`make_class_weights`).
 
     Raises:
-        ValueError: naming `model_ema_decay`, if the weights are sharded over processes.
+        ValueError: naming `model_ema_decay`, if the weights are sharded over processes, or `compute_loss_func`, if the
+            arguments name another loss.
     """
 
     args: FineTuningArguments
@@ -47,6 +48,7 @@ class FineTuningTrainer(EncoderTrainer):
         self.mixup = make_mixup(options, classes)
         self.criterion = make_criterion(options, self.mixup is not None, class_weights)
         if self.criterion is not None:
+            self._check_loss(class_weights)
             self.criterion.to(options.device)
         self.averages = None
         if options.model_ema_decay is not None:
@@ -57,6 +59,13 @@ class FineTuningTrainer(EncoderTrainer):
         if self.model_init is not None:  # of whose model `train` knows only when training begins
             self.add_callback(BeginCallback(lambda: without_decision(self.model.config)))
         self._mixed = (0, 0)  # step, and batches of it that were mixed
+
+    def _check_loss(self, class_weights: Sequence[float] | None):
+        if self.compute_loss_func is None:
+            return
+        names = ("mixup", "cutmix", "label_smoothing_factor", "bce_loss")
+        given = [name for name in names if getattr(self.args, name)] + ["class_weights"] * (class_weights is not None)
+        raise ValueError(f"compute_loss_func: {', '.join(given)} would be another loss beside it; leave one out")
 
     def train(self, *args, **kwargs):
         without_decision(self.model.config)

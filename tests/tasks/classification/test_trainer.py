@@ -160,6 +160,15 @@ def test_losses_by_hand(tmp_path):
     assert make_mixup(args, 4) is None
 
 
+def test_one_loss_at_a_time(tmp_path):
+    model = A2MIMForImageClassification(A2MIMConfig.for_encoder(architecture="test_resnet", image_size=32))
+    args = FineTuningArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no", label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="^compute_loss_func: label_smoothing_factor, class_weights would be another"):
+        FineTuningTrainer(model, args, compute_loss_func=lambda *_, **__: None, class_weights=[1.0, 2.0])
+    args = FineTuningArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no")
+    assert FineTuningTrainer(model, args, compute_loss_func=lambda *_, **__: None).criterion is None
+
+
 def test_weights_of_classes(tmp_path):
     logits, labels, weights = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2]), [0.5, 2.0, 1.0, 3.0]
     args = {"output_dir": str(tmp_path), "use_cpu": True}
