@@ -136,8 +136,10 @@ class A2MIMTrainer(EncoderTrainer):
             logs |= {f"eval_{name}": value for name, value in self.monitor.figures().items()}
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+    def before_evaluation(self):
         self._evaluated.clear()
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         for name, values in self._evaluated.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = torch.cat(values).double().mean().item()
