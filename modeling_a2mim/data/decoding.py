@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..arguments.data import MAX_PIXELS
-from .arrays import ARRAY_SUFFIXES, ArrayImage, BrokenImage, StoredArray, open_array
+from .arrays import ARRAY_SUFFIXES, ArrayImage, BooleanImage, BrokenImage, StoredArray, open_array
 from .arrays.axes import ORIENTATIONS, channels_first
 from .pixel_spec import NO_RANGE, PixelSpec, read_values
 
@@ -110,26 +110,30 @@ def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:
         spec: what is wanted of it.
 
     Returns:
-        A photograph of 8 bits as `open_image` gives it; all else as an ArrayImage.
+        A photograph of 8 bits as `open_image` gives it; all else as an ArrayImage, booleans as 0 and 255.
 
     Raises:
         BrokenImage: as `open_image`, and for several pages of which `spec` does not say what they are.
         OSError: if the file cannot be read.
     """
     if isinstance(value, np.ndarray | torch.Tensor):
-        return StoredArray("array", channels_first(np.asarray(value), spec.stored_channels))
+        return _of_numbers(StoredArray("array", channels_first(np.asarray(value), spec.stored_channels)))
     data, path = _encoded(value)
     if not isinstance(data, Image.Image):
         page = value.get("page") if isinstance(value, dict) else None
         found = open_array(bytes(data), path, spec.stored_channels, spec.pages, page, spec.max_pixels)
         if found is not None:
-            return found
+            return _of_numbers(found)
     image = open_image(data if path is None else {"bytes": data, "path": path}, spec.max_pixels)
     if image.mode[0] in "IF":  # more than 8 bits
         image = upright(image)
         with _codec("decoding"):
             return StoredArray(image.format or "PIL", np.asarray(image)[None])
     return image
+
+
+def _of_numbers(image: ArrayImage) -> ArrayImage:
+    return BooleanImage(image) if image.dtype == np.bool_ else image
 
 
 def load_pixels(value: Any, spec: PixelSpec) -> Image.Image | torch.Tensor:

@@ -74,7 +74,7 @@ def stored_types(source: RowSource, spec: PixelSpec) -> Counter[str]:
         if windows and image.window is None:
             reasons.append(f"{source.describe(row)}: {NO_WINDOW}")
             continue
-        found[BYTES if image.dtype in (np.uint8, np.bool_) else str(image.dtype)] += 1
+        found[BYTES if image.dtype == np.uint8 else str(image.dtype)] += 1
     if reasons and not found:
         raise ValueError(f"none of {len(reasons)} images that were looked at can be used; {reasons[0]}")
     return found
@@ -85,7 +85,7 @@ def kinds_of_first(source: RowSource, spec: PixelSpec) -> Counter[str]:
     a model that is there tells one by one which images it cannot take. Arguments as there."""
     found: Counter[str] = Counter()
     for _, value in _images(source, _looked_at(source), spec):
-        of_bytes = isinstance(value, Image.Image) or value.dtype in (np.uint8, np.bool_)
+        of_bytes = isinstance(value, Image.Image) or value.dtype == np.uint8
         found["others" if not of_bytes else BYTES] += 1
     return found
 
@@ -130,7 +130,7 @@ def find_range(source: RowSource, spec: PixelSpec) -> ValueRange:
     of_bytes: list[int] = []
     rows = spread_rows(SAMPLE, source.chunks).tolist()
     for row, image in _images(source, tqdm(rows, desc="range of values", unit=" images", delay=3), spec, reasons):
-        if isinstance(image, Image.Image) or image.dtype in (np.uint8, np.bool_):
+        if isinstance(image, Image.Image) or image.dtype == np.uint8:
             of_bytes.append(row)
             continue
         try:

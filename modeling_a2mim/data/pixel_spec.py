@@ -107,7 +107,7 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
         ValueError: naming `num_channels` or `channels`, if the image has not so many.
     """
     known = spec.value_range
-    if known is None and image.dtype not in (np.uint8, np.bool_, np.float32):
+    if known is None and image.dtype not in (np.uint8, np.float32):
         raise BrokenImage(NO_RANGE.format(image.dtype))
     choose = channel_choice(image, spec)
     if known is None:
@@ -116,7 +116,6 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
             values = np.where(values == image.nodata, values.dtype.type(0), values)
         if values.dtype == np.float32 and not (values.min() >= 0 and values.max() <= 1):
             raise BrokenImage(NO_RANGE.format("float32 beyond 0 and 1"))
-        values = values * np.uint8(255) if values.dtype == np.bool_ else values
         return torch.from_numpy(np.require(values, requirements=["C", "W"]))  # torch warns of read-only memory
     try:
         if known.of == PERCENTILE:

@@ -96,8 +96,6 @@ def _pieces(image: Any, value: Any, options: Options) -> Iterator[Piece | None]:
         return
     image = as_array(image) if isinstance(image, Image.Image) else image
     values, alpha = image.read(), image.alpha
-    if values.dtype == np.bool_:
-        values = values.astype(np.uint8) * np.uint8(255)  # as it is read while training
     if options.channels is not None:
         if max(options.channels) > len(values):
             raise BrokenImage(f"has {len(values)} channel(s); --channels asks for {max(options.channels)}")

@@ -1,10 +1,15 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 
 from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.data.arrays import BrokenImage, StoredArray
+from modeling_a2mim.data.decoding import load_tensor, open_stored
 from modeling_a2mim.data.pixel_spec import PixelSpec, read_values
+from modeling_a2mim.preparation.options import Options
+from modeling_a2mim.preparation.pixels import pieces_of
 from modeling_a2mim.utils.value_range import ValueRange
 
 
@@ -58,13 +63,26 @@ def test_channels_are_picked_and_ordered():
 def test_without_a_range():
     small = (VALUES // 16).astype(np.uint8)
     assert torch.equal(read(small, num_channels=4), torch.from_numpy(small))
-    assert read(VALUES > 2000, num_channels=4).unique().tolist() == [0, 255]
     shares = (small / 255).astype(np.float32)
     assert torch.equal(read(shares, num_channels=4), torch.from_numpy(shares))
     for values in (VALUES, VALUES.astype(np.float64), VALUES.astype(np.float32), shares - 1):
         with pytest.raises(BrokenImage, match="^its values are of .*--value_range says what they become"):
             read(values, num_channels=4)
     assert read(small[:3], num_channels=1).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("known", [None, ValueRange((0.0,), (255.0,)), ValueRange((0.0,), (90.0,), of="percentile")])
+def test_booleans_are_bytes(known):
+    """The same with a range as without, and as `prepare` writes them."""
+    file, small, spec = io.BytesIO(), VALUES > 2000, PixelSpec(4, value_range=known)
+    np.save(file, small)
+    expected = load_tensor(small * np.uint8(255), spec)
+    assert expected.unique().tolist() == [0, 255 if known is None else 1]
+    for value in (small, {"bytes": file.getvalue(), "path": "mask.npy"}):
+        assert load_tensor(value, spec).equal(expected)
+        assert open_stored(value, spec).dtype == np.uint8
+    (piece,) = pieces_of({"bytes": file.getvalue(), "path": "mask.npy"}, Options(size=None))
+    assert np.array_equal(piece.values, small * np.uint8(255))
 
 
 def test_percentiles_are_of_the_whole_image():

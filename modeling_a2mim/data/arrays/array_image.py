@@ -74,3 +74,15 @@ class StoredArray(ArrayImage):
             return self.values
         top, left, height, width = box
         return self.values[:, top : top + height, left : left + width]
+
+
+class BooleanImage(ArrayImage):
+    """An image of booleans as one of 8 bits, 0 and 255, as Pillow gives those of one bit."""
+
+    def __init__(self, image: ArrayImage):
+        shape = (image.channels, image.height, image.width)
+        super().__init__(image.format, shape, np.dtype(np.uint8), alpha=image.alpha)
+        self.image, self.nodata = image, None if image.nodata is None else 255 * image.nodata
+
+    def read(self, box: Box | None = None) -> np.ndarray:
+        return self.image.read(box) * np.uint8(255)

@@ -16,7 +16,7 @@ from benchmarks.fuzz_arrays import array_originals
 from modeling_a2mim.data.arrays import BrokenImage, count_pages, open_array, tiff
 from modeling_a2mim.data.arrays.axes import ORIENTATIONS, turned
 from modeling_a2mim.data.arrays.tiff import GDAL_NODATA
-from modeling_a2mim.data.decoding import as_array, load_tensor, open_image
+from modeling_a2mim.data.decoding import as_array, load_tensor, open_image, open_stored
 from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.utils.value_range import ValueRange
 
@@ -124,8 +124,12 @@ def test_a_fourth_band_is_no_transparency():
 def test_packed_bits():
     array = GENERATOR.integers(0, 1 << 12, (40, 50), np.uint16)
     check(write(array, bitspersample=12), array[None])
-    bits = values_of("b", (5, 40, 50))
+    bits = values_of("?", (5, 40, 50))
     check(write(bits, planarconfig="separate"), bits)
+    for mark in (0, 1):
+        data = write(bits, planarconfig="separate", **marked(str(mark)))
+        assert open_stored(data, PixelSpec(5)).nodata == 255 * mark
+        assert load_tensor(data, PixelSpec(5)).any() == (mark == 0)
 
 
 def test_white_is_zero():
