@@ -46,7 +46,8 @@ class A2MIMConfig(BackboneConfigMixin, PreTrainedConfig):
         channels (`list[int]`, *optional*): which of the stored channels are taken, in this order, from 1; all when not
             given.
         pages (`str`, *optional*): what further pages or frames of a file are: `"channels"`, `"samples"` or `"first"`
-            (the others are left out); files with several are refused when not given.
+            (the others are left out); files with several are refused when not given, but for animations, of which
+            the first frame is taken.
         display_channels (`list[int]`, *optional*): which one or three of the `num_channels` figures show, from 1; when
             not given, all of 1 or 3, else the first.
         mask_ratio (`float`, defaults to 0.6): share of the cells that are masked, in (0, 1), rounded up to whole ones.

@@ -57,7 +57,7 @@ class EncoderArguments:
     pages: str | None = HfArg(
         default=None,
         help="What pages or frames of a file are: channels, samples, or first (take no others). Without it, files "
-        "that have several are refused.",
+        "that have several are refused, and of animations the first frame is taken.",
         metadata={"choices": PAGES},
     )
     display_channels: list[int] | None = HfArg(

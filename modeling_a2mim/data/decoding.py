@@ -5,6 +5,8 @@ anyway."""
 import contextlib
 import functools
 import io
+import itertools
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -18,8 +20,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..arguments.data import MAX_PIXELS
-from .arrays import ARRAY_SUFFIXES, ArrayImage, BooleanImage, BrokenImage, StoredArray, open_array
+from ..utils.value_range import FIRST, SAMPLES
+from .arrays import ARRAY_SUFFIXES, ArrayImage, BooleanImage, BrokenImage, StoredArray, count_pages, open_array
 from .arrays.axes import ORIENTATIONS, channels_first
+from .arrays.limits import MAX_PAGES, choose_pages
 from .pixel_spec import NO_RANGE, PixelSpec, read_values
 
 
@@ -27,6 +31,8 @@ try:
     import simplejpeg
 except ImportError:  # there are platforms without it; the pixels are the same
     simplejpeg = None
+
+logger = logging.getLogger("a2mim")
 
 # HEIF and JXL are those of `PLUGINS`, where they are installed. EPS would run a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
@@ -36,6 +42,8 @@ PLUGINS = {  # distributions that teach Pillow a format, and how its files are c
     "pillow-heif": (".heic", ".heif", ".hif", ".heics", ".heifs"),
     "pillow-jxl-plugin": (".jxl",),
 }
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "HEIF", "JXL")  # what else there is in an MPO are previews
+ANIMATED_START = (b"GIF8", b"\x89PNG", b"RIFF", b"\xff\x0a", b"\0\0\0\x0cJXL ")  # or "ftyp" behind four bytes
 JPEGS = ("JPEG", "MPO")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MIN_REDUCTION = 1.5
@@ -47,6 +55,7 @@ CHEAP_PIXELS = 4_000_000  # below that nothing needs to be checked
 
 
 _lock, _decoding, _pillow_limit = threading.Lock(), 0, None
+_cut_animations = itertools.count()  # how many were, in this process
 
 
 @contextlib.contextmanager
@@ -113,18 +122,23 @@ def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:
         A photograph of 8 bits as `open_image` gives it; all else as an ArrayImage, booleans as 0 and 255.
 
     Raises:
-        BrokenImage: as `open_image`, and for several pages of which `spec` does not say what they are.
+        BrokenImage: as `open_image`, and for several pages of which `spec` does not say what they are; animations are
+            their first frame then, which is logged once.
         OSError: if the file cannot be read.
     """
     if isinstance(value, np.ndarray | torch.Tensor):
         return _of_numbers(StoredArray("array", channels_first(np.asarray(value), spec.stored_channels)))
     data, path = _encoded(value)
-    if not isinstance(data, Image.Image):
+    if isinstance(data, Image.Image):
+        image = open_image(data)
+    else:
         page = value.get("page") if isinstance(value, dict) else None
         found = open_array(bytes(data), path, spec.stored_channels, spec.pages, page, spec.max_pixels)
         if found is not None:
             return _of_numbers(found)
-    image = open_image(data if path is None else {"bytes": data, "path": path}, spec.max_pixels)
+        image = open_image({"bytes": data, "path": path}, spec.max_pixels)
+        if spec.pages != FIRST and _is_animation(image, data):
+            _choose_frame(image, spec.pages, page, path)
     if image.mode[0] in "IF":  # more than 8 bits
         image = upright(image)
         with _codec("decoding"):
@@ -134,6 +148,47 @@ def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:
 
 def _of_numbers(image: ArrayImage) -> ArrayImage:
     return BooleanImage(image) if image.dtype == np.bool_ else image
+
+
+def _is_animation(image: Image.Image, data: bytes) -> bool:
+    """Whether an image that was opened from these bytes has several frames, by its header; a GIF is read up to the
+    second one."""
+    if image.format != "GIF":
+        return image.format in ANIMATED and getattr(image, "is_animated", False)
+    try:
+        with _codec("looking for frames"):  # of another one, as a second frame that is broken uses it up
+            return getattr(Image.open(io.BytesIO(data), formats=["GIF"]), "is_animated", False)
+    except BrokenImage:
+        return False
+
+
+def count_images(data: bytes, path: Any = None, num_channels: int | None = None) -> int:
+    """As `arrays.count_pages`, of the bytes of a file; frames of animations are pages, too."""
+    count = count_pages(data, path, num_channels)
+    if data.startswith(ANIMATED_START) or data[4:8] == b"ftyp":
+        image = open_image({"bytes": data, "path": path})
+        if _is_animation(image, data):
+            count = _count_frames(image)
+    if count > min(MAX_PAGES, len(data)):
+        raise BrokenImage(f"{count} frames in {len(data)} bytes; expected {MAX_PAGES} at most, and a byte for each")
+    return count
+
+
+def _count_frames(image: Image.Image) -> int:
+    with _codec("counting frames"):
+        return getattr(image, "n_frames", 1)
+
+
+def _choose_frame(image: Image.Image, pages: str | None, page: int | None, path: Any):
+    if pages == SAMPLES:
+        number = choose_pages(_count_frames(image), pages, page, "frames")[0]
+        with _codec("decoding"):
+            image.seek(number)
+    elif pages is not None:
+        raise BrokenImage("frames of an animation are no channels; --pages samples or first takes it")
+    elif next(_cut_animations) == 0:
+        name = "an image" if path is None else os.path.basename(path)
+        logger.warning("%s is an animation; of these the first frame is taken, --pages samples takes all", name)
 
 
 def load_pixels(value: Any, spec: PixelSpec) -> Image.Image | torch.Tensor:

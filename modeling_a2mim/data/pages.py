@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from transformers.utils.logging import tqdm
 
-from .arrays import BrokenImage, count_pages
+from .arrays import BrokenImage
+from .decoding import count_images
 from .sources import RowSource
 
 
@@ -67,7 +68,7 @@ def with_pages(source: RowSource, num_channels: int | None) -> RowSource:
 
     Args:
         source: rows whose columns are selected.
-        num_channels: that are expected in a file (see `arrays.count_pages`).
+        num_channels: that are expected in a file (see `decoding.count_images`).
     """
     counts = np.ones(len(source), dtype=np.int64)
     for row in tqdm(range(len(source)), desc="counting pages", unit=" files", delay=3):
@@ -75,7 +76,7 @@ def with_pages(source: RowSource, num_channels: int | None) -> RowSource:
         if not isinstance(value, dict) or value.get("bytes") is None:
             continue
         try:
-            counts[row] = count_pages(bytes(value["bytes"]), value.get("path"), num_channels)
+            counts[row] = count_images(bytes(value["bytes"]), value.get("path"), num_channels)
         except BrokenImage:
             continue  # which is counted when it is read
     return PagesSource(source, counts) if (counts > 1).any() else source

@@ -10,12 +10,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..data.arrays import BrokenImage, count_pages
+from ..data.arrays import BrokenImage
 from ..data.content import Content, finite_limits
 from ..data.decoding import (
     JPEGS,
     as_array,
     channels_first,
+    count_images,
     open_stored,
     orientation,
     resized_crop,
@@ -66,7 +67,7 @@ def pieces_of(value: Any, options: Options) -> Iterator[Piece | None]:
     """
     pages: list[int | None] = [None]
     if options.pages == SAMPLES and isinstance(value, dict) and value.get("bytes"):
-        count = count_pages(value["bytes"], value.get("path"))
+        count = count_images(value["bytes"], value.get("path"))
         pages = list(range(count)) if count > 1 else pages
     for page in pages:
         spec = PixelSpec(1, (1,), None, options.pages, options.max_pixels)  # opens whatever there is

@@ -1,6 +1,8 @@
 """Files of every kind to pixels: all that can be read is read properly, all else is refused with a reason."""
 
+import contextlib
 import io
+import itertools
 import resource
 import struct
 import time
@@ -18,6 +20,7 @@ from benchmarks.fuzz import damaged, originals
 from modeling_a2mim.data import decoding
 from modeling_a2mim.data.decoding import (
     BrokenImage,
+    count_images,
     load_pixels,
     load_tensor,
     open_image,
@@ -299,14 +302,60 @@ def test_more_than_eight_bits_stay_what_they_are():
         to_pixels(images[0], 1)
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_animations_are_their_first_frame(format, photo):
+def animation(format: str, photo: Image.Image) -> tuple[list[Image.Image], bytes]:
+    """Three frames, and the file of them."""
     first = photo.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).convert("RGB")
-    options = {"lossless": True} if format == "WEBP" else {}
-    frames = [photo.rotate(90 * k) for k in (1, 2)]
-    data = encode(first, format, save_all=True, append_images=frames, **options)
-    assert open_image(data).n_frames == 3
-    assert np.array_equal(decode(data), np.asarray(first))
+    frames = [first, *(first.rotate(90 * k) for k in (1, 2))]
+    options = {"lossless": True} if format == "WEBP" else {"quality": 100} if format == "AVIF" else {}
+    return frames, encode(first, format, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF"])
+def test_animations(format, photo, caplog, monkeypatch):
+    """Their first frame, which is said once, or each a sample; never the channels of an image."""
+    monkeypatch.setattr(decoding, "_cut_animations", itertools.count())
+    frames, data = animation(format, photo)
+    value = {"bytes": data, "path": "a/b"}
+    most = 5 if format == "AVIF" else 0
+    for pages in ("first", None, None):
+        found = np.asarray(load_pixels(value, PixelSpec(3, pages=pages)))
+        assert np.abs(found.astype(int) - np.asarray(frames[0])).mean() <= most
+    assert caplog.text.count("b is an animation; of these the first frame is taken, --pages samples takes all") == 1
+    assert count_images(data) == 3
+    for page, frame in enumerate(frames):
+        found = np.asarray(load_pixels({**value, "page": page}, PixelSpec(3, pages="samples")))
+        assert np.abs(found.astype(int) - np.asarray(frame)).mean() <= most
+    for pages, page, message in (
+        ("channels", None, "frames of an animation are no channels; --pages samples or first"),
+        ("samples", 3, r"there is no page 3 \(from 0\) among 3 frames"),
+        ("samples", None, "3 frames, each a sample; which one is meant is not said"),
+    ):
+        with pytest.raises(BrokenImage, match=message):
+            open_stored({**value, "page": page}, PixelSpec(3, pages=pages))
+    still = encode(frames[0], format)
+    assert count_images(still) == 1
+    load_pixels(still, PixelSpec(3, pages="channels"))
+
+
+def test_animations_that_are_damaged(photo):
+    """Where a first frame is whole, the others do not matter; a file cannot claim more frames than it has bytes."""
+    frames, data = animation("GIF", photo)
+    for length in range(len(data) // 3, len(data) // 2, 7):
+        found = [image_or_none(read, data[:length]) for read in (open_image, lambda v: open_stored(v, PixelSpec()))]
+        assert found[0] == found[1]
+    frames, data = animation("PNG", photo)
+    place = data.index(b"acTL") - 4
+    chunk = b"acTL" + struct.pack(">II", 2_000_000_000, 0)
+    data = data[:place] + struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[place + 20 :]
+    with pytest.raises(BrokenImage, match="2000000000 frames in .* bytes"):
+        count_images(data)
+    assert np.array_equal(decode(data), np.asarray(frames[0]))
+
+
+def image_or_none(read, data: bytes) -> Image.Image | None:
+    with contextlib.suppress(BrokenImage):
+        return to_pixels(read(data), 3)
+    return None
 
 
 def test_reduced_and_truncated_multi_picture_jpeg(photo):

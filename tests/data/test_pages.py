@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import PIL.Image
 import tifffile
 from datasets import Dataset, Features, Image, Value
 
@@ -16,6 +17,11 @@ def rows():
     images = []
     for number, count in enumerate(COUNTS):
         file = io.BytesIO()
+        frames = [PIL.Image.new("L", (5, 4), 20 * page) for page in range(count)]
+        if number == 2:  # an animation
+            frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
+            images.append({"bytes": file.getvalue(), "path": f"{number}.tif"})
+            continue
         with tifffile.TiffWriter(file) as writer:
             for page in range(count):
                 writer.write(np.full((4, 5), 100 * number + page, np.uint16), photometric="minisblack")

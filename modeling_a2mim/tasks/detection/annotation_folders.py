@@ -250,7 +250,8 @@ def read_yolo(
     Raises:
         ValueError: naming the file of names that is none, or `max_skipped_ratio`.
     """
-    names, keypoints, rows, wrong, without = yolo_names(folder), yolo_keypoints(folder), [], [], []
+    names, keypoints, wrong, without = yolo_names(folder), yolo_keypoints(folder), [], []
+    rows: list[tuple] = []
     broken: list[str] = []
     unknown: Counter[str] = Counter()
     for image in tqdm(images, desc="reading labels", unit=" images", delay=3):
