@@ -28,6 +28,15 @@ def has_label(value: Any, kind: Any) -> bool:
     return not isinstance(value, int | float) or isinstance(value, bool) or value != -1
 
 
+def as_numbers(values: Sequence[str | None]) -> list[float | None] | None:
+    """The numbers that texts say, `None` for empty ones; `None` for all if one says none, or all are empty."""
+    try:
+        found = [float(value.replace("_", " ")) if value and value.strip() else None for value in values]
+    except ValueError:
+        return None
+    return found if any(number is not None for number in found) else None
+
+
 def stored_labels(dataset: Dataset | RowSource, column: str) -> list | None:
     """A column as it is stored; `None` of a stream in which it cannot be read without the images."""
     # Read at once, here and wherever a column is: row by row takes ten times as long.
@@ -80,6 +89,9 @@ def encode_classes(dataset: Dataset, column: str) -> Dataset:
         ValueError: naming `label_column_name`, if the column holds something else.
     """
     kind, values = dataset.features.get(column), dataset[column][:]
+    if isinstance(kind, Value) and "string" in kind.dtype and (numbers := as_numbers(values)) is not None:
+        own = Value("float64")  # numbers in words, as tables keep some of them
+        values = [value if has_label(number, own) else None for value, number in zip(values, numbers, strict=True)]
     there = [value for value in values if has_label(value, kind)]
     if isinstance(kind, Value) and kind.dtype.startswith("float"):
         if not all(value.is_integer() for value in there):

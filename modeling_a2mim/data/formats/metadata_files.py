@@ -10,6 +10,7 @@ import datasets
 from datasets import Dataset, Image
 
 from ..reading import describe, is_remote
+from .csv_texts import keep_texts
 from .image_folders import LeftOut
 
 
@@ -31,6 +32,8 @@ def read_metadata(files: Collection[str], token: str | None = None) -> Dataset:
     if len(endings) > 1:
         raise MetadataError(f"{files[0]} and {files[-1]} are of different formats, of which `datasets` reads one")
     parts = [_read_one(file, token) for file in files]
+    if endings == {".csv"}:
+        parts = keep_texts(parts, files, [","] * len(files), token)
     for file, part in zip(files, parts, strict=True):
         if part.features != parts[0].features:
             raise MetadataError(f"{file} has other columns or types of them than {files[0]}")

@@ -13,6 +13,7 @@ from ..decoding import is_image_file
 from ..reading import is_remote
 from ..sources import fingerprint_of
 from .cache import as_data_files
+from .csv_texts import keep_texts
 
 
 PATHS = (
@@ -34,14 +35,18 @@ def load_table(
     Raises:
         ValueError: naming the file that has no such column, or names files outside of the dataset.
     """
-    parts = []
+    read, parts = [], []
     for file in files:
-        options = {"sep": "\t"} if file.lower().endswith(".tsv") else {}
+        options = {"sep": _separator(file)} if kind == "csv" else {}
         try:
             data_files = as_data_files({split: [file]})
             rows = datasets.load_dataset(kind, data_files=data_files, split=split, token=token, **options)
         except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
             raise ValueError(f"{file}: cannot be read as {kind}: {error.__cause__ or error}") from error
+        read.append(rows)
+    if kind == "csv":
+        read = keep_texts(read, files, [_separator(file) for file in files], token)
+    for rows, file in zip(read, files, strict=True):
         column = image_column or find_paths(rows, file)
         if column not in rows.column_names:
             raise ValueError(
@@ -51,6 +56,10 @@ def load_table(
         if parts[-1].features != parts[0].features:
             raise ValueError(f"{name}: {file} has other columns than {files[0]}; name one of them, or make them alike")
     return datasets.concatenate_datasets(parts)
+
+
+def _separator(file: str) -> str:
+    return "\t" if file.lower().endswith(".tsv") else ","
 
 
 def find_paths(rows: Dataset, file: str) -> str:

@@ -20,7 +20,7 @@ from ...data.sources import DatasetSource, RowSource
 from ...data.splits import NO_VALIDATION, class_names, find_evaluation_split, load_labelled_split
 from ...evaluation.metrics import TOP
 from ...utils.labels import label_names
-from .problem_types import encode_lists, encode_numbers, find_targets
+from .problem_types import encode_lists, encode_numbers, find_targets, numbers_of_words
 
 
 logger = logging.getLogger("a2mim")
@@ -108,6 +108,8 @@ class LabelledImages:
             if kind == SINGLE:
                 place = find_column(dataset, ClassLabel, data_args.label_column_name, "label_column_name")
             else:
+                if kind == REGRESSION:
+                    dataset = numbers_of_words(dataset, data_args.label_column_name)
                 place = find_targets(dataset.features, kind, data_args.label_column_name)
             if column is not None and place != column:
                 dataset, place = dataset.rename_column(place, column), column

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from ...arguments.data import MULTI, REGRESSION
-from ...data.labels import NAMED, has_label, with_column
+from ...data.labels import NAMED, as_numbers, has_label, with_column
 from ...encoders.plan import classifier_parameters
 from ...evaluation.metrics import compute_metrics
 from ...models.classifier import A2MIMForImageClassification
@@ -84,6 +84,18 @@ def _is_list(kind) -> bool:
 
 def _is_number(kind) -> bool:
     return isinstance(kind, Value) and kind.dtype.startswith(NUMBERS)
+
+
+def numbers_of_words(dataset: Dataset, name: str | None) -> Dataset:
+    """The dataset with numbers of numbers that are stored as text, as tables keep some: in the column called `name`,
+    else in those of usual names, and where there is no column of numbers, in any."""
+    numbers = any(map(_is_number, dataset.features.values()))
+    for column in [name] if name else USUAL[REGRESSION] if numbers else dataset.column_names:
+        kind = dataset.features.get(column)
+        if isinstance(kind, Value) and "string" in kind.dtype:
+            found = as_numbers(dataset[column][:])
+            dataset = dataset if found is None else with_column(dataset, column, found, Value("float64"))
+    return dataset
 
 
 def encode_numbers(dataset: Dataset, column: str) -> Dataset:

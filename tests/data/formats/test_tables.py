@@ -2,6 +2,10 @@
 
 import pytest
 
+from modeling_a2mim.arguments.data import ClassificationArguments
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.tasks.classification.labelled_images import LabelledImages
+
 from ...image_files import numbers, write_images
 
 
@@ -29,3 +33,52 @@ def test_tables(tmp_path, monkeypatch, streaming):
         (tmp_path / "none.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             numbers(dataset_name=["none.csv"], streaming=streaming)
+
+
+def loaded(path, labels, **given):
+    """What labels of a table become."""
+    write_images(path.parent, [f"{n}.png" for n in range(len(labels))])
+    name = "file_name" if path.stem == "metadata" else "file"
+    path.write_text(f"{name},label\n" + "".join(f"{n}.png,{label}\n" for n, label in enumerate(labels)))
+    return LabelledImages.load(
+        ClassificationArguments(train_dir=[str(path.parent if path.stem == "metadata" else path)], **given), None
+    )
+
+
+@pytest.mark.parametrize("table", ["a.csv", "metadata.csv"])
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        (["01", "1", "001", "1", "-1"], {"001": 1, "01": 1, "1": 2}, "'001' and '01' are the same number"),
+        (["01", "02", "02"], {"01": 1, "02": 2}, ""),
+        (["1e3", "1000", "1000.0"], {"1000": 1, "1000.0": 1, "1e3": 1}, "'1000' and '1000.0' are the same"),
+        (["9007199254740993", "9007199254740992", ""], {"9007199254740992": 1, "9007199254740993": 1}, "same number"),
+        (["TRUE", "true", "False"], {"False": 1, "TRUE": 1, "true": 1}, "'TRUE' and 'true' are the same"),
+        (["1.0", "2.0", "", "NA", "-1.0"], {"1": 1, "2": 1}, ""),
+        (["3", " 3", "nan", "4"], {"3": 2, "4": 1}, ""),
+        (["True", "False"], {"False": 1, "True": 1}, ""),
+    ],
+    ids=["codes", "zeros", "floats", "large", "truth", "gaps", "blanks", "booleans"],
+)
+def test_numbers_that_are_names(tmp_path, caplog, table, labels, classes, said):
+    found = loaded(tmp_path / table, labels)
+    assert dict(zip(found.names, found.counts(found.train), strict=True)) == classes
+    assert ("is kept as text" in caplog.text) == bool(said)
+    assert said in caplog.text
+
+
+def test_numbers_to_predict_stay_numbers(tmp_path):
+    for labels in (["1.5", "-1", "007", "2"], ["007", "7.0", "1e1", "-1"], ["1.0", "1", "2", "3"]):
+        found = loaded(tmp_path / "a.csv", labels, problem_type="regression")
+        assert found.train["label"][:] == [float(label) for label in labels]
+    path = tmp_path / "b.csv"
+    path.write_text("file,weight\n0.png,01\n1.png,1\n")
+    found = LabelledImages.load(ClassificationArguments(train_dir=[str(path)], problem_type="regression"), None)
+    assert (found.column, found.train["weight"][:]) == ("weight", [1, 1])
+
+
+def test_tables_of_one_source_have_the_same_columns(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png"])
+    for name, labels in (("a.csv", ["01", "02"]), ("b.csv", ["10", "11"])):
+        (tmp_path / name).write_text("file,label\n" + "".join(f"{n}.png,{own}\n" for n, own in enumerate(labels)))
+    assert load_images(str(tmp_path / "[ab].csv"))["label"][:] == ["01", "02", "10", "11"]
