@@ -1,5 +1,6 @@
 """CSV and JSON files that name images: paths relative to the table, or URLs."""
 
+import logging
 import os
 import posixpath
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from ..sources import fingerprint_of
 from .cache import as_data_files
 from .csv_texts import keep_texts
 
+
+logger = logging.getLogger("a2mim")
 
 PATHS = (
     *("image", "img", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path"),
@@ -55,7 +58,31 @@ def load_table(
         parts.append(_with_images(rows, column, file))
         if parts[-1].features != parts[0].features:
             raise ValueError(f"{name}: {file} has other columns than {files[0]}; name one of them, or make them alike")
+        _tell_repeated(parts[-1], column, file)
     return datasets.concatenate_datasets(parts)
+
+
+def _tell_repeated(rows: Dataset, column: str, file: str):
+    """Warn of rows that name an image again, and of those that say other things of it."""
+    found = [image["path"] for image in rows.data[column].to_pylist()]
+    paths = [path if path is None or is_remote(path) else os.path.normpath(path) for path in found]
+    first: dict[str, int] = {}
+    again = [(first[path], row) for row, path in enumerate(paths) if path and first.setdefault(path, row) != row]
+    if not again:
+        return
+    others = {name: rows.data[name].to_pylist() for name in rows.column_names if name != column}
+    differing = {
+        row: (name, cells[before], cells[row])
+        for name, cells in reversed(others.items())
+        for before, row in again
+        if cells[before] != cells[row]
+    }
+    more = ""
+    if differing:
+        row = min(differing)
+        name, one, other = differing[row]
+        more = f"; {len(differing):,} of them differ in the rest, such as {paths[row]}: {name} {one!r} and {other!r}"
+    logger.warning("%s: %s rows name an image again, such as %s%s", file, f"{len(again):,}", paths[again[0][1]], more)
 
 
 def _separator(file: str) -> str:

@@ -82,3 +82,12 @@ def test_tables_of_one_source_have_the_same_columns(tmp_path):
     for name, labels in (("a.csv", ["01", "02"]), ("b.csv", ["10", "11"])):
         (tmp_path / name).write_text("file,label\n" + "".join(f"{n}.png,{own}\n" for n, own in enumerate(labels)))
     assert load_images(str(tmp_path / "[ab].csv"))["label"][:] == ["01", "02", "10", "11"]
+
+
+def test_rows_that_name_an_image_again(tmp_path, caplog):
+    loaded(tmp_path / "a.csv", ["x", "y", "x"])
+    assert "again" not in caplog.text
+    (tmp_path / "a.csv").write_text("file,label\n0.png,x\n1.png,y\n0.png,x\n./1.png,x\n1.png,x\n")
+    load_images(str(tmp_path / "a.csv"))
+    assert f"a.csv: 3 rows name an image again, such as {tmp_path}/0.png; 2 of them differ" in caplog.text
+    assert f"such as {tmp_path}/1.png: label 'y' and 'x'" in caplog.text
