@@ -71,8 +71,9 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URL, also one chained by "::" as fsspec's are; names of files may have such signs, too."""
-    return ("://" in path or "::" in path) and not os.path.isabs(path)
+    """Whether it is a URL, also one chained by "::" as fsspec's are. Names of files may have such signs, too: what is
+    here is no URL."""
+    return ("://" in path or "::" in path) and not os.path.isabs(path) and not os.path.lexists(path)
 
 
 def relative_name(path: str, folders: Sequence[str]) -> str:

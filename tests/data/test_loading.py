@@ -43,6 +43,13 @@ def test_parquet_file_folder_and_saved_dataset(folder, tmp_path):
         load_images(tmp_path / "both", "val")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_whose_names_look_like_urls(tmp_path, monkeypatch, streaming):
+    write_images(tmp_path / "data", ["a::b.png", "http:__c.png", "file:/d.png"])
+    monkeypatch.chdir(tmp_path)
+    assert sorted(numbers(train_dir=["data"], streaming=streaming)) == [0, 1, 2]
+
+
 def test_bundled_sample():
     train, test = load_images(), load_images(split="test")
     assert (len(train), len(test)) == (10_000, 2_000)

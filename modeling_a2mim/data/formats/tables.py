@@ -125,10 +125,14 @@ def _with_images(rows: Dataset, column: str, file: str) -> Dataset:
 
 def _place(value: Any, folder: str, file: str) -> str | None:
     """Where an image lies that a table in `folder` names."""
-    if value is None or is_remote(value := str(value)):
+    if value is None:
+        return None
+    value, here = str(value), not is_remote(folder)
+    place = os.path.join(folder, os.path.expanduser(value))
+    if is_remote(value) and not (here and os.path.lexists(place)):
         return value
-    if not is_remote(folder):
-        return os.path.join(folder, os.path.expanduser(value))
+    if here:
+        return place
     inside = posixpath.normpath(value.replace("\\", "/"))
     if posixpath.isabs(inside) or inside.split("/")[0] == "..":
         raise ValueError(f"{file}: names {value}, a file outside of its folder, which is not read for remote data")

@@ -24,6 +24,9 @@ def test_tables(tmp_path, monkeypatch, streaming):
         path.write_text(text)
         given = {"dataset_name": [str(path)], "streaming": streaming}
         assert numbers(labels=True, **given) == (["cat", "dog"], [(0, 0), (2, 1)])
+    write_images(tmp_path / "data" / "images", ["0.png", "k::v.png"])
+    (tmp_path / "data" / "a.csv").write_text("path\nimages/0.png\nimages/k::v.png\n")
+    assert numbers(dataset_name=["data/a.csv"], streaming=streaming) == [0, 1]
     (tmp_path / "two.csv").write_text("left,right\ndata/images/0.png,data/images/1.png\n")
     two = {"dataset_name": ["two.csv"], "streaming": streaming}
     with pytest.raises(ValueError, match=r"^image_column_name: two.csv names images in left, right"):
