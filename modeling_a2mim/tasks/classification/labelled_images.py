@@ -1,6 +1,7 @@
 """Images with labels, to train a classifier on and to evaluate it on."""
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -220,8 +221,10 @@ def log_labels(
     shown = [name if counts is None else f"{name} {counts[i]:,}" for i, name in enumerate(names[:NAMED])]
     shown += [] if len(names) <= NAMED else [f"and {len(names) - NAMED:,} more"]
     logger.info("%s: %d classes by %s: %s", use, len(names), label_rule(dataset, column), ", ".join(shown))
-    plain = [" ".join(name.split()).casefold() for name in names]
+    plain = [unicodedata.normalize("NFC", " ".join(name.split()).casefold()) for name in names]
     counted = Counter(plain)
     if alike := [name for name, form in zip(names, plain, strict=True) if counted[form] > 1]:
         listed = ", ".join(map(repr, alike[:NAMED]))
-        logger.warning("%s: classes whose names differ in capitals or blanks alone: %s", use, listed)
+        logger.warning(
+            "%s: classes whose names differ in capitals, blanks or the coding of accents alone: %s", use, listed
+        )

@@ -72,9 +72,11 @@ def test_what_is_said_before_training(caplog):
 
 def test_classes_that_are_called_nearly_the_same(caplog):
     log_labels(labelled([1, 2]), "label", ["cat", " cat", "dog", "Dog", "dog  house"], None, "training")
-    assert caplog.messages == [
-        "training: classes whose names differ in capitals or blanks alone: 'cat', ' cat', 'dog', 'Dog'"
-    ]
+    alone = "training: classes whose names differ in capitals, blanks or the coding of accents alone"
+    assert caplog.messages == [f"{alone}: 'cat', ' cat', 'dog', 'Dog'"]
+    caplog.clear()
+    log_labels(labelled([1, 2]), "label", ["caf\u00e9", "cafe", "Cafe\u0301"], None, "training")
+    assert caplog.messages == [f"{alone}: 'caf\u00e9', 'Cafe\u0301'"]
 
 
 def test_provenance():
