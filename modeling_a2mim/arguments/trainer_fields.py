@@ -48,6 +48,12 @@ REFUSED = {
     "label_names": "the trainer of each task knows its labels",
 }
 
+# Of these, what does nothing or fails in a trainer that is made in Python as well.
+NOT_FOR_IMAGES = (
+    *("optim_target_modules", "use_liger_kernel", "neftune_noise_alpha", "include_num_input_tokens_seen"),
+    "parallelism_config",
+)
+
 # What they are for is not done here.
 WITHOUT_MEANING = {
     "average_tokens_across_devices": "a loss is a mean over images",
@@ -110,20 +116,32 @@ def check_fields(args: TrainingArguments):
         ValueError: naming the field.
     """
     check_loading(args)
-    _check(args, REFUSED)
+    refuse(args, REFUSED)
+    check_for_images(args)
+    if not hasattr(args, "bce_loss"):
+        check_without_labels(args)
+
+
+def check_for_images(args: TrainingArguments):
+    """Refuse what has no meaning for a trainer of images, made by a command or not. Raises as `check_fields`."""
+    refuse(args, NOT_FOR_IMAGES)
     if any(str(getattr(option, "value", option)) == "underflow_overflow" for option in args.debug):
         raise ValueError("debug: underflow_overflow cannot look at masks, which are no floating-point numbers")
     optim = str(getattr(args.optim, "value", args.optim))
     if any(family in optim for family in FOR_LANGUAGE_MODELS):
         raise ValueError(f"optim: {optim} chooses parameters of language models by itself; give another")
-    if args.label_smoothing_factor and not hasattr(args, "bce_loss"):
+
+
+def check_without_labels(args: TrainingArguments):
+    """Refuse what needs one label for each image. Raises as `check_fields`."""
+    if args.label_smoothing_factor:
         raise ValueError("label_smoothing_factor: is for classification, which has one label for each image")
 
 
 def check_loading(args: TrainingArguments):
     """Refuse what would change how images of this package's data sets are loaded, and does not. Raises as
     `check_fields`."""
-    _check(args, ("train_sampling_strategy", "dataloader_in_order"))
+    refuse(args, ("train_sampling_strategy", "dataloader_in_order"))
     config = args.accelerator_config
     usual = type(config)() if config is not None else None
     for name in REFUSED_OF_ACCELERATOR if config is not None else ():
@@ -134,7 +152,8 @@ def check_loading(args: TrainingArguments):
             )
 
 
-def _check(args: TrainingArguments, names: Collection[str]):
+def refuse(args: TrainingArguments, names: Collection[str]):
+    """Refuse other values than the default of fields in `REFUSED`. Raises as `check_fields`."""
     defaults = {f.name: f.default for f in fields(args)}
     for name in names:
         if getattr(args, name) != defaults[name]:

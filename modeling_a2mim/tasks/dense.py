@@ -30,6 +30,7 @@ class DenseTrainer(EncoderTrainer):
     eval_dataset: ImageSamples | None
     processing_class: BaseImageProcessor
     arguments_class = DenseTrainingArguments
+    classifies = False
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, default_data_collator
 
+from ..arguments.trainer_fields import check_for_images, check_without_labels
 from ..arguments.training import A2MIMTrainingArguments, data_seed, with_values
 from ..data.dataset import REPORT, ImageSamples, collate
 from ..export.record import dataset_length, mean_loss
@@ -79,8 +80,11 @@ class EncoderTrainer(PublishingTrainer):
         for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
             if self.pop_callback(usual):
                 self.add_callback(readable)
+        check_for_images(args)
         if picture_samples:
             self.add_callback(self.figure_callback(default_data_collator(picture_samples), picture_names))
+        if not self.classifies:
+            check_without_labels(self.args)
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args = with_length(self.args, images)
         if self.args.early_stopping_patience is not None:
@@ -112,6 +116,11 @@ class EncoderTrainer(PublishingTrainer):
             )
         phase = FrozenStart(find_core(self.unwrapped()).encoder)
         self.add_callback(phase)
+    @property
+    def classifies(self) -> bool:
+        """Whether each image has one label."""
+        return not self.reconstructs
+
         return phase
 
     # Data

@@ -9,6 +9,7 @@ import torch
 from transformers import EvalPrediction
 
 from ..arguments.data import steps_or_auto
+from ..arguments.trainer_fields import refuse
 from ..data.monitor import MonitorImages
 from ..data.sources import RowSource
 from ..data.transforms import PreTrainTransform
@@ -81,7 +82,9 @@ class A2MIMTrainer(EncoderTrainer):
         self._pixels: torch.Tensor | None = None
         if self.reconstructs:
             self.can_return_loss = True  # from pixels alone
-            self.compute_metrics = self.compute_metrics or _reconstruction_metrics
+            if self.compute_metrics is None:
+                refuse(self.args, ("batch_eval_metrics", "eval_do_concat_batches"))
+                self.compute_metrics = _reconstruction_metrics
 
     @property
     def reconstructs(self) -> bool:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.arguments.trainer_fields import without_effect
@@ -37,6 +38,22 @@ def test_the_rate_that_is_logged_is_the_one_that_was_given(tmp_path, monkeypatch
     trainer.train()
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("neftune_noise_alpha", 5.0, TrainingArguments),
+        ("use_liger_kernel", True, TrainingArguments),
+        ("optim", "adalomo", A2MIMTrainingArguments),
+        ("label_smoothing_factor", 0.1, TrainingArguments),
+        ("batch_eval_metrics", True, TrainingArguments),
+    ],
+)
+def test_what_is_not_for_images_is_refused_in_python(tmp_path, name, value, kind):
+    args = kind(output_dir=str(tmp_path), use_cpu=True, report_to="none", **{name: value})
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        A2MIMTrainer(A2MIMForPreTraining(A2MIMConfig(**CONFIG)), args)
 
 
 @pytest.mark.parametrize(
