@@ -72,7 +72,8 @@ REFUSED_OF_ACCELERATOR = ("split_batches", "dispatch_batches", "even_batches", "
 FOR_LANGUAGE_MODELS = ("galore", "apollo", "lomo")  # families of optimisers
 FOR_REPORTS = ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 FOR_THE_HUB = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision")
-FOR_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+BETAS = ("adam_beta1", "adam_beta2")
+FOR_ADAM = (*BETAS, "adam_epsilon")
 # Of the arguments of a command, those that only training heeds.
 FOR_TRAINING = (
     *("learning_rate", "base_learning_rate", "total_train_batch_size", "batch_scaling", "learning_rate_scaling"),
@@ -189,6 +190,18 @@ def idle_arguments(given: Collection[str], values: dict) -> Iterator[str]:
             yield f"{name} has no effect beside --{other}"
 
 
+def _optimizer_has(args: A2MIMTrainingArguments) -> tuple[bool, bool]:
+    """Whether the optimiser takes the two betas of the arguments, and whether their epsilon."""
+    name = args.optimizer_name
+    if args.timm_optim is not None:
+        from timm.optim import get_optimizer_info  # takes seconds, without which --help is there at once
+
+        info = get_optimizer_info(name)
+        return info.has_betas, info.has_eps
+    both = ("adam" in name or "ademamix" in name) and name != "grokadamw"
+    return both or "lion" in name, both
+
+
 def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], bool, str]]:
     """Fields, whether they have an effect, and what they need for it."""
     best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
@@ -204,11 +217,8 @@ def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], boo
         (("metric_for_best_model", "greater_is_better"), best or plateau, "--load_best_model_at_end True"),
         (FOR_REPORTS, bool(args.report_to), "--report_to"),
         (FOR_THE_HUB, args.push_to_hub, "--push_to_hub"),
-        (
-            FOR_ADAM,
-            args.optimizes_like_adam or args.timm_optim is not None,
-            "an optimiser that has them (--optim)",
-        ),
+        (BETAS, _optimizer_has(args)[0], "an optimiser that has them (--optim)"),
+        (("adam_epsilon",), _optimizer_has(args)[1], "an optimiser that has it (--optim)"),
         (("gradient_checkpointing_kwargs",), bool(args.gradient_checkpointing), "--gradient_checkpointing"),
         (
             ("activation_checkpointing_kwargs",),

@@ -80,7 +80,10 @@ def test_what_does_nothing_is_said(tmp_path):
     assert said("eval_steps", eval_steps=4) == ["eval_steps has no effect without --eval_strategy steps"]
     assert said("eval_steps", eval_steps=4, eval_strategy="steps") == []
     assert said("adam_beta1", optim="sgd") == ["adam_beta1 has no effect without an optimiser that has them (--optim)"]
-    assert said("adam_beta1", optim="lamb") == said("adam_beta1") == []
+    adam = ("adam_beta1", "adam_epsilon")
+    for optim, idle in (("lamb", ()), ("lars", adam[:1]), ("momentum", adam), ("lion", adam[1:]), ("rmsprop", adam)):
+        assert [line.split()[0] for line in said(*adam, optim=optim)] == list(idle), optim
+    assert said("adam_beta1", optim="adamw_torch") == said(*adam) == []
     assert said("num_train_epochs", num_train_epochs=3, max_steps=2) == [
         "num_train_epochs has no effect without leaving out --max_steps, which counts"
     ]
