@@ -25,7 +25,13 @@ from .checkpoints import newest_first
 from .divergence import Diverged, check_weights, likely_causes, persists
 from .frozen_start import FrozenStart
 from .length import logging_steps, with_length
-from .optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
+from .optimization import (
+    check_schedule,
+    milestone_schedule,
+    parameter_groups,
+    timm_optimizer,
+    transformers_optimizer,
+)
 from .publishing import PublishingTrainer
 from .raw_data import as_samples, collate_samples
 from .resuming import run_settings
@@ -309,8 +315,7 @@ class EncoderTrainer(PublishingTrainer):
             if self.args.timm_optim is not None:
                 self.optimizer = timm_optimizer(groups, self.args)
             else:
-                optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, module)
-                self.optimizer = optimizer_cls(groups, **options)
+                self.optimizer = transformers_optimizer(groups, self.args, self.get_optimizer_cls_and_kwargs)
         return self.optimizer
 
     def parameter_groups(self, model) -> list[dict]:

@@ -1,12 +1,16 @@
 """Which parameters are decayed, how fast each layer learns, and how that changes; optimisers and layers are timm's."""
 
 import ast
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.optim import (
     create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
@@ -89,23 +93,75 @@ def timm_optimizer(groups: list[dict], args: A2MIMTrainingArguments) -> torch.op
     and eps are timm's, where `args.adam_beta1`, `adam_beta2` and `adam_epsilon` are transformers' defaults.
 
     Raises:
-        ValueError: naming `optim_args`, if it takes no such arguments.
+        ValueError: naming `optim_args`, if it takes no such arguments, or `adam_beta1`, if it has not two betas.
     """
     options: dict[str, Any] = {"lr": args.learning_rate}
+    info = get_optimizer_info(args.timm_optim)
     if (args.adam_beta1, args.adam_beta2) != (TrainingArguments.adam_beta1, TrainingArguments.adam_beta2):
+        if info.has_betas and info.num_betas != 2:
+            raise ValueError(f"adam_beta1: timm's {args.timm_optim} has {info.num_betas} betas; leave it out")
         options["betas"] = (args.adam_beta1, args.adam_beta2)
     if args.adam_epsilon != TrainingArguments.adam_epsilon:
         options["eps"] = args.adam_epsilon
-    for pair in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
-        name, _, value = pair.partition("=")
+    for name, text in _optim_args(args).items():
         try:
-            options[name] = ast.literal_eval(value)
+            options[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             raise ValueError(f"optim_args: expected key=number,key=number, got {args.optim_args!r}") from None
+        # timm drops some that the optimiser has not, and has others itself, for models and not for groups.
+        if name not in inspect.signature(get_optimizer_class(args.timm_optim, bind_defaults=False)).parameters:
+            raise ValueError(f"optim_args: timm's {args.timm_optim} does not take '{name}={text}'; leave it out")
     try:
         return create_optimizer_v2(groups, args.timm_optim, weight_decay=0.0, **options)
     except TypeError as error:
         raise ValueError(f"optim_args: timm's {args.timm_optim} does not take {args.optim_args!r}: {error}") from error
+
+
+def transformers_optimizer(
+    groups: list[dict], args: A2MIMTrainingArguments, find: Callable[[TrainingArguments], tuple[Any, dict[str, Any]]]
+) -> torch.optim.Optimizer:
+    """The optimiser of transformers that `args.optim` names.
+
+    Args:
+        find: gives its class and arguments, as `Trainer.get_optimizer_cls_and_kwargs`.
+
+    Raises:
+        ValueError: naming `optim_args`, if transformers does not hand them on to it.
+    """
+    given = _optim_args(args)
+    kind, options = find(args)
+    optimizer = kind(groups, **options)
+    known = {**optimizer.defaults, **options}
+    known |= {f"beta{i}": beta for i, beta in enumerate(known.get("betas") or (), 1)}
+    for name, text in given.items():
+        if name not in known or not _same(known[name], text):
+            raise ValueError(
+                f"optim_args: {name}={text} has no effect on transformers' {args.optimizer_name}; leave it out, or "
+                "give an optimiser of timm (--optim adamw, ...), which takes all of its own"
+            )
+    return optimizer
+
+
+def _optim_args(args: A2MIMTrainingArguments) -> dict[str, str]:
+    """`args.optim_args` by their names. Raises ValueError naming it."""
+    found = {}
+    for pair in filter(None, (args.optim_args or "").replace(" ", "").split(",")):
+        name, _, found[name] = pair.partition("=")
+        if not found[name]:
+            raise ValueError(f"optim_args: expected key=number,key=number, got {args.optim_args!r}")
+        if name in ("lr", "weight_decay"):
+            flag = "learning_rate" if name == "lr" else name
+            raise ValueError(f"optim_args: {name} is that of each group of parameters; give --{flag} instead")
+    return found
+
+
+def _same(value: Any, text: str) -> bool:
+    """Whether a value is what a text says."""
+    text = {"true": "1", "yes": "1", "false": "0", "no": "0"}.get(text.lower(), text)
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return str(value).removeprefix("torch.") == text
 
 
 def check_schedule(scheduler, args: A2MIMTrainingArguments, steps: int) -> list[str]:

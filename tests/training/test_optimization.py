@@ -5,13 +5,19 @@ import re
 import pytest
 import torch
 from torch import nn
-from transformers import SchedulerType, get_scheduler
+from transformers import SchedulerType, Trainer, get_scheduler
 
 from modeling_a2mim import A2MIMBackbone, A2MIMConfig, A2MIMForImageClassification
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
 from modeling_a2mim.encoders.meta import NoValues
 from modeling_a2mim.encoders.plan import classifier_parameters
-from modeling_a2mim.training.optimization import check_schedule, milestone_schedule, parameter_groups, timm_optimizer
+from modeling_a2mim.training.optimization import (
+    check_schedule,
+    milestone_schedule,
+    parameter_groups,
+    timm_optimizer,
+    transformers_optimizer,
+)
 
 
 def classifier(architecture, **model_args):
@@ -116,8 +122,46 @@ def test_optimisers_of_timm(tmp_path):
     assert (other.param_groups[0]["eps"], other.param_groups[0]["max_grad_norm"]) == (1e-4, 0.2)
     with pytest.raises(ValueError, match="^optim_args: timm's lamb does not take 'nonsense=1'"):
         timm_optimizer(groups(), args(tmp_path, optim="lamb", optim_args="nonsense=1"))
-    with pytest.raises(ValueError, match="^optim_args: expected key=number"):
-        timm_optimizer(groups(), args(tmp_path, optim="lamb", optim_args="momentum"))
+    for wrong in ("momentum", "betas=(0.9,0.99)"):
+        with pytest.raises(ValueError, match="^optim_args: expected key=number"):
+            timm_optimizer(groups(), args(tmp_path, optim="lamb", optim_args=wrong))
+    # What timm itself would leave out without a word.
+    for name, given in (("lion", "eps=1e-3"), ("adamw", "momentum=0.5"), ("momentum", "layer_decay=0.5")):
+        with pytest.raises(ValueError, match=f"^optim_args: timm's {name} does not take '{given}'"):
+            timm_optimizer(groups(), args(tmp_path, optim=name, optim_args=given))
+    with pytest.raises(ValueError, match="^adam_beta1: timm's adan has 3 betas"):
+        timm_optimizer(groups(), args(tmp_path, optim="adan", adam_beta1=0.7))
+
+
+@pytest.mark.parametrize(
+    ("optim", "given", "key", "value"),
+    [
+        ("sgd", "momentum=0.9, nesterov=True", "nesterov", True),
+        ("sgd", "momentum=0.9,foo=3", "foo", None),
+        ("sgd", "weight_decay=0.3", "weight_decay", None),
+        ("adafactor", "scale_parameter=False", "scale_parameter", False),
+        ("adafactor", "scale_parameter=True", "scale_parameter", None),
+        ("adamw_torch_fused", "amsgrad=True", "amsgrad", None),
+        ("adamw_torch", "foreach=False", "foreach", None),
+        ("adamw_torch", "eps=1e-3", "eps", None),
+        ("adamw_torch", "beta1=0.9", "betas", (0.9, 0.999)),
+        ("rmsprop", "alpha=0.5,centered=yes", "alpha", 0.5),
+        ("rmsprop", "alpha", "key=number", None),
+    ],
+)
+def test_options_of_optimisers_of_transformers(tmp_path, optim, given, key, value):
+    """Those that transformers does not hand on are refused (`value` is None)."""
+    options = args(tmp_path, optim=optim, optim_args=given)
+    groups = [{"params": [nn.Parameter(torch.ones(3, 3))], "weight_decay": 0.02}]
+
+    def make():
+        return transformers_optimizer(groups, options, Trainer.get_optimizer_cls_and_kwargs)
+
+    if value is not None:
+        assert make().param_groups[0][key] == value
+        return
+    with pytest.raises(ValueError, match=f"^optim_args: .*{key}"):
+        make()
 
 
 def test_milestones(tmp_path):
