@@ -208,13 +208,13 @@ class A2MIMTrainingArguments(TrainingArguments):
 
     @property
     def optimizer_name(self) -> str:
-        """The optimiser as `--optim` names it: one of timm or of transformers."""
+        """The optimiser as `--optim` names it, one of timm or of transformers, or the class of one that was given."""
         return self.timm_optim or str(getattr(self.optim, "value", self.optim))
 
     @property
     def optimizes_like_adam(self) -> bool:
         """Whether the optimiser is of the family that the usual rates were measured with."""
-        return "adam" in self.optimizer_name
+        return "adam" in self.optimizer_name.lower()
 
     @property
     def warms_up(self) -> bool:

@@ -37,8 +37,9 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     """How the model was made, a row for each fact: (name, value), `None` for what is not recorded."""
     if "steps" not in record:
         return [("training", record.get("origin"))]
-    optimizer = f"{record['optimizer']}, betas {record['adam_betas']}, weight decay {record['weight_decay']:g}"
-    schedule = f"{record['learning_rate']:g}, {record['lr_scheduler_type']}, {record['warmup_steps']} steps of warm-up"
+    schedule = f"{record['learning_rate']:g}, {record['lr_scheduler_type']}"
+    if record["warmup_steps"] is not None:
+        schedule += f", {record['warmup_steps']} steps of warm-up"
     seeds = f"{record['seed']}, of the data {record['data_seed']}"
     facts = [
         ("task", record.get("task")),
@@ -57,7 +58,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("class weights", ", ".join(f"{name} {w:.4g}" for name, w in (record.get("class_weights") or {}).items())),
         ("exported weights", _best(record.get("best"))),
         ("crops", "" if record["crop_scale"] is None else f"{record['crop_scale']} of the area"),
-        ("optimiser", f"{optimizer}, gradients clipped at {record['max_grad_norm']:g}"),
+        ("optimiser", f"{_optimizer(record)}, gradients clipped at {record['max_grad_norm']:g}"),
         ("learning rate", schedule),
         ("resumed with other settings", _resumed(record.get("resumed") or [])),
         ("precision", record["precision"]),
@@ -68,6 +69,14 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
     if record["log"]:
         facts.append(("last loss", f"{record['log'][-1]['loss']:.4f} at step {record['log'][-1]['step']:,}"))
     return [(name, value) for name, value in facts if value != ""]
+
+
+def _optimizer(record: dict) -> str:
+    """The optimiser with the betas and the momentum that it has."""
+    words = [record["optimizer"]]
+    words += [f"betas {record['adam_betas']}"] if record.get("adam_betas") else []
+    words += [f"momentum {record['momentum']:g}"] if record.get("momentum") is not None else []
+    return ", ".join([*words, f"weight decay {record['weight_decay']:g}"])
 
 
 def _start(record: dict) -> tuple[str, str]:

@@ -112,6 +112,23 @@ def dataset_length(dataset) -> int | None:
     return len(dataset) if counted else None
 
 
+def _momenta(optimizer) -> dict:
+    """The betas and the momentum that an optimiser has; its betas are `None` where it has none, or was never made."""
+    group: dict = next(iter(getattr(optimizer, "param_groups", None) or ()), {})
+    betas, momentum = group.get("betas"), group.get("momentum")
+    return {
+        "adam_betas": None if betas is None else [float(beta) for beta in betas],
+        **({} if momentum is None else {"momentum": float(momentum)}),
+    }
+
+
+def _schedule(args) -> str:
+    """What the learning rate follows, in words."""
+    if args.lr_milestones:
+        return f"times {args.lr_gamma:g} at {args.lr_milestones}"
+    return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+
+
 def describe_run(trainer, provenance: dict) -> dict:
     """The record of a trainer's run so far.
 
@@ -123,6 +140,7 @@ def describe_run(trainer, provenance: dict) -> dict:
     """
     args, state, resumption, dtype = trainer.args, trainer.state, trainer.resumption, trainer.model.dtype
     training = [entry for entry in state.log_history if finite(entry.get("loss")) is not None]
+    scheduled = state.max_steps - resumption.schedule_start
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     record = {
         **provenance,
@@ -135,11 +153,11 @@ def describe_run(trainer, provenance: dict) -> dict:
         "processes": args.world_size,
         "optimizer": args.optimizer_name,
         "learning_rate": args.learning_rate,
-        "adam_betas": [args.adam_beta1, args.adam_beta2],
+        **_momenta(trainer.optimizer),
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
-        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "warmup_steps": args.get_warmup_steps(state.max_steps - resumption.schedule_start),
+        "lr_scheduler_type": _schedule(args),
+        "warmup_steps": None if trainer.own_schedule else args.get_warmup_steps(scheduled),
         "crop_scale": None if scale is None else list(scale),
         "regularisation": regularisation(args),
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else str(dtype).removeprefix("torch."),

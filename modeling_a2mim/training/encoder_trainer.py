@@ -27,10 +27,12 @@ from .frozen_start import FrozenStart
 from .length import logging_steps, with_length
 from .optimization import (
     check_schedule,
+    largest_rates,
     milestone_schedule,
     parameter_groups,
     timm_optimizer,
     transformers_optimizer,
+    with_optimizer,
 )
 from .publishing import PublishingTrainer
 from .raw_data import as_samples, collate_samples
@@ -49,8 +51,12 @@ class EncoderTrainer(PublishingTrainer):
         flags: the command line's arguments of model and data (`resuming.flags`), to be compared when the run resumes.
         pretraining_model, provenance: see `PublishingTrainer`.
 
+    An optimiser of `optimizer_cls_and_kwargs` gets the same groups of parameters as one of the arguments.
     `args` may be transformers' own TrainingArguments, which keep their values. Images to train and evaluate on may be
     rows of `datasets` with a column of images (and of labels, for a classifier), or samples with `pixel_values`.
+
+    Attributes:
+        own_schedule: whether a schedule was given, with `optimizers`, in place of that of `args`.
 
     Raises:
         ValueError: naming the argument that cannot be used, and what to give instead.
@@ -73,12 +79,17 @@ class EncoderTrainer(PublishingTrainer):
         **kwargs,
     ):
         args = with_values(self.arguments_class.from_plain(args))  # its own, of which the length is chosen here
+        check_for_images(args)
         data_collator = self.default_collator if data_collator is None else data_collator
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, *further, **kwargs)
         self._check_precision()
+        if not self.classifies:
+            check_without_labels(self.args)
         self.train_dataset = self._samples(self.train_dataset, "train_dataset")
         self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
         self.flags = flags
+        self.own_schedule = self.lr_scheduler is not None
+        self._take_given()
         self.pace = PaceCallback()
         self.frozen_start = self._frozen_start()
         for callback in (OverwriteCallback, MetricsCallback, self.pace):
@@ -86,11 +97,8 @@ class EncoderTrainer(PublishingTrainer):
         for usual, readable in ((ProgressCallback, ReadableProgress), (PrinterCallback, ReadablePrinter)):
             if self.pop_callback(usual):
                 self.add_callback(readable)
-        check_for_images(args)
         if picture_samples:
             self.add_callback(self.figure_callback(default_data_collator(picture_samples), picture_names))
-        if not self.classifies:
-            check_without_labels(self.args)
         if (images := dataset_length(self.train_dataset)) is not None:
             self.args = with_length(self.args, images)
         if self.args.early_stopping_patience is not None:
@@ -100,6 +108,11 @@ class EncoderTrainer(PublishingTrainer):
     def reconstructs(self) -> bool:
         """Whether the model is one for pre-training."""
         return False
+
+    @property
+    def classifies(self) -> bool:
+        """Whether each image has one label."""
+        return not self.reconstructs
 
     def figure_callback(self, batch: dict[str, torch.Tensor], names: list[str] | None) -> TrainerCallback:
         """The callback that draws `picture_samples`, given as a batch."""
@@ -122,11 +135,6 @@ class EncoderTrainer(PublishingTrainer):
             )
         phase = FrozenStart(find_core(self.unwrapped()).encoder)
         self.add_callback(phase)
-    @property
-    def classifies(self) -> bool:
-        """Whether each image has one label."""
-        return not self.reconstructs
-
         return phase
 
     # Data
@@ -312,7 +320,10 @@ class EncoderTrainer(PublishingTrainer):
         if self.optimizer is None:
             module = self.model if model is None else model
             groups = self.parameter_groups(module)
-            if self.args.timm_optim is not None:
+            if self.optimizer_cls_and_kwargs is not None:
+                kind, options = self.optimizer_cls_and_kwargs
+                self.optimizer = kind(groups, **{"lr": self.args.learning_rate, **options})
+            elif self.args.timm_optim is not None:
                 self.optimizer = timm_optimizer(groups, self.args)
             else:
                 self.optimizer = transformers_optimizer(groups, self.args, self.get_optimizer_cls_and_kwargs)
@@ -326,6 +337,15 @@ class EncoderTrainer(PublishingTrainer):
         layers = args.layer_decay, args.layer_decay_layers
         return parameter_groups(model, args.learning_rate, args.weight_decay, scale, *layers)
 
+    def _take_given(self):
+        """Have the arguments say what was given in place of their optimiser and schedule, so that the record does."""
+        if self.optimizer is not None:
+            self.args = with_optimizer(self.args, type(self.optimizer), largest_rates(self.optimizer))
+        elif self.optimizer_cls_and_kwargs is not None:
+            self.args = with_optimizer(self.args, *self.optimizer_cls_and_kwargs)
+        if self.own_schedule:
+            self.args = with_values(self.args, lr_scheduler_type=type(self.lr_scheduler).__name__, lr_milestones=None)
+
     def own_scheduler(self, optimizer, steps):
         return milestone_schedule(optimizer, self.args, steps) if self.args.lr_milestones else None
 
@@ -338,6 +358,8 @@ class EncoderTrainer(PublishingTrainer):
             raise ValueError(
                 f"lr_scheduler_kwargs: the schedule {name} cannot be made with {given}: {error}"
             ) from error
+        if self.own_schedule:  # which knows no warm-up of the arguments
+            return scheduler
         found = check_schedule(scheduler, self.args, self.scheduled_steps(num_training_steps))
         for line in found if self.args.should_log else ():
             logger.warning("%s", line)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
-from ..arguments.training import A2MIMTrainingArguments
+from ..arguments.training import A2MIMTrainingArguments, with_values
 from ..modeling_a2mim import find_core
 
 
@@ -162,6 +162,36 @@ def _same(value: Any, text: str) -> bool:
         return float(value) == float(text)
     except (TypeError, ValueError):
         return str(value).removeprefix("torch.") == text
+
+
+def with_optimizer(args: A2MIMTrainingArguments, kind: Any, options: dict[str, Any]) -> A2MIMTrainingArguments:
+    """The arguments as those of an optimiser that was given in place of theirs.
+
+    Args:
+        kind, options: its class and its arguments, as `Trainer` takes them; of these `lr` and `weight_decay` count.
+
+    Raises:
+        ValueError: naming `optimizer_cls_and_kwargs`, if it is no class of an optimiser, or has no learning rate; or
+            `optim_args`, which are for the optimiser of the arguments.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer_cls_and_kwargs: expected a class of torch.optim.Optimizer, got {kind!r}")
+    if options.get("lr", args.learning_rate) is None:
+        raise ValueError("optimizer_cls_and_kwargs: expected a learning rate (lr), to which layers and token relate")
+    if args.optim_args:
+        raise ValueError(f"optim_args: are not for the {kind.__name__} that is given; leave them out")
+    named = {"learning_rate": "lr", "weight_decay": "weight_decay"}
+    values = {flag: float(options[name]) for flag, name in named.items() if name in options}
+    return with_values(args, optim=kind.__name__, timm_optim=None, **values)
+
+
+def largest_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`lr` and `weight_decay` of an optimiser, of its groups the largest."""
+    groups = optimizer.param_groups
+    return {
+        "lr": max(float(group.get("initial_lr", group["lr"])) for group in groups),
+        "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
+    }
 
 
 def check_schedule(scheduler, args: A2MIMTrainingArguments, steps: int) -> list[str]:

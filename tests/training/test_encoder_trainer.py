@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from modeling_a2mim import A2MIMConfig, A2MIMForImageClassification, A2MIMForPreTraining
 from modeling_a2mim.arguments.trainer_fields import without_effect
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments
+from modeling_a2mim.export.card_tables import run_facts
 from modeling_a2mim.export.record import describe_run
 from modeling_a2mim.training.optimization import parameter_groups
 from modeling_a2mim.training.trainer import A2MIMTrainer
@@ -38,6 +39,73 @@ def test_the_rate_that_is_logged_is_the_one_that_was_given(tmp_path, monkeypatch
     trainer.train()
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)])
+
+
+def own_optimizer(folder, given, **kwargs):
+    """A trainer with what the user gave for a model, after two steps, and its record."""
+    torch.manual_seed(0)
+    model = A2MIMForPreTraining(A2MIMConfig(**CONFIG))
+    args = A2MIMTrainingArguments(
+        output_dir=str(folder), max_steps=2, use_cpu=True, disable_tqdm=True, save_strategy="no", warmup_steps=0,
+        per_device_train_batch_size=4, reconstruction_steps=0, **kwargs,
+    )  # fmt: skip
+    samples = [{"pixel_values": torch.rand(1, 32, 32)} for _ in range(8)]
+    trainer = A2MIMTrainer(model, args, train_dataset=samples, **given(model))
+    trainer.train()
+    return trainer, trainer.record()
+
+
+def test_an_optimizer_class_is_used_with_the_groups(tmp_path):
+    settings = {"lr": 0.2, "momentum": 0.5, "weight_decay": 0.3}
+    trainer, record = own_optimizer(tmp_path, lambda model: {"optimizer_cls_and_kwargs": (torch.optim.SGD, settings)})
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+    groups = trainer.optimizer.param_groups
+    assert {(round(g["initial_lr"], 9), g["weight_decay"], g["momentum"]) for g in groups} == {
+        (0.2, 0.3, 0.5),
+        (0.2, 0.0, 0.5),
+        (0.02, 0.0, 0.5),  # the mask token's
+    }
+    assert not trainer.args.optimizes_like_adam  # whose rate another optimiser's is not compared with
+    expected = {"optimizer": "SGD", "learning_rate": 0.2, "momentum": 0.5, "weight_decay": 0.3, "adam_betas": None}
+    assert expected.items() <= record.items()
+    assert record["lr_scheduler_type"] == "cosine"
+    no_class, no_rate = (lambda: None, {}), (torch.optim.SGD, {"lr": None})
+    for wrong, said in ((no_class, "expected a class"), (no_rate, "expected a learning rate")):
+        with pytest.raises(ValueError, match=f"^optimizer_cls_and_kwargs: .*{said}"):
+            own_optimizer(tmp_path, lambda model, wrong=wrong: {"optimizer_cls_and_kwargs": wrong})
+    with pytest.raises(ValueError, match="^optim_args: are not for the SGD"):
+        own_optimizer(tmp_path, lambda model: {"optimizer_cls_and_kwargs": (torch.optim.SGD, {})}, optim_args="a=1")
+
+
+def test_the_record_is_of_the_optimizer_that_was_given(tmp_path):
+    def given(model):
+        optimizer = torch.optim.RMSprop(model.parameters(), lr=0.0123, weight_decay=0.5)
+        return {"optimizers": (optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1))}
+
+    _, record = own_optimizer(tmp_path, given)
+    expected = {"optimizer": "RMSprop", "learning_rate": 0.0123, "weight_decay": 0.5, "momentum": 0.0}
+    expected |= {"adam_betas": None, "lr_scheduler_type": "StepLR", "warmup_steps": None}
+    assert expected.items() <= record.items()
+    facts = dict(run_facts(record))
+    assert facts["optimiser"] == "RMSprop, momentum 0, weight decay 0.5, gradients clipped at 5"
+    assert facts["learning rate"] == "0.0123, StepLR"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optim": "lion"}, "lion, betas [0.9, 0.99], weight decay 0.05"),
+        ({"optim": "sgd", "optim_args": "momentum=0.5"}, "sgd, momentum 0.5, weight decay 0.05"),
+        ({"adam_beta1": 0.8}, "adamw_torch_fused, betas [0.8, 0.999], weight decay 0.05"),
+        ({"optim": "adagrad", "lr_milestones": [0.5]}, "adagrad, weight decay 0.05"),
+    ],
+)
+def test_the_card_has_the_betas_that_the_optimizer_has(tmp_path, given, said):
+    _, record = own_optimizer(tmp_path, lambda model: {}, **given)
+    facts = dict(run_facts(record))
+    assert facts["optimiser"] == f"{said}, gradients clipped at 5"
+    schedule = "times 0.1 at [0.5]" if "lr_milestones" in given else "cosine"
+    assert f", {schedule}, 0 steps of warm-up" in facts["learning rate"]
 
 
 @pytest.mark.parametrize(

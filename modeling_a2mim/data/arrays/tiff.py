@@ -261,7 +261,7 @@ class TiffImage(ArrayImage):
         super().__init__("TIFF", (channels, *size), dtype, alpha=alpha)
         marks = {str(mark): mark for page in pages if (mark := _mark(page)) is not None}
         if len(marks) > 1:
-            raise BrokenImage(f"pages of different nodata ({', '.join(marks)}); they cannot be the channels of one image")
+            raise BrokenImage(f"pages of different nodata ({', '.join(marks)}); they cannot be channels of one image")
         self.nodata = next(iter(marks.values()), None)
 
     def read(self, box: Box | None = None) -> np.ndarray:
