@@ -101,10 +101,10 @@ class Group:
         if self.exact:
             levels = self._histograms(0)[0][0]
             mean = self.counts @ levels / some
-            squares = [own @ np.square(levels - m) for own, m in zip(self.counts, mean, strict=True)]
+            squares = np.array([own @ np.square(levels - m) for own, m in zip(self.counts, mean, strict=True)])
         else:
             mean, squares = self.moments.T
-        std = np.sqrt(np.array(squares) / some)
+        std = np.sqrt(squares / some)
         limits = [self._limits(channel) for channel in channels]
         scale = 255 if self.dtype == np.uint8 else 1
         found = {
