@@ -1,7 +1,7 @@
 """What a model takes of a stored image: which channels, and which numbers its values become."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -125,7 +125,7 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
             values = whole[:, top : top + height, left : left + width]
         else:
             values = choose(image.read(box))
-            low, high = known.limits(values, image.window)
+            low, high = known.limits(values, _chosen_window(image, choose))
     except BrokenImage:
         raise
     except ValueError as error:
@@ -134,6 +134,13 @@ def read_values(image: ArrayImage, spec: PixelSpec, box: Box | None = None) -> t
     if image.nodata is not None:
         scaled[values == image.nodata] = 0
     return torch.from_numpy(scaled)
+
+
+def _chosen_window(image: ArrayImage, choose: Callable[[np.ndarray], np.ndarray]) -> Sequence[Any] | None:
+    """The window of the channels that are taken of an image."""
+    if image.window is None or not isinstance(image.window[0], tuple):
+        return image.window
+    return [choose(np.array(end)[:, None, None])[:, 0, 0] for end in image.window]
 
 
 def known_values(values: np.ndarray, image: ArrayImage) -> np.ndarray:

@@ -106,12 +106,12 @@ class ValueRange:
         if len(self.low) not in (0, 1, channels):
             _refuse(f"has {len(self.low)} ranges; expected one, or one for each of the {channels} channels")
 
-    def limits(self, values: np.ndarray, window: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def limits(self, values: np.ndarray, window: Sequence[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The stored values that become 0 and 1, both (channels or 1, 1, 1) float64.
 
         Args:
             values: (channels, height, width) of the whole image; needed for percentiles alone.
-            window: what the header of the image says.
+            window: the lowest and highest value that the header of the image says, numbers or (channels,).
 
         Raises:
             ValueError: if a window is asked for and there is none.
@@ -120,7 +120,7 @@ class ValueRange:
         if self.of == WINDOW:
             if window is None:
                 raise ValueError(NO_WINDOW)
-            low, high = np.array(window[:1], dtype=np.float64), np.array(window[1:], dtype=np.float64)
+            low, high = (np.array(end, dtype=np.float64).reshape(-1) for end in window)
         elif self.of == PERCENTILE:
             low, high = _percentiles(values, low, high)
         return low[:, None, None], high[:, None, None]

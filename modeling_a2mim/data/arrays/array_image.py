@@ -7,6 +7,7 @@ import numpy as np
 
 
 Box = tuple[int, int, int, int]  # top, left, height and width in pixels
+Window = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]  # lowest and highest value, or of channels
 
 
 class BrokenImage(ValueError):
@@ -33,7 +34,8 @@ class ArrayImage(abc.ABC):
         format: what it is stored as, for messages ("TIFF").
         channels, height, width: of the image the right way up.
         dtype: of the values, a real number of NumPy in the order of bytes of this machine.
-        window: the values between which a DICOM file is to be shown, if it says so.
+        window: the values between which a DICOM file is to be shown, if it says so; of each channel, where frames with
+            others are channels.
         alpha: whether the last channel is transparency.
         nodata: the value of pixels of which nothing is known (GeoTIFF's nodata, DICOM's padding), if there is one.
     """
@@ -45,7 +47,7 @@ class ArrayImage(abc.ABC):
         format: str,
         shape: tuple[int, int, int],
         dtype: np.dtype,
-        window: tuple[float, float] | None = None,
+        window: Window | None = None,
         alpha: bool = False,
     ):
         self.format, self.dtype, self.window, self.alpha = format, np.dtype(dtype), window, alpha
@@ -63,9 +65,7 @@ class ArrayImage(abc.ABC):
 class StoredArray(ArrayImage):
     """An array that is in memory: (channels, height, width)."""
 
-    def __init__(
-        self, format: str, values: np.ndarray, window: tuple[float, float] | None = None, alpha: bool = False
-    ):
+    def __init__(self, format: str, values: np.ndarray, window: Window | None = None, alpha: bool = False):
         super().__init__(format, values.shape, values.dtype, window, alpha)
         self.values = values
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .array_image import ArrayImage, Box, BrokenImage
+from .array_image import ArrayImage, Box, BrokenImage, Window
 from .axes import native
 from .limits import EXTRA, check_size, choose_pages
 
@@ -304,6 +304,15 @@ def open_dicom(data: bytes, pages: str | None, page: int | None, max_pixels: int
         return DicomImage(data, [_header(found, frame, remaining, real, max_pixels) for frame in chosen])
 
 
+def _window_of_all(frames: list[_Header]) -> Window | None:
+    """Of the channels that frames become; `None` if one has none."""
+    windows = [head.window for head in frames for _ in range(head.shape[0])]
+    if None in windows or len(set(windows)) == 1:
+        return None if None in windows else windows[0]
+    low, high = zip(*windows, strict=True)
+    return low, high
+
+
 class DicomImage(ArrayImage):
     """Some frames of a file, one behind the other as channels: after the modality transformation, with high values
     bright."""
@@ -313,7 +322,7 @@ class DicomImage(ArrayImage):
         first = frames[0]
         channels, height, width = first.shape
         dtype = np.result_type(*{head.dtype for head in frames})
-        super().__init__("DICOM", (channels * len(frames), height, width), dtype, first.window)
+        super().__init__("DICOM", (channels * len(frames), height, width), dtype, _window_of_all(frames))
         marks = {None if head.padding is None else self._mark(head) for head in frames}
         self.nodata = next(iter(marks)) if len(marks) == 1 else None
         if len(marks) > 1:  # by the slope of each frame

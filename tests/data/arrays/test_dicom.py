@@ -305,6 +305,30 @@ def test_window():
     assert np.allclose(pixels.numpy(), expected, atol=1e-6)
 
 
+def test_windows_of_frames():
+    """Each channel is shown by that of its own frame."""
+    stack, groups = scene(3, 40, 50), []
+    for low, high in ((0, 1000), (500, 900), (0, 4000)):
+        item, group = Dataset(), Dataset()
+        item.WindowCenter, item.WindowWidth, item.VOILUTFunction = (low + high) / 2, high - low, "LINEAR_EXACT"
+        group.FrameVOILUTSequence = Sequence([item])
+        groups.append(group)
+    data = dicom(stack, bits=12, frames=3, PerFrameFunctionalGroupsSequence=Sequence(groups))
+    expected = np.stack([stack[0] / 1000, (stack[1] - 500.0) / 400, stack[2] / 4000]).clip(0, 1).astype(np.float32)
+    known = ValueRange(of="window")
+    assert np.array_equal(load_tensor(data, PixelSpec(3, None, known, "channels")), expected)
+    assert np.array_equal(load_tensor(data, PixelSpec(2, (3, 2), known, "channels")), expected[[2, 1]])
+    for page in range(3):
+        found = load_tensor({"bytes": data, "page": page}, PixelSpec(1, None, known, "samples"))
+        assert np.array_equal(found[0], expected[page])
+    same = dicom(stack, bits=12, frames=3, WindowCenter="50", WindowWidth="400")
+    assert opened(same, pages="channels").window == (-150.0, 249.0)
+    del groups[1].FrameVOILUTSequence
+    data = dicom(stack, bits=12, frames=3, PerFrameFunctionalGroupsSequence=Sequence(groups))
+    with pytest.raises(BrokenImage, match="its header has no window"):
+        load_tensor(data, PixelSpec(3, None, known, "channels"))
+
+
 def test_frames(tmp_path):
     stack = scene(5, 40, 50)
     data = dicom(stack, bits=12, frames=5)
