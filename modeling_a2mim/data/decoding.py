@@ -128,7 +128,7 @@ def open_stored(value: Any, spec: PixelSpec) -> Image.Image | ArrayImage:
     """
     if isinstance(value, np.ndarray | torch.Tensor):
         return _of_numbers(StoredArray("array", channels_first(np.asarray(value), spec.stored_channels)))
-    data, path = _encoded(value)
+    data, path = encoded(value)
     if isinstance(data, Image.Image):
         image = open_image(data)
     else:
@@ -230,7 +230,7 @@ def as_array(image: Image.Image) -> ArrayImage:
     return StoredArray(image.format or "PIL", values, alpha=mode in ("LA", "RGBA"))
 
 
-def _encoded(value: Any) -> tuple[Any, Any]:
+def encoded(value: Any) -> tuple[Any, Any]:
     """Bytes or a PIL image, and the path, of what `open_image` takes. Raises BrokenImage if there is nothing."""
     path = value
     if isinstance(value, dict):
@@ -258,7 +258,7 @@ def open_image(value: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
             that its path names).
         OSError: if the file cannot be read.
     """
-    data, path = _encoded(value)
+    data, path = encoded(value)
     if isinstance(data, Image.Image):
         with _codec("decoding"):
             data.load()

@@ -5,6 +5,7 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 
 from ..configuration_a2mim import A2MIMConfig
 from ..masking import random_mask
+from ..utils.value_range import ValueRange
 from .arrays import ArrayImage, BrokenImage
 from .arrays.array_image import Box
 from .content import Content, border_of
@@ -69,7 +71,8 @@ class PreTrainTransform:
             evaluation of those at `PLACES`, the first that has it, else the one with the most.
 
     Raises:
-        ValueError: naming `grayscale`, if it is for images of another number of channels.
+        ValueError: naming `grayscale`, if it is for images of another number of channels, or `color_jitter`, as
+            `refuse_cutting`.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class PreTrainTransform:
         self.hflip, self.vflip, self.rotate90, self.grayscale = hflip, vflip, rotate90, grayscale
         self.crop_pixels, self.min_content = crop_pixels, min_content
         self.jitter = None
+        if train:
+            refuse_cutting("color_jitter", color_jitter, self.spec.value_range)
         if color_jitter:
             self.jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter if self.num_channels == 3 else 0)
         self.augments = bool(vflip or rotate90 or color_jitter or grayscale)  # beyond crop and flip
@@ -195,6 +200,26 @@ class PreTrainTransform:
         return out.copy_(pixel_values).sub_(mean * white).div_(std * white)
 
 
+def refuse_cutting(field: str, given: Any, known: ValueRange | None):
+    """Refuse what cuts pixels to [0, 1] where the range of values cuts nothing off: what is jittered, or corrupted,
+    would be of other values than the images that a model is evaluated on.
+
+    Args:
+        field: the argument: `color_jitter` (torchvision cuts) or `corruptions` (which are of 8 bits).
+        given: its value.
+        known: the range.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if given and known is not None and not known.clip:
+        words = " ".join(replace(known, clip=True).to_words())
+        raise ValueError(
+            f"{field}: cuts off what lies outside of the range of values, and the model takes values {known}; leave "
+            f"it out, or give --value_range {words}, which cuts these off everywhere"
+        )
+
+
 def background_of(image: ArrayImage, spec: PixelSpec) -> Content:
     """The background of an image, without decoding more than its border where the range of values is known."""
     known = spec.value_range
@@ -252,6 +277,7 @@ def _check_augmentation(spec: PixelSpec, options: dict[str, Any]):
     if options.get("auto_augment") and not photographs:
         takes = f"values {spec.value_range}" if spec.value_range else f"{channels} channel(s) of its choice"
         raise ValueError(f"auto_augment: is of photographs of 8 bits, and this model takes {takes}; leave it out")
+    refuse_cutting("color_jitter", options.get("color_jitter"), spec.value_range)
     if options.get("color_jitter") and channels not in (1, 3) and not photographs:
         raise ValueError(f"color_jitter: is for images of 1 or 3 channels, this model takes {channels}; leave it out")
 

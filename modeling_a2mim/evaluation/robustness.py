@@ -18,7 +18,7 @@ from transformers.utils.logging import tqdm
 
 from ..data.dataset import ImageSamples
 from ..data.pixel_spec import PixelSpec
-from ..data.transforms import FineTuneTransform
+from ..data.transforms import FineTuneTransform, refuse_cutting
 from ..utils.tables import markdown_table
 from .corruptions import BENCHMARKS, CORRUPTIONS, SEVERITIES, check_corruptions, corrupt, published_size, to_bytes
 
@@ -33,12 +33,13 @@ class CorruptedTransform(FineTuneTransform):
         severity: 1 to 5.
 
     Raises:
-        ValueError: if there is no such corruption or severity.
+        ValueError: if there is no such corruption or severity, or the range of values cuts nothing off.
     """
 
     def __init__(self, pretrained_cfg: dict, corruption: str, severity: int, spec: PixelSpec | None = None):
         check_corruptions([corruption], [severity])
         super().__init__(pretrained_cfg, train=False, spec=spec)
+        refuse_cutting("corruptions", corruption, self.spec.value_range)
         steps = self.transform.transforms
         assert isinstance(steps[-1], Normalize)
         steps.insert(-1, _Corruption(corruption, severity))

@@ -26,6 +26,7 @@ from ..data.pages import with_pages
 from ..data.pixel_spec import PixelSpec
 from ..data.sources import RowSource
 from ..data.splits import as_source
+from ..data.transforms import refuse_cutting
 from ..utils.value_range import SAMPLES, ValueRange, short_limits
 
 
@@ -66,6 +67,7 @@ def with_found_values(
     known |= given
     channels = known.get("num_channels", A2MIMConfig.num_channels)
     spec = PixelSpec.from_fields(channels, known, data_args.max_image_pixels)
+    _check_cutting(data_args, spec.value_range)
     source = as_source(data_args, train)
     if source.columns is None:
         name = image_column or data_args.image_column_name
@@ -85,6 +87,7 @@ def with_found_values(
             raise ValueError(f"value_range: images are stored in several ways ({counted}); give LOW HIGH of them all")
         if others:
             limits = find_range(source, spec)
+            _check_cutting(data_args, limits)
             spec = dataclasses.replace(spec, value_range=limits)
             found["value_range"] = limits.to_words()
             logger.info(
@@ -127,6 +130,11 @@ def with_found_values(
             names, autos = " and ".join(kept_statistics), " ".join(f"--{name} auto" for name in kept_statistics)
             logger.info("%s: as the model has it, of other values or channels; %s measures these", names, autos)
     return dataclasses.replace(args, **found) if found else args
+
+
+def _check_cutting(data_args: DataArguments, known: ValueRange | None):
+    for field in ("color_jitter", "corruptions"):  # of the tasks that have them
+        refuse_cutting(field, getattr(data_args, field, None), known)
 
 
 def check_evaluated(samples: ImageSamples) -> ImageSamples:

@@ -371,11 +371,36 @@ def test_augmentation_of_photographs_alone(spec):
     with pytest.raises(ValueError, match=r"^auto_augment: is of photographs of 8 bits, and this model takes"):
         FineTuneTransform(cfg, spec=spec, auto_augment="rand-m9-mstd0.5")
     FineTuneTransform(cfg, train=False, spec=spec, auto_augment="rand-m9-mstd0.5")  # which is not used
+    unclipped = PixelSpec(spec.num_channels, value_range=ValueRange((0,), (9,), clip=False))
+    with pytest.raises(
+        ValueError, match="^color_jitter: cuts off .* values 0 to 9, not cut off; .*--value_range 0 9,"
+    ):
+        FineTuneTransform(cfg, spec=unclipped, color_jitter=0.4)
     if spec.num_channels == 13:
         with pytest.raises(ValueError, match="^color_jitter: is for images of 1 or 3 channels, this model takes 13"):
             FineTuneTransform(cfg, spec=spec, color_jitter=0.4)
     else:
         FineTuneTransform(cfg, spec=spec, color_jitter=0.4)
+
+
+def test_values_beyond_the_range_are_seen_in_training_and_in_evaluation():
+    """Where nothing is cut off, no augmentation does."""
+    limits = {"low": [0.0], "high": [9.0], "clip": False}
+    values = np.where(np.arange(40) < 20, -90, 180).astype(np.float32) * np.ones((40, 1), np.float32)
+    cfg = config(num_channels=1, value_range=limits, image_mean=[0.0], image_std=[1.0])
+    with pytest.raises(ValueError, match="^color_jitter: cuts off what lies outside of the range"):
+        PreTrainTransform(cfg, color_jitter=0.1)
+    one = FINE_TUNING | {"input_size": [1, 32, 32], "mean": [0.0], "std": [1.0]}
+    spec = PixelSpec(1, value_range=ValueRange.from_config(limits))
+    for transform in (
+        PreTrainTransform(cfg, vflip=0.5, rotate90=True),
+        PreTrainTransform(cfg, train=False, color_jitter=0.1),
+        FineTuneTransform(one, spec=spec, vflip=0.5, re_prob=0.5),
+        FineTuneTransform(one, train=False, spec=spec),
+    ):
+        pixels = transform(values)["pixel_values"]
+        assert pixels.min() < -8
+        assert pixels.max() > 18
 
 
 def test_fine_tuning_sees_images_the_right_way_up():

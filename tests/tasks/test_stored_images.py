@@ -170,7 +170,15 @@ def test_photographs_are_not_read_as_nearly_black(of_deep, folder, tmp_path, cap
     ("flags", "message"),
     [
         (["--auto_augment", "rand-m9-mstd0.5"], r"^auto_augment: is of photographs of 8 bits.* values \d+ to \d+"),
-        (["--num_channels", "4", "--color_jitter", "0.4"], "^color_jitter: is for images of 1 or 3 channels.* 4;"),
+        (
+            ["--num_channels", "4", "--color_jitter", "0.4", "--value_range", "0", "4095"],
+            "^color_jitter: is for images of 1 or 3 channels.* 4;",
+        ),
+        (["--color_jitter", "0.4"], r"^color_jitter: cuts off .* give --value_range \d+.0 40\d\d.0, which"),
+        (
+            ["--corruptions", "contrast", "--value_range", "0", "9", "unclipped"],
+            "^corruptions: cuts off .* 0 to 9, not",
+        ),
     ],
 )
 def test_augmentation_of_photographs_is_refused(deep, tmp_path, flags, message):
@@ -183,6 +191,7 @@ def test_augmentation_of_photographs_is_refused(deep, tmp_path, flags, message):
         flags = [*flags, "--num_channels", "1"]
     data = tmp_path / "data" if "4" in flags else deep
     new = ["--architecture", "test_convnext", "--image_size", "32", *FAST, "--train_dir", str(data)]
+    new += ["--validation_dir", str(data)] if "--corruptions" in flags else []
     with pytest.raises(ValueError, match=message):
         run_finetune.main([*new, "--output_dir", str(tmp_path / "out"), *flags])
     assert not (tmp_path / "out").exists()

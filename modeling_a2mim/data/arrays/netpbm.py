@@ -1,4 +1,4 @@
-"""PGM and PPM of more than 8 bits, which Pillow stretches or cuts."""
+"""PGM and PPM whose highest value is not 255, which Pillow stretches or cuts."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from .limits import check_size, reading
 
 CHANNELS = {b"P5": 1, b"P6": 3}
 _SPACE = rb"(?:\s|#[^\n]*\n)+"
-_HEADER = re.compile(rb"P[56]" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,5})\s")
+_HEADER = re.compile(rb"P[2356]" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,9})" + _SPACE + rb"(\d{1,5})\s")
 
 
 def _numbers(data: bytes) -> tuple[int, int, int, int] | None:
@@ -27,28 +27,38 @@ def is_netpbm(data: bytes) -> bool:
     return numbers is not None and numbers[2] > 255
 
 
+def is_scaled(data: bytes) -> bool:
+    """Whether it is a PGM or PPM of which Pillow gives other values than there are: the highest one becomes 255 or
+    65535."""
+    numbers = _numbers(data)
+    return numbers is not None and numbers[2] != 255
+
+
 def open_netpbm(data: bytes, max_pixels: int) -> ArrayImage:
-    """As `open_array`, of what `is_netpbm`."""
+    """As `open_array`, of what `is_netpbm` or `is_scaled`."""
     numbers = _numbers(data)
     assert numbers is not None
     width, height, most, start = numbers
     if most > 65535:
         raise BrokenImage(f"values up to {most} in PPM; expected 65535 at most")
-    shape = (CHANNELS[data[:2]], height, width)
-    check_size("PPM", shape, 2, max_pixels, len(data) - start)
-    return NetpbmImage(data, shape, start)
+    if data[:2] not in CHANNELS:
+        raise BrokenImage(f"values up to {most} as text in PPM; they are not read, save it as PNG")
+    shape, dtype = (CHANNELS[data[:2]], height, width), np.dtype(np.uint8 if most < 256 else np.uint16)
+    check_size("PPM", shape, dtype.itemsize, max_pixels, len(data) - start)
+    return NetpbmImage(data, shape, start, dtype)
 
 
 class NetpbmImage(ArrayImage):
     """The values as they are stored."""
 
-    def __init__(self, data: bytes, shape: tuple[int, int, int], start: int):
+    def __init__(self, data: bytes, shape: tuple[int, int, int], start: int, dtype: np.dtype):
         self.data, self.start = data, start
-        super().__init__("PPM", shape, np.dtype(np.uint16))
+        super().__init__("PPM", shape, dtype)
 
     def read(self, box: Box | None = None) -> np.ndarray:
         shape = (self.height, self.width, self.channels)
         top, left, height, width = box or (0, 0, self.height, self.width)
         with reading("decoding PPM"):
-            values = np.frombuffer(self.data, ">u2", math.prod(shape), self.start).reshape(shape).transpose(2, 0, 1)
+            values = np.frombuffer(self.data, self.dtype.newbyteorder(">"), math.prod(shape), self.start)
+            values = values.reshape(shape).transpose(2, 0, 1)
             return native(values[:, top : top + height, left : left + width], self.dtype)

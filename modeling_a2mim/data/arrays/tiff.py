@@ -272,13 +272,22 @@ class TiffImage(ArrayImage):
             values = parts[0] if len(parts) == 1 else np.concatenate(parts)
             return native(turned(values, self.orientation), self.dtype)
 
+    def turned_over(self, values: np.ndarray) -> np.ndarray:
+        """Stored values of which the lowest is white as those of which the highest is, and back."""
+        if values.dtype.kind == "u":
+            return np.array((1 << self.pages[0].bitspersample) - 1, values.dtype) - values
+        return ~values
+
+    @property
+    def min_is_white(self) -> bool:
+        """Whether `read` turns values over."""
+        return self.pages[0].photometric == MIN_IS_WHITE
+
     def _read_page(self, page: Any, plane: int, box: Box) -> np.ndarray:
         values = self._whole(page, plane, box) if page.is_contiguous else None
         values = self._tiles(page, box) if values is None else values
         if page.photometric == MIN_IS_WHITE:
-            if values.dtype.kind == "u":
-                return np.array((1 << page.bitspersample) - 1, values.dtype) - values
-            return ~values
+            return self.turned_over(values)
         if page.photometric == PALETTE:
             colours = page.colormap >> 8 if page.bitspersample <= 8 else page.colormap  # of 8 bits as Pillow
             return colours.astype(self.dtype)[:, values[0]]

@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ...arguments.data import MAX_PIXELS
 from ...arguments.segmentation import IGNORED, LARGEST, parse_value
-from ...data.decoding import BrokenImage, open_image, upright
+from ...data.arrays import ArrayImage
+from ...data.arrays.netpbm import is_scaled, open_netpbm
+from ...data.arrays.tiff import TiffImage
+from ...data.decoding import BrokenImage, count_images, encoded, open_stored, upright
+from ...data.pixel_spec import PixelSpec
 
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # of Pillow
-MODES = (*EIGHT_BITS, "I", "I;16", "I;16B", "I;16L")
 LISTED = 8  # values, names or maps in a message
 
 
@@ -58,40 +62,82 @@ def read_labels(path: Path) -> tuple[dict[int, str], bool]:
     return (named if colours else dict(sorted(named.items()))), colours
 
 
+def open_map(value, max_pixels: int = MAX_PIXELS) -> Image.Image | ArrayImage:
+    """The header of an annotated map; what Pillow would not give as it is stored is an `ArrayImage`.
+
+    Args:
+        value: the stored image (see `decoding.open_stored`).
+        max_pixels: larger ones are refused.
+
+    Raises:
+        BrokenImage: if it cannot be decoded, or has several pages or frames.
+    """
+    data, path = encoded(value)
+    if isinstance(data, Image.Image):
+        return open_stored(data, PixelSpec(1))
+    data = bytes(data)
+    if is_scaled(data):
+        return open_netpbm(data, max_pixels)
+    if (count := count_images(data, path, 1)) > 1:
+        raise BrokenImage(f"its map of classes has {count} pages or frames; expected one")
+    return open_stored({"bytes": data, "path": path}, PixelSpec(1, max_pixels=max_pixels))
+
+
 def read_pixels(value, colours: bool = False, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
     """The values in an annotated map, int32 (height, width), the right way up, and whether they are colours. Those of
     images with a palette are the indices, or with `colours` the colours; transparency is dropped, and grey in three
     channels is one value.
 
     Args:
-        value: the stored image (see `decoding.open_image`).
+        value: of `open_map`, or what that takes.
         colours: read every pixel as a colour, 0xRRGGBB; without, only those of images that are not grey.
 
     Raises:
-        BrokenImage: if it cannot be decoded.
+        BrokenImage: if it cannot be decoded, or as `open_map`.
         ValueError: if it is no image of numbers or colours.
     """
-    image = upright(open_image(value, max_pixels))
-    try:
-        if colours and image.mode in EIGHT_BITS:
-            pixels = np.asarray(image.convert("RGBA"))[..., :3]
-        else:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenImage(f"its map of classes cannot be decoded: {error}") from error
-    if image.mode in ("LA", "PA") and not colours:
-        pixels = pixels[..., 0]
-    elif image.mode in ("RGB", "RGBA") and not colours:
-        pixels = pixels[..., :3]
-        if (pixels[..., :1] == pixels).all():
-            pixels = pixels[..., 0]
-    if image.mode not in MODES or (colours and pixels.ndim == 2):
+    image = value if isinstance(value, Image.Image | ArrayImage) else open_map(value, max_pixels)
+    if isinstance(image, ArrayImage):
+        pixels, kind = _stored_values(image), f"{image.channels} channel(s) of {image.dtype}"
+        known = len(pixels) == 1 and pixels.dtype.kind in "biu"
+        pixels = pixels[0]
+    else:
+        pixels, kind, known = _photograph(upright(image), colours), f"mode {image.mode}", image.mode in EIGHT_BITS
+    if not known or (colours and pixels.ndim == 2):
         wanted = "maps of colours, as in --labels_file" if colours else "maps with one class for each pixel"
-        raise ValueError(f"label_column_name: expected {wanted}, found mode {image.mode}")
+        raise ValueError(f"label_column_name: expected {wanted}, found {kind}")
     if pixels.ndim == 2:
+        limits = np.iinfo(np.int32)
+        if pixels.dtype.itemsize > 2 and not limits.min <= pixels.min() <= pixels.max() <= limits.max:
+            raise BrokenImage("its map of classes holds values of more than 32 bits, which are no classes")
         return pixels.astype(np.int32), False
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
     return red << 16 | green << 8 | blue, True
+
+
+def _stored_values(image: ArrayImage) -> np.ndarray:
+    """(channels, height, width) without transparency; one channel, if all are the same."""
+    values = image.read()
+    values = values[:-1] if image.alpha else values
+    if isinstance(image, TiffImage) and image.min_is_white:
+        values = image.turned_over(values)
+    return values[:1] if (values == values[:1]).all() else values
+
+
+def _photograph(image: Image.Image, colours: bool) -> np.ndarray:
+    """(height, width) numbers, or (height, width, channels) colours."""
+    try:
+        if colours and image.mode in EIGHT_BITS:
+            return np.asarray(image.convert("RGBA"))[..., :3]
+        pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BrokenImage(f"its map of classes cannot be decoded: {error}") from error
+    if image.mode in ("LA", "PA"):
+        return pixels[..., 0]
+    if image.mode in ("RGB", "RGBA"):
+        pixels = pixels[..., :3]
+        return pixels[..., 0] if (pixels[..., :1] == pixels).all() else pixels
+    return pixels
 
 
 class LabelValues:

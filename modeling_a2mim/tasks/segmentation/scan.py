@@ -10,10 +10,10 @@ import numpy as np
 import torch.distributed as dist
 from transformers.utils.logging import tqdm
 
-from ...data.decoding import JPEGS, BrokenImage, open_image
+from ...data.decoding import JPEGS, BrokenImage
 from ...data.reading import is_remote
 from ...data.sources import RowsOf, RowSource
-from .labels import LabelValues, read_pixels, show_value, some
+from .labels import LabelValues, open_map, read_pixels, show_value, some
 
 
 logger = logging.getLogger("a2mim")
@@ -61,8 +61,8 @@ class FoundInMaps:
                 return
             if isinstance(value, BrokenImage):
                 raise value
-            header = open_image(value, max_pixels)
-            pixels, coloured = read_pixels(header, colours, max_pixels)
+            header = open_map(value, max_pixels)
+            pixels, coloured = read_pixels(header, colours)
         except BrokenImage as error:
             self.broken.append((row, str(error)))
             return
@@ -71,7 +71,7 @@ class FoundInMaps:
             return
         self.maps += 1
         self.jpegs += header.format in JPEGS
-        self.palettes += header.mode == "P" and not colours
+        self.palettes += getattr(header, "mode", None) == "P" and not colours
         counts = count_values(pixels)
         if coloured and not colours:
             self.strange.update(counts)

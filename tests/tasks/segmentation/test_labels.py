@@ -3,8 +3,10 @@
 import io
 import json
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from modeling_a2mim.data.decoding import BrokenImage, open_image, orientation, turned
@@ -41,11 +43,66 @@ def test_modes_of_maps(mode):
         assert read_pixels(png(values * 200))[0].max() == 51000
 
 
+DEEP = np.repeat([[0, 1], [300, 26000]], 5, axis=1).astype(np.uint16)
+
+
+def tiff(values, **options):
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **options)
+    return stream.getvalue()
+
+
+def npy(values):
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (imagecodecs.png_encode(np.dstack([DEEP] * 3)), DEEP),
+        (imagecodecs.png_encode(np.dstack([DEEP, DEEP * 0 + 65535])), DEEP),
+        (tiff(np.dstack([DEEP] * 3), photometric="rgb"), DEEP),
+        (tiff(np.stack([DEEP] * 3), photometric="rgb", planarconfig="separate"), DEEP),
+        (tiff(DEEP, photometric="miniswhite"), DEEP),
+        (tiff(DEEP.astype(np.int64) - 1), DEEP.astype(int) - 1),
+        (tiff((DEEP % 100).astype(np.int8) - 1), (DEEP % 100).astype(int) - 1),
+        (imagecodecs.jpeg2k_encode(DEEP, level=0, reversible=True), DEEP),
+        (npy(DEEP[None]), DEEP),
+        (b"P5\n10 2\n26000\n" + DEEP.astype(">u2").tobytes(), DEEP),
+        (b"P5\n10 2\n6\n" + (DEEP % 7).astype(np.uint8).tobytes(), DEEP % 7),
+        (b"P2\n10 2\n255\n" + " ".join(map(str, (DEEP % 7).flat)).encode(), DEEP % 7),
+    ],
+    ids=lambda data: f"{data[:4]}" if isinstance(data, bytes) else "",
+)
+def test_values_of_more_than_eight_bits_are_kept(data, expected):
+    """As they are stored, where Pillow would cut or stretch them."""
+    pixels, coloured = read_pixels(data)
+    assert pixels.tolist() == expected.tolist()
+    assert not coloured
+
+
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "PNG", "WEBP"])
+def test_maps_of_several_pages(format):
+    """One page for each class, say, of which the first one is not the map."""
+    pages = [Image.fromarray(np.full((8, 8), 40 * k, np.uint8)) for k in range(3)]
+    with pytest.raises(BrokenImage, match="^its map of classes has 3 pages or frames; expected one$"):
+        read_pixels(encoded(pages[0], format, save_all=True, append_images=pages[1:]))
+
+
 def test_what_is_no_map():
-    with pytest.raises(ValueError, match="^label_column_name: expected maps with one class for each pixel, .* mode F"):
+    with pytest.raises(
+        ValueError, match="^label_column_name: expected maps with one class for each pixel, .* 1 channel.s. of float32"
+    ):
         read_pixels(encoded(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"))
-    with pytest.raises(ValueError, match="^label_column_name: expected maps of colours, .* mode I;16"):
+    with pytest.raises(ValueError, match="^label_column_name: expected maps of colours, .* 1 channel.s. of uint16"):
         read_pixels(png(np.zeros((2, 2), dtype=np.uint16)), colours=True)
+    with pytest.raises(ValueError, match="maps with one class for each pixel, found 3 channel.s. of uint16"):
+        read_pixels(tiff(np.dstack([DEEP, DEEP + 1, DEEP]), photometric="rgb"))
+    for data, message in ((npy(DEEP.astype(np.int64) << 30), "more than 32 bits"), (b"P2\n1 1\n6\n5", "as text")):
+        with pytest.raises(BrokenImage, match=message):
+            read_pixels(data)
     stored = png(np.zeros((90, 90), dtype=np.uint8))
     with pytest.raises(BrokenImage):
         read_pixels({**stored, "bytes": stored["bytes"][:60]})
