@@ -202,7 +202,7 @@ class EncoderTrainer(PublishingTrainer):
             self.eval_dataset = {name: others if one is samples else one for name, one in self.eval_dataset.items()}
         elif self.eval_dataset is samples:
             self.eval_dataset = others
-        self._eval_dataloaders: dict = {}  # whose workers know nothing of it
+        self.forget_eval_dataloaders()
         for callback in self.callback_handler.callbacks:
             if getattr(callback, "prediction_bar", None) is not None:  # the next one is of as many as are left
                 callback.prediction_bar.close()

@@ -188,6 +188,10 @@ class ResumableTrainer(Trainer):
             loader.worker_init_fn = ignore_sigterm
         return loader
 
+    def forget_eval_dataloaders(self):
+        """Evaluations have new ones, where `dataloader_persistent_workers` would keep those of other images."""
+        self._eval_dataloaders: dict = {}
+
     def data_state(self) -> dict | None:
         """Where the run is in its data, for a checkpoint; called by all processes."""
         if self.training_data is None:

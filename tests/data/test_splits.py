@@ -37,7 +37,7 @@ from ..image_files import encoded, write_images, write_parquet
 
 # What is worked out from the fields alone.
 PROPERTIES = {"optimizer_name", "optimizes_like_adam", "step_batch_size", "usual_learning_rate"}
-PROPERTIES |= {"steps_per_epoch", "usual_epochs"}
+PROPERTIES |= {"steps_per_epoch", "usual_epochs", "warms_up", "get_warmup_steps"}
 
 
 def test_arguments_have_no_behaviour():
