@@ -104,10 +104,10 @@ class ImageSamples(torch_data.Dataset):
 
     def without(self, rows: Collection[int]) -> "ImageSamples":
         """The same samples without these rows, which a warning counts."""
-        first = self.name(min(rows))
+        first, gone = self.name(min(rows)), set(rows)
         logger.warning("%d of %d images cannot be used and are left out, the first: %s", len(rows), len(self), first)
         others = copy.copy(self)
-        others.source = RowsOf(self.source, [row for row in range(len(self)) if row not in set(rows)])
+        others.source = RowsOf(self.source, [row for row in range(len(self)) if row not in gone])
         others.left_out = self.left_out + len(rows)
         others._broken = torch.zeros(len(others.source), dtype=torch.bool).share_memory_()
         return others
