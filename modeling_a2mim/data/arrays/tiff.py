@@ -116,7 +116,7 @@ def open_tiff(data: bytes, pages: str | None, page: int | None, max_pixels: int)
             only = first if chosen[0] == 0 else _page(opened, where)
             if _left_to_pillow(only):  # which begins with the first directory, and knows nothing of nodata
                 plain = where.number == 0 and _photograph_mark(only) is None
-                return None if plain else _Photograph(data, only, where.number, max_pixels)
+                return None if plain else TiffPhotograph(data, only, where.number, max_pixels)
         check_size("TIFF", (len(chosen), 1, 1), 0, max_pixels, 0)
         if len(found) == 1:  # the planes of ImageJ
             return TiffImage(data, [first] * len(chosen), chosen, max_pixels)
@@ -350,7 +350,7 @@ class TiffImage(ArrayImage):
         return tile[0].reshape(*tile.shape[1:3], -1)
 
 
-class _Photograph(ArrayImage):
+class TiffPhotograph(ArrayImage):
     """A page of 8 bits or less that is not the first one, or has nodata, by Pillow: the same as without."""
 
     def __init__(self, data: bytes, page: Any, number: int, max_pixels: int):
@@ -364,10 +364,15 @@ class _Photograph(ArrayImage):
         super().__init__("TIFF", (len(self.mode), *size), np.dtype(np.uint8), alpha=self.mode.endswith("A"))
         self.nodata = _photograph_mark(page)
 
+    def opened(self) -> Image.Image:
+        """The page as Pillow opens it."""
+        image = TiffImagePlugin.TiffImageFile(io.BytesIO(self.data))
+        image.seek(self.number)
+        return image
+
     def read(self, box: Box | None = None) -> np.ndarray:
         with reading("decoding TIFF"):
-            image: Image.Image = TiffImagePlugin.TiffImageFile(io.BytesIO(self.data))
-            image.seek(self.number)
+            image = self.opened()
             image.load()
             image = ImageOps.exif_transpose(image).convert(self.mode)
             values = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)

@@ -2,6 +2,7 @@
 before training."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +14,14 @@ from ...arguments.data import MAX_PIXELS
 from ...arguments.segmentation import IGNORED, LARGEST, parse_value
 from ...data.arrays import ArrayImage
 from ...data.arrays.netpbm import is_scaled, open_netpbm
-from ...data.arrays.tiff import TiffImage
+from ...data.arrays.tiff import TiffImage, TiffPhotograph
 from ...data.decoding import BrokenImage, count_images, encoded, open_stored, upright
 from ...data.pixel_spec import PixelSpec
 
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # of Pillow
+STRETCHED = re.compile("(?:1|L;?([24]?));?(I?)R?")  # how Pillow writes grey of 1, 2, 4 and 8 bits in TIFF and PNG
+FACTORS = {"2": 85, "4": 17}
 LISTED = 8  # values, names or maps in a message
 
 
@@ -97,12 +100,18 @@ def read_pixels(value, colours: bool = False, max_pixels: int = MAX_PIXELS) -> t
         ValueError: if it is no image of numbers or colours.
     """
     image = value if isinstance(value, Image.Image | ArrayImage) else open_map(value, max_pixels)
+    if isinstance(image, TiffPhotograph):  # what has no value is no question of maps
+        image = image.opened()
     if isinstance(image, ArrayImage):
         pixels, kind = _stored_values(image), f"{image.channels} channel(s) of {image.dtype}"
         known = len(pixels) == 1 and pixels.dtype.kind in "biu"
         pixels = pixels[0]
     else:
+        factor, inverted = _stretched(image)
         pixels, kind, known = _photograph(upright(image), colours), f"mode {image.mode}", image.mode in EIGHT_BITS
+        if not colours:
+            pixels = ~pixels if inverted else pixels
+            pixels = pixels // factor if factor > 1 else pixels
     if not known or (colours and pixels.ndim == 2):
         wanted = "maps of colours, as in --labels_file" if colours else "maps with one class for each pixel"
         raise ValueError(f"label_column_name: expected {wanted}, found {kind}")
@@ -122,6 +131,16 @@ def _stored_values(image: ArrayImage) -> np.ndarray:
     if isinstance(image, TiffImage) and image.min_is_white:
         values = image.turned_over(values)
     return values[:1] if (values == values[:1]).all() else values
+
+
+def _stretched(image: Image.Image) -> tuple[int, bool]:
+    """By what Pillow multiplies grey values of 2 or 4 bits, and whether it turns them over where 0 is white: known
+    until it decodes the image."""
+    if image.format not in ("TIFF", "PNG") or not image.tile:
+        return 1, False
+    args = image.tile[0].args
+    found = STRETCHED.fullmatch(str(args if isinstance(args, str) else args[0]))
+    return (FACTORS.get(found[1], 1), bool(found[2])) if found else (1, False)
 
 
 def _photograph(image: Image.Image, colours: bool) -> np.ndarray:

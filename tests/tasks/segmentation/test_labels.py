@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -56,6 +58,44 @@ def npy(values):
     stream = io.BytesIO()
     np.save(stream, values)
     return stream.getvalue()
+
+
+def packed(values, bits):
+    """Rows of values of `bits` bits, each row of whole bytes."""
+    parts = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+    return np.packbits(parts.reshape(len(values), -1), axis=1)
+
+
+def small_png(values, bits):
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + row.tobytes() for row in packed(values, bits))
+    header = struct.pack(">IIBBBBB", values.shape[1], len(values), bits, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def small_tiff(values, bits, white):
+    """Of one strip, where 0 is white or black."""
+    data = packed(values, bits).tobytes()
+    tags = [(256, values.shape[1]), (257, len(values)), (258, bits), (259, 1), (262, 0 if white else 1)]
+    tags += [(273, 200), (277, 1), (278, len(values)), (279, len(data))]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + body).ljust(200, b"\0") + data
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_values_of_few_bits_are_kept(bits):
+    """Which Pillow makes 0 to 255, and turns over where 0 is white."""
+    values = np.arange(2**bits).reshape(2, -1)
+    stored = [small_png(values, bits), *(small_tiff(values, bits, white) for white in (True, False))]
+    if bits == 8:
+        stored.append(tiff(values.astype(np.uint8), photometric="miniswhite", extratags=[(42113, "s", 0, "9", True)]))
+    for data in stored:
+        pixels, coloured = read_pixels(data)
+        assert pixels.tolist() == values.tolist()
+        assert not coloured
 
 
 @pytest.mark.parametrize(
