@@ -18,8 +18,14 @@ Weights = dict[str, torch.Tensor]
 
 COUNTER = "num_batches_tracked"  # of BatchNorm, which old files lack
 POOLED_NORM = "fc_norm."
-AVERAGED = ("ema", "teacher")  # of several copies the one that is evaluated, as their authors do
-BEHIND = ("encoder_k", "momentum", "target", "student")  # the others
+# Of several copies the one that is evaluated, as their authors do: one of these, or what has EMA in its name ...
+AVERAGED = {"teacher", "swa", "avg", "average", "averaged"}
+# ... and not one of these.
+BEHIND = ("encoder_k", "momentum", "target", "student")
+JEPA = "target_encoder"  # is the average, where no copy is called online as in BYOL
+PLAIN = ("", "model", "state_dict", "module", "net", "network", "backbone", "encoder", "params", "weights")
+# Of an optimiser, or from before training: never meant.
+NO_WEIGHTS = {"grad", "grads", "exp", "m", "v", "opt", "optim", "optimizer", "buffer", "init", "initial", "ref"}
 MMENGINE_AVERAGE = "ema_state_dict.steps"  # how often mmengine has averaged
 MOST_TRIED = 12  # prefixes
 NAMED = 5  # names in a message
@@ -36,6 +42,7 @@ class FoundEncoder:
         left_over: names in the file that are not used.
         adapted: what timm changed for the size of the images, in words.
         others: prefixes of further copies of the encoder.
+        doubtful: whether one of these may be meant as well: it is called nothing that tells them apart, and differs.
     """
 
     weights: Weights
@@ -43,6 +50,7 @@ class FoundEncoder:
     left_over: list[str] = field(default_factory=list)
     adapted: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    doubtful: bool = False
 
 
 def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, Any]) -> FoundEncoder:
@@ -63,8 +71,10 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     needed = {name for name in shapes if not name.endswith(COUNTER) and not name.startswith(POOLED_NORM)}
     translate, inputs = timm_filter(create_args), input_weights(encoder)
     hits = _prefixes_of(needed, stored)
-    preference = functools.partial(_preference, swapped=MMENGINE_AVERAGE in stored)
-    whole = sorted((prefix for prefix, count in hits.items() if count == len(needed)), key=preference)
+    whole = [prefix for prefix, count in hits.items() if count == len(needed)]
+    averaged = {prefix for prefix in whole if JEPA in prefix and not any("online" in other for other in whole)}
+    preference = functools.partial(_preference, averaged=averaged, swapped=MMENGINE_AVERAGE in stored)
+    whole.sort(key=preference)
     if whole:
         prefix = whole[0]
         own = {name: stored[prefix + name] for name in shapes if prefix + name in stored}
@@ -87,6 +97,10 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     for name, value in found.items():
         if value.is_floating_point() != own_values[name].is_floating_point():
             raise ValueError(f"{name} is of {value.dtype}, this encoder has {own_values[name].dtype}")
+        if value.is_floating_point() and value.dtype.itemsize < 2:
+            raise ValueError(
+                f"{name} is of {value.dtype}, quantised weights, which are not read; store them in 16 bits"
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"{name} holds values that are not finite")
     if strange := _of_another_network([n.removeprefix(prefix) for n in left_over if n.startswith(prefix)], encoder):
@@ -96,7 +110,9 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     same_names = [name for name in found if prefix + name in stored and (whole or "pos" in name)]
     changed = [name for name in same_names if stored[prefix + name].shape != found[name].shape]
     adapted = [f"{name} {_sides(stored[prefix + name])} -> {_sides(found[name])}" for name in changed]
-    return FoundEncoder(found, prefix, left_over, adapted, whole[1:])
+    equals = [other for other in whole[1:] if preference(other)[0] == preference(prefix)[0]]
+    doubtful = any(not torch.equal(stored[prefix + name], stored[other + name]) for other in equals for name in needed)
+    return FoundEncoder(found, prefix, left_over, adapted, whole[1:], doubtful)
 
 
 def timm_filter(create_args: dict[str, Any]) -> Callable[..., Weights] | None:
@@ -151,18 +167,26 @@ def _prefixes_of(needed: Collection[str], stored: Collection[str]) -> Counter[st
     return hits
 
 
-def _preference(prefix: str, swapped: bool = False) -> tuple[int, int, str]:
+def _preference(prefix: str, averaged: Collection[str] = (), swapped: bool = False) -> tuple[int, bool, int, str]:
     """Of several copies the one that is evaluated, as its authors do, comes first.
 
     Args:
         prefix: of one of them.
+        averaged: those that are averages, whatever they are called.
         swapped: whether mmengine wrote the file, which keeps the averages in `state_dict` and calls the others EMA.
     """
-    words = prefix.replace("_", ".").split(".")
+    lower = prefix.lower()
+    words = lower.replace("_", ".").split(".")
+    unusual = not any(lower in ("", name) or lower.startswith(f"{name}.") for name in PLAIN)
     if swapped and prefix.startswith("ema_state_dict."):
-        return 2, len(prefix), prefix
-    rank = 0 if any(word in words for word in AVERAGED) else 2 if any(word in prefix for word in BEHIND) else 1
-    return rank, len(prefix), prefix
+        rank = 2
+    elif NO_WEIGHTS & set(words):
+        rank = 3
+    elif prefix in averaged or AVERAGED & set(words) or any(w.startswith("ema") or w.endswith("ema") for w in words):
+        rank = 0
+    else:
+        rank = 2 if any(word in lower for word in BEHIND) else 1
+    return rank, unusual, len(prefix), prefix
 
 
 def _unfit(weights: Weights, shapes: dict[str, torch.Size], inputs: Collection[str]) -> list[str]:

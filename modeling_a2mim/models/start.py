@@ -1,6 +1,7 @@
 """The first weights of an encoder: those of another model, brought to its channels and size."""
 
 import copy
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,6 +17,8 @@ from ..modeling_a2mim import A2MIMForPreTraining, A2MIMModel, A2MIMPreTrainedMod
 from ..pretrained import Pretrained
 from .resizing import resized_weights
 
+
+logger = logging.getLogger("a2mim")
 
 MOST_NAMED = 4  # names in a line of the log
 
@@ -107,6 +110,14 @@ def load_start(model: A2MIMPreTrainedModel, start: Pretrained, partly: bool = Fa
     left_over = [f"{found.prefix}{name}" for name in resized if name not in loaded]
     left_over += [name for name in found.left_over if name not in left_over]
     copies = [found.prefix, *found.others] if found.others else []
+    if found.doubtful:
+        logger.warning(
+            "the encoder is stored %d times, with other weights: those under %r are taken, and not those under %s; if "
+            "others are meant, store them alone",
+            len(copies),
+            copies[0],
+            ", ".join(map(repr, copies[1:])),
+        )
     own, stored = ([f"{place}{name}" for name in loaded] for place in (inside, found.prefix))
     parts = _grouped(new, own), _grouped(left_over, stored)
     core.loaded = LoadedWeights(len(loaded), [*found.adapted, *adapted], *parts, copies)

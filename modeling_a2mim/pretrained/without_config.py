@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 
 from ..configuration_a2mim import A2MIMConfig
 from ..encoders.foreign import FoundEncoder, Weights, find_encoder
-from ..encoders.meta import build_on_meta
+from ..encoders.meta import TimmEncoder, build_on_meta
 from ..encoders.plan import plan_encoder
 from ..encoders.timm_config import fields_of_timm
 from .models import ENCODER_FIELDS, Pretrained
 from .weight_files import SUFFIXES, read_file
 
+
+logger = logging.getLogger("a2mim")
 
 OPENMIXUP = ("patch_embed.projection.", ".depthwise_conv.", ".w_msa.")  # in names of its encoders
 
@@ -85,8 +89,11 @@ class WeightsFile(Pretrained):
             ValueError: naming `model_name_or_path`, if they are not in the file.
         """
         plan = plan_encoder(config, for_masking=False)
+        encoder = build_on_meta(plan.create_args)
         try:
-            return find_encoder(self.weights, build_on_meta(plan.create_args), plan.create_args), config
+            found = find_encoder(self.weights, encoder, plan.create_args)
+            _tell_grid(found, encoder)
+            return found, config
         except ValueError as error:
             if str(error).startswith("model_name_or_path: "):
                 raise
@@ -96,6 +103,25 @@ class WeightsFile(Pretrained):
                 f"model_name_or_path: {self.source}, read as --architecture {config.architecture} of "
                 f"{' x '.join(map(str, config.input_size))} px: {error}{hint if official else ''}"
             ) from error
+
+
+def _tell_grid(found: FoundEncoder, encoder: TimmEncoder):
+    """Warn of positions that are taken as they are and may be of a square: a file tells their number alone."""
+    rows, columns = getattr(getattr(encoder, "patch_embed", None), "grid_size", None) or (0, 0)
+    side, own = math.isqrt(rows * columns), encoder.state_dict()
+    changed = " ".join(found.adapted)
+    names = [name for name, value in found.weights.items() if value.ndim == 3 and "pos" in name and name in own]
+    names = [name for name in names if rows * columns <= own[name].shape[1] and f"{name} " not in changed]
+    if names and rows != columns and side * side == rows * columns:
+        logger.warning(
+            "%s: taken as positions of %d x %d patches; if they are of %d x %d, as most are, give the weights as a "
+            "folder of timm, whose config.json has the size of their images (input_size), so that they are resampled",
+            names[0],
+            rows,
+            columns,
+            side,
+            side,
+        )
 
 
 def open_registered(name: str) -> Pretrained:

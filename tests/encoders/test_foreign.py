@@ -43,12 +43,23 @@ def test_of_several_copies_the_evaluated_one():
     for first, second in (
         ("teacher.", "student."),
         ("model_ema.", "model."),
+        ("modelEMA.", "model."),
+        ("state_dict_EMA.", "state_dict."),
+        ("swa.module.", "model."),
         ("online.", "target."),
+        ("online_encoder.", "target_encoder."),
+        ("target_encoder.module.", "encoder.module."),  # I-JEPA
+        ("state_dict.", "grad."),
+        ("state_dict.", "m."),
+        ("model.", "opt.exp_avg."),
+        ("state_dict.model.", "state_dict.ref."),
+        ("state_dict.model.", "best."),
         ("q.", "longer."),
     ):
         stored = {**prefixed(other(weights), second), **prefixed(weights, first), "epoch": torch.tensor(3)}
         found = find_encoder(stored, encoder, args)
         assert (found.prefix, found.others) == (first, [second])
+        assert found.doubtful == (second in ("best.", "longer."))
         assert torch.equal(found.weights["conv1.0.weight"], weights["conv1.0.weight"])
         assert len(found.left_over) == len(weights) + 1
 
@@ -74,6 +85,9 @@ def test_values_that_are_no_weights():
     whole = {name: (value * 100).to(torch.int8) for name, value in weights.items()}
     with pytest.raises(ValueError, match=r"^conv1\.0\.weight is of torch\.int8, this encoder has torch\.float32"):
         find_encoder(whole, *made("resnet"))
+    small = {name: value.to(torch.float8_e4m3fn) if value.ndim == 4 else value for name, value in weights.items()}
+    with pytest.raises(ValueError, match=r"^conv1\.0\.weight is of torch\.float8_e4m3fn, quantised weights"):
+        find_encoder(small, *made("resnet"))
     weights["layer2.0.conv1.weight"][0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"^layer2\.0\.conv1\.weight holds values that are not finite"):
         find_encoder(weights, *made("resnet"))
