@@ -56,6 +56,7 @@ CHEAP_PIXELS = 4_000_000  # below that nothing needs to be checked
 
 _lock, _decoding, _pillow_limit = threading.Lock(), 0, None
 _cut_animations = itertools.count()  # how many were, in this process
+_taken_as_shown = itertools.count()  # how many annotations were that may be of the image as it is stored
 
 
 @contextlib.contextmanager
@@ -211,6 +212,17 @@ def load_turned(value: Any, spec: PixelSpec) -> tuple[torch.Tensor, tuple[int, i
     turn = orientation(image) if isinstance(image, Image.Image) else (False, False, False)
     pixels = _all_of(image, spec)
     return F.pil_to_tensor(pixels) if isinstance(pixels, Image.Image) else pixels, stored, turn
+
+
+def take_as_shown(turn: tuple[bool, bool, bool]):
+    """Warn once of an annotation of an image that lies so (see `orientation`) and whose size does not tell whether it
+    is of the image as it is stored or as it is shown."""
+    if any(turn) and next(_taken_as_shown) == 0:
+        logger.warning(
+            "an image is shown turned (EXIF), and the size of its annotation does not tell whether that was made on "
+            "the image as it is shown or as it is stored: these are taken as of the image as it is shown; if they "
+            "were made on it as it is stored, remove the EXIF orientation from the files"
+        )
 
 
 def _all_of(image: Image.Image | ArrayImage, spec: PixelSpec) -> Image.Image | torch.Tensor:

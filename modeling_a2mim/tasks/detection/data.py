@@ -16,7 +16,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from ...configuration_a2mim import A2MIMConfig
-from ...data.decoding import MAX_PIXELS, BrokenImage, load_turned
+from ...data.decoding import MAX_PIXELS, BrokenImage, load_turned, take_as_shown
 from ...data.pixel_spec import PixelSpec
 from ...models.detection import A2MIMForObjectDetection
 from ...utils.labels import label_names
@@ -139,10 +139,13 @@ class DetectionTransform:
 
     def _read(self, objects, original: tuple[int, int], stored: tuple[int, int], turn: tuple[bool, bool, bool]):
         """The objects in pixels of the image the right way up, whose size is `original`; as it is stored, `stored`."""
-        size = original
+        size = None
         if isinstance(objects, Sized):
             objects, height, width = objects
-            size = (height, width) if height and width else original
+            size = (height, width) if height and width else None
+        if size is None or stored == original:
+            take_as_shown(turn)
+        size = size or original
         if size == stored != original:
             return self.annotations.read(objects, *stored).turned(turn, *stored)
         if size != original and (self.annotations.box_format != "yolo" or self.annotations.masks):

@@ -22,7 +22,7 @@ from ...arguments.data import sources_of
 from ...arguments.dense import check_trained
 from ...arguments.segmentation import LABELS_FILE, SegmentationArguments, ignored_value
 from ...data.columns import choose_images, find_column
-from ...data.decoding import BrokenImage, load_turned, turned
+from ...data.decoding import BrokenImage, load_turned, take_as_shown, turned
 from ...data.overlap import evaluates_on_training
 from ...data.pixel_spec import PixelSpec, given_as
 from ...data.sources import RowSource
@@ -251,6 +251,8 @@ class SegmentationTransform:
         values = self.labels.read(label, self.spec.max_pixels)
         if values.shape == raw != tuple(pixels.shape[1:]):  # annotated as stored, not as shown
             values = turned(values, turn)
+        elif values.shape == raw:
+            take_as_shown(turn)
         classes = torch.from_numpy(values)
         if classes.shape != pixels.shape[1:]:
             sizes = " x ".join(map(str, classes.shape)), " x ".join(map(str, pixels.shape[1:]))

@@ -1,5 +1,6 @@
 """Samples with their boxes and masks, batches, and a figure of them."""
 
+import itertools
 from types import SimpleNamespace
 
 import datasets
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor
 
 from benchmarks import shapes
 from modeling_a2mim import A2MIMConfig
+from modeling_a2mim.data import decoding
 from modeling_a2mim.data.transforms import seeded
 from modeling_a2mim.models.detection import A2MIMDetectorConfig, A2MIMForObjectDetection
 from modeling_a2mim.tasks.detection.annotations import Annotations
@@ -133,8 +135,9 @@ KINDS = SimpleNamespace(
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("told", [(20, 40), (40, 20), (None, None)])
 @pytest.mark.parametrize("number", [6, 8])
-def test_boxes_turn_with_photographs(told, number, masks):
+def test_boxes_turn_with_photographs(told, number, masks, monkeypatch, caplog):
     """A bright rectangle and its box, in a JPEG that is shown turned: annotated as stored (20 x 40) or as shown."""
+    monkeypatch.setattr(decoding, "_taken_as_shown", itertools.count())
     pixels = np.zeros((20, 40), dtype=np.uint8)
     pixels[8:16, 24:40] = 255
     exif = Image.Exif()
@@ -154,6 +157,19 @@ def test_boxes_turn_with_photographs(told, number, masks):
     assert (bright == inside).mean() > 0.98
     if masks:
         assert (sample["labels"]["masks"][0].numpy() == inside).all()
+    assert ("taken as of the image as it is shown" in caplog.text) == (told == (None, None))
+
+
+@pytest.mark.parametrize(("size", "number"), [((20, 40), 1), ((20, 40), 3), ((20, 40), 4), ((20, 20), 6)])
+def test_sizes_that_do_not_tell_whether_boxes_turn(size, number, monkeypatch, caplog):
+    monkeypatch.setattr(decoding, "_taken_as_shown", itertools.count())
+    exif = Image.Exif()
+    exif[274] = number
+    image = encoded(Image.new("L", size[::-1]), "JPEG", exif=exif)
+    transform = make(KINDS, canvas=(40, 40), masks=False, train=False)
+    for _ in range(2):
+        transform(image, Sized([{"bbox": [4.0, 8.0, 6.0, 8.0], "category": 1}], *size))
+    assert caplog.text.count("does not tell whether that was made on the image as it is shown") == (number != 1)
 
 
 def test_objects_of_another_image_are_broken():

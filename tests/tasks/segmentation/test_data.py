@@ -1,6 +1,7 @@
 """Images with maps of classes: found, augmented together, and brought to the size of the crop."""
 
 import io
+import itertools
 
 import datasets
 import numpy as np
@@ -12,6 +13,7 @@ from modeling_a2mim import A2MIMConfig
 from modeling_a2mim.arguments.segmentation import (
     SegmentationArguments,
 )
+from modeling_a2mim.data import decoding
 from modeling_a2mim.data.decoding import BrokenImage
 from modeling_a2mim.data.pixel_spec import PixelSpec
 from modeling_a2mim.data.splits import load_training_split
@@ -26,6 +28,7 @@ from modeling_a2mim.tasks.segmentation.data import (
 from modeling_a2mim.tasks.segmentation.labels import LabelValues
 from modeling_a2mim.tasks.segmentation.model import image_processor
 
+from .test_labels import encoded
 from .test_model import NAMES
 
 
@@ -126,6 +129,19 @@ def test_evaluation_is_what_users_do():
     grey = transform(train=False)
     made = grey(png(pixels[..., 0]), png(classes))["pixel_values"]
     assert torch.equal(made, grey.processor(Image.fromarray(pixels[..., 0]), return_tensors="pt")["pixel_values"][0])
+
+
+@pytest.mark.parametrize(
+    ("number", "shape", "warned"), [(3, (20, 40), True), (6, (20, 40), False), (1, (9, 9), False)]
+)
+def test_sizes_that_do_not_tell_whether_maps_turn(number, shape, warned, monkeypatch, caplog):
+    monkeypatch.setattr(decoding, "_taken_as_shown", itertools.count())
+    exif = Image.Exif()
+    exif[274] = number
+    image = encoded(Image.new("L", shape[::-1]), "JPEG", exif=exif)
+    for _ in range(2):
+        transform(train=False)(image, png(np.zeros(shape, dtype=np.uint8)))
+    assert caplog.text.count("taken as of the image as it is shown") == warned
 
 
 def test_wrong_maps():
