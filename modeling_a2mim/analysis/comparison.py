@@ -15,6 +15,7 @@ import torch
 from datasets import ClassLabel, Image
 from PIL import Image as ImageFile
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,7 +28,7 @@ from transformers import (
 from ..configuration_a2mim import A2MIMConfig
 from ..data.columns import find_column
 from ..data.dataset import ImageSamples
-from ..data.decoding import load_pixels
+from ..data.decoding import BrokenImage, load_pixels
 from ..data.formats.listing import list_images
 from ..data.image_statistics import kinds_of_first, refuse_bytes
 from ..data.loading import find_validation_split, has_card, load_images, local_path
@@ -300,6 +301,7 @@ class Images:
         images = cls(dataset, np.sort(drawn).tolist(), image_column, label_column, names, args.seed)
         for named in models:
             images.check_bytes(named)
+        images.leave_out_broken(models, "files" if files else "dataset")
         return images
 
     def __len__(self) -> int:
@@ -307,9 +309,36 @@ class Images:
 
     def samples(self, named: NamedModel) -> Iterator[dict[str, torch.Tensor]]:
         """`pixel_values` of each image for a model, and `labels` as stored; read as they are asked for."""
-        columns = (None, None) if isinstance(self.dataset, PagesSource) else (self.image_column, self.label_column)
-        samples = ImageSamples(self.dataset, named.transform, *columns, self.seed)
+        samples = self._samples(named)
         return (sample for row in self.rows for sample in samples.__getitems__([row]))
+
+    def _samples(self, named: NamedModel) -> ImageSamples:
+        columns = (None, None) if isinstance(self.dataset, PagesSource) else (self.image_column, self.label_column)
+        return ImageSamples(self.dataset, named.transform, *columns, self.seed)
+
+    def leave_out_broken(self, models: Sequence[NamedModel], argument: str):
+        """Leave out what one of the models cannot take, with a warning.
+
+        Raises:
+            ValueError: naming `argument`, if that is a file that was named, or all.
+        """
+        broken: dict[int, BrokenImage] = {}
+        for named in models:
+            samples = self._samples(named)
+            for row in tqdm(self.rows, desc="looking at the images", unit=" images", delay=1, leave=False):
+                try:
+                    samples[row]  # raises where `__getitems__` takes another image
+                except BrokenImage as error:
+                    broken[row] = error
+        if not broken:
+            return
+        first, total = next(iter(broken.values())), len(self.rows)
+        if argument == "files" or len(broken) == total:
+            raise ValueError(
+                f"{argument}: {len(broken)} of {total} images cannot be used, the first: {first}"
+            ) from first
+        logger.warning("%d of %d images cannot be used and are left out, the first: %s", len(broken), total, first)
+        self.rows = [row for row in self.rows if row not in broken]
 
     def check_bytes(self, named: NamedModel):
         """Refuse images of 8 bits for a model that keeps a range that they do not fill.

@@ -201,6 +201,24 @@ def test_files(dataset, tmp_path, caplog):
     assert caplog.messages == ["images: 4, as there are no more"]
 
 
+def test_broken_images_are_left_out(models, tmp_path, caplog):
+    """Another one in their place would count twice."""
+    for number in range(4):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    stored = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(stored[:60])
+    named = load_model(str(models / "encoder"))
+    given = arguments("m", "--dataset", str(tmp_path))
+    images = Images.open(given, models=[named])
+    assert (images.rows, len(list(images.samples(named)))) == ([0, 2, 3], 3)
+    assert "1 of 4 images cannot be used and are left out, the first: " in caplog.text
+    assert "1.png" in caplog.text
+    assert "stands in" not in caplog.text
+    given.dataset, given.files = None, [str(path) for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(ValueError, match=r"^files: 1 of 4 images cannot be used, the first: .*1\.png"):
+        Images.open(given, models=[named])
+
+
 def test_configurations_of_what_has_none(dataset):
     with pytest.raises(ValueError, match="^dataset_config_name: is of a dataset on the Hub, and .* is on this"):
         Images.open(arguments("m", "--dataset", str(dataset), "--dataset_config_name", "small"))
