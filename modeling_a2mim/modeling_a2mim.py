@@ -25,6 +25,12 @@ from .masking import MaskToken, as_grid, fill_masked, random_mask
 from .targets import cell_statistics, normalise_cells, restore_cells
 
 
+NORMALISE = (
+    "of pixels in [0, 1], subtract image_mean and divide by image_std of the model's config, as its image processor "
+    "does"
+)
+
+
 @dataclass
 class A2MIMForPreTrainingOutput(ModelOutput):
     """
@@ -108,11 +114,7 @@ class A2MIMModel(EncoderModel):
         Raises:
             ValueError: if they are no images of this model.
         """
-        channels = self.config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"pixel_values: expected (batch, {channels}, height, width), got {tuple(pixel_values.shape)}"
-            )
+        check_images(pixel_values, self.config.num_channels)
         (height, width), (cell_height, cell_width) = pixel_values.shape[-2:], self.config.mask_cell_size
         return height // cell_height, width // cell_width
 
@@ -256,6 +258,19 @@ class A2MIMForPreTraining(A2MIMPreTrainedModel):
         if image.shape[-2] >= size[0] and image.shape[-1] >= size[1]:
             return image[..., : size[0], : size[1]]
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+
+
+def check_images(pixel_values: torch.Tensor, channels: int) -> None:
+    """
+    Raises:
+        ValueError: if these are no normalised images of so many channels, as far as type and shape tell.
+    """
+    if not isinstance(pixel_values, torch.Tensor):
+        raise ValueError(f"pixel_values: expected a tensor, got {type(pixel_values).__name__}")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+        raise ValueError(f"pixel_values: expected (batch, {channels}, height, width), got {tuple(pixel_values.shape)}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values: expected normalised images, got {pixel_values.dtype}; {NORMALISE}")
 
 
 def find_core(model: nn.Module) -> A2MIMModel:

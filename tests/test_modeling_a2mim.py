@@ -208,8 +208,11 @@ def test_wrong_masks(shape):
 def test_wrong_images(family):
     model = make(family)
     for part in (model, model.a2mim, make(family, A2MIMForImageClassification)):
-        for images in (make_images(channels=1), make_images(channels=4), make_images()[0]):
+        for images in (make_images(channels=1), make_images(channels=4), make_images()[0], make_images().numpy()):
             with pytest.raises(ValueError, match="^pixel_values: "):
+                part(images)
+        for images in (make_images().byte(), make_images() > 0):
+            with pytest.raises(ValueError, match="^pixel_values: expected normalised images, got torch"):
                 part(images)
     with pytest.raises(ValueError, match="^pixel_values: "):
         model(make_images(channels=1), MASKS[:2])

@@ -11,7 +11,7 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
 from ..configuration_a2mim import A2MIMConfig
-from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel
+from ..modeling_a2mim import A2MIMModel, A2MIMPreTrainedModel, check_images
 from .freezing import PartlyFrozen
 
 
@@ -76,15 +76,13 @@ class A2MIMBackbone(PartlyFrozen, BackboneMixin, A2MIMPreTrainedModel):
             `feature_maps`: (batch, channels, rows, columns) of each chosen stage.
 
         Raises:
-            ValueError: if the images have another number of channels, or attentions are asked for.
+            ValueError: if the images have another number of channels or are integers, or attentions are asked for.
         """
         if output_attentions:
             raise ValueError("output_attentions: timm's encoders do not give their attentions")
         return_dict = self.config.return_dict if return_dict is None else return_dict
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            shape = f"(batch, {self.config.num_channels}, height, width)"
-            raise ValueError(f"pixel_values: expected {shape}, got {tuple(pixel_values.shape)}")
+        check_images(pixel_values, self.config.num_channels)
         chosen = sorted(index % len(self.stage_names) for index in self.out_indices)
         indices = list(range(len(self.stage_names))) if states else chosen
         maps = self.a2mim.encoder.forward_intermediates(

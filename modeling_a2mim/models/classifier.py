@@ -51,7 +51,7 @@ class A2MIMForImageClassification(PartlyFrozen, A2MIMPreTrainedModel):
             `loss`: scalar, if there are labels; `logits`: (batch, num_labels), before softmax; `hidden_states`.
 
         Raises:
-            ValueError: if the images have another number of channels than the model.
+            ValueError: if the images have another number of channels than the model, or are integers.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states

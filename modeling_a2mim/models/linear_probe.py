@@ -102,7 +102,7 @@ class LinearProbe(PartlyFrozen, A2MIMPreTrainedModel):
             `logits` (batch, classes), and `loss` where there are labels.
 
         Raises:
-            ValueError: if the images have another number of channels.
+            ValueError: if the images have another number of channels, or are integers.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         with torch.no_grad():

@@ -78,7 +78,7 @@ def layer_features(
         (batch, features) in float32, for each layer.
 
     Raises:
-        ValueError: if the encoder has no such layer, or the images have another number of channels.
+        ValueError: if the encoder has no such layer, or the images have another number of channels or are integers.
     """
     core.mask_grid(pixel_values)
     layers = [layer_index(core, layer, field) for layer in layers]

@@ -35,7 +35,7 @@ from .optimization import (
     with_optimizer,
 )
 from .publishing import PublishingTrainer
-from .raw_data import as_samples, collate_samples
+from .raw_data import as_samples, check_batch, collate_samples
 from .resuming import run_settings
 
 
@@ -85,6 +85,7 @@ class EncoderTrainer(PublishingTrainer):
         self._check_precision()
         if not self.classifies:
             check_without_labels(self.args)
+        self._seen_first: set[str] = set()
         self.train_dataset = self._samples(self.train_dataset, "train_dataset")
         self.eval_dataset = self._samples(self.eval_dataset, "eval_dataset")
         self.flags = flags
@@ -140,7 +141,20 @@ class EncoderTrainer(PublishingTrainer):
     # Data
 
     def _samples(self, dataset, name: str):
-        return as_samples(dataset, self.unwrapped(), data_seed(self.args), name)
+        collated = self.data_collator is not self.default_collator
+        return as_samples(dataset, self.unwrapped(), data_seed(self.args), name, collated)
+
+    def check_first(self, batch: dict, name: str):
+        """Check the first batch of `train_dataset` and of `eval_dataset`, before anything is done to it; of
+        `ImageSamples` to train on, `prepared` makes what the model takes.
+
+        Raises:
+            ValueError: naming `name`, if the model takes no such images.
+        """
+        if name not in self._seen_first:
+            self._seen_first.add(name)
+            if REPORT not in batch:
+                check_batch(batch, self.unwrapped(), name)
 
     def get_train_dataloader(self):
         loader = super().get_train_dataloader()
@@ -209,6 +223,10 @@ class EncoderTrainer(PublishingTrainer):
                 callback.prediction_bar = None
         return others
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        self.check_first(inputs, "eval_dataset")
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     # Steps
 
     def run_settings(self) -> dict[str, dict]:
@@ -221,7 +239,10 @@ class EncoderTrainer(PublishingTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         with self.pace.waiting():
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.check_first(batches[0], "train_dataset")
+        return batches, count
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.pace.images += len(inputs["pixel_values"])

@@ -2,10 +2,12 @@
 are checked before training."""
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets import ClassLabel, Image, Value
 from torch.utils.data import IterableDataset, get_worker_info
@@ -18,10 +20,13 @@ from ..data.pixel_spec import PixelSpec
 from ..data.progress import SkippedImages
 from ..data.transforms import FineTuneTransform, PreTrainTransform, generators_kept, seed_generators
 from ..export.folder import timm_pretrained_cfg
-from ..modeling_a2mim import A2MIMForPreTraining
+from ..modeling_a2mim import NORMALISE, A2MIMForPreTraining
 from ..models.classifier import A2MIMForImageClassification
 from ..models.linear_probe import LinearProbe
+from ..utils.value_range import ValueRange
 
+
+logger = logging.getLogger("a2mim")
 
 LABELS = ("labels", "label", "label_ids")  # as `default_data_collator` knows them
 AUGMENTATION: dict[str, Any] = {
@@ -31,9 +36,11 @@ AUGMENTATION: dict[str, Any] = {
 }  # the command's defaults for classifiers
 MAX_SKIPPED_RATIO = 0.05
 ROWS = (datasets.Dataset, datasets.IterableDataset)
+OURS = A2MIMForPreTraining | A2MIMForImageClassification | LinearProbe
+MOST = 10  # times the largest normalised value: other statistics than the config's give less, 0 to 255 gives more
 
 
-def as_samples(dataset, model, seed: int, name: str):
+def as_samples(dataset, model, seed: int, name: str, collated: bool = False):
     """`dataset` as what the trainer reads: rows with a column of images become `ImageSamples`, or `StreamedSamples` if
     they have no length; anything else, and data for other models than ours, is checked and stays as it is.
 
@@ -43,17 +50,18 @@ def as_samples(dataset, model, seed: int, name: str):
         seed: of crops, flips and masks.
         name: the argument: `train_dataset`, whose images are augmented, `eval_dataset`, or `test_dataset`, which need
             have no labels.
+        collated: whether a collator of the user's makes the batches, whatever it takes; then they alone are checked.
 
     Raises:
         ValueError: naming `name`, and what to pass instead.
     """
     if isinstance(dataset, dict):
-        return {key: as_samples(one, model, seed, name) for key, one in dataset.items()}
-    ours = isinstance(model, A2MIMForPreTraining | A2MIMForImageClassification | LinearProbe)
-    if dataset is None or isinstance(dataset, ImageSamples | StreamedSamples | str) or not ours:
+        return {key: as_samples(one, model, seed, name, collated) for key, one in dataset.items()}
+    if dataset is None or isinstance(dataset, ImageSamples | StreamedSamples | str) or not isinstance(model, OURS):
         return dataset
     if not isinstance(dataset, ROWS) or "pixel_values" in _columns(dataset) or _transformed(dataset):
-        _check_samples(dataset, model, name)
+        if not collated:
+            _check_samples(dataset, model, name)
         return dataset
     train = name == "train_dataset"
     try:
@@ -204,12 +212,64 @@ def _check_samples(dataset, model, name: str):
     values = sample.get("pixel_values") if isinstance(sample, Mapping) else None
     if values is None:
         raise ValueError(f"{name}: a sample is {_described(sample)}; pass {_wanted(model)}, or rows of datasets")
-    shape = tuple(getattr(values, "shape", ()))
-    if shape and (len(shape) != 3 or shape[0] != model.config.num_channels):
+    pixels = _as_tensor(values, model, name)
+    shape = tuple(pixels.shape)
+    if len(shape) != 3 or shape[0] != model.config.num_channels:
         raise ValueError(f"{name}: pixel_values of a sample are of shape {shape}; pass {_wanted(model)}")
+    _check_pixels(pixels, model.config, name)
     needs_labels = not isinstance(model, A2MIMForPreTraining) and name != "test_dataset"
     if needs_labels and not any(key in sample for key in LABELS):
         raise ValueError(f"{name}: a sample has no labels, but {', '.join(sample)}; pass {_wanted(model)}")
+
+
+def check_batch(batch, model, name: str):
+    """Check a batch of data that is not ours, and warn of values that are hardly normalised by the config.
+
+    Raises:
+        ValueError: naming `name`, if the model takes no such `pixel_values`.
+    """
+    if not isinstance(model, OURS):
+        return
+    pixels = batch.get("pixel_values") if isinstance(batch, Mapping) else None
+    if not isinstance(pixels, torch.Tensor):
+        raise ValueError(f"{name}: a batch is {_described(batch)}; it needs a tensor pixel_values")
+    extremes = _check_pixels(pixels, model.config, name)
+    if extremes is not None:
+        logger.warning(
+            "%s: pixel_values are from %g to %g, far from those normalised by image_mean and image_std of the model's "
+            "config, which is how the exported model will be given images",
+            name,
+            *extremes,
+        )
+
+
+def _as_tensor(values, model, name: str) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values
+    try:
+        return torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: pixel_values of a sample are no numbers ({error}); pass {_wanted(model)}") from None
+
+
+def _check_pixels(pixels: torch.Tensor, config, name: str) -> tuple[float, float] | None:
+    """The lowest and highest of these values, (..., channels, height, width), if they are far beyond normalised ones.
+
+    Raises:
+        ValueError: if they are integers, or not normalised at all.
+    """
+    if not pixels.is_floating_point():
+        raise ValueError(f"{name}: pixel_values are of {pixels.dtype}, which are not normalised; {NORMALISE}")
+    known = ValueRange.from_config(config.value_range)
+    if not pixels.numel() or (known is not None and not known.clip):  # any values may be right
+        return None
+    normal = max(max(mean, 1 - mean) / std for mean, std in zip(config.image_mean, config.image_std, strict=True))
+    low, high = (value.item() for value in pixels.aminmax())
+    if not max(-low, high) > MOST * normal:
+        return None
+    if low >= 0:  # no mean was subtracted
+        raise ValueError(f"{name}: pixel_values are from {low:g} to {high:g}, which are not normalised; {NORMALISE}")
+    return low, high
 
 
 def _wanted(model) -> str:

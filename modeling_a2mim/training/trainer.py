@@ -153,6 +153,7 @@ class A2MIMTrainer(EncoderTrainer):
         loss; reconstructions of a whole data set would be too much to keep."""
         if not self.reconstructs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self.check_first(inputs, "eval_dataset")
         inputs = self.on_device(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)

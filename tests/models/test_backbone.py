@@ -214,6 +214,8 @@ def test_what_it_cannot_do():
     backbone = A2MIMBackbone(family_config("resnet"))
     with pytest.raises(ValueError, match=r"^pixel_values: expected \(batch, 3, height, width\), got \(1, 1, 64, 64\)"):
         backbone(torch.randn(1, 1, 64, 64))
+    with pytest.raises(ValueError, match="^pixel_values: expected normalised images, got torch.uint8"):
+        backbone(torch.ones(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match="^output_attentions: "):
         backbone(torch.randn(1, 3, 64, 64), output_attentions=True)
 

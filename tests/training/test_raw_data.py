@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset, TensorDataset
-from transformers import Seq2SeqTrainingArguments, TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments, default_data_collator
 
 import modeling_a2mim
 from modeling_a2mim import (
@@ -166,14 +166,15 @@ def test_broken_images_of_a_stream(rows, caplog):
 
 
 class Tensors(torch.utils.data.Dataset):
-    def __init__(self, keys, shape=(1, 32, 32)):
-        self.keys, self.shape = keys, shape
+    def __init__(self, keys, shape=(1, 32, 32), change=None):
+        self.keys, self.shape, self.change = keys, shape, change or (lambda pixels: pixels)
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
-        values = {"pixel_values": torch.rand(self.shape), "labels": torch.tensor(index % 2), "image": index}
+        pixels = self.change(torch.rand(self.shape))
+        values = {"pixel_values": pixels, "labels": torch.tensor(index % 2), "image": index}
         return {key: values[key] for key in self.keys}
 
 
@@ -218,6 +219,89 @@ def test_datasets_of_tensors(tmp_path, make):
 def test_samples_that_say_what_to_pass(tmp_path, make, data, message):
     with pytest.raises(ValueError, match=f"^{message.format('train_dataset')}"):
         A2MIMTrainer(make(), plain(tmp_path), train_dataset=data).train()
+
+
+def as_bytes(pixels):
+    return (255 * pixels).to(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (classifier, as_bytes, "of torch.uint8, which are not normalised; of pixels in .0, 1., subtract image_mean"),
+        (pretraining, lambda pixels: as_bytes(pixels).numpy(), "of torch.uint8, which are not"),
+        (pretraining, lambda pixels: as_bytes(pixels).tolist(), "of torch.int64, which are not"),
+        (classifier, lambda pixels: pixels > 0.5, "of torch.bool, which are not"),
+        (pretraining, lambda pixels: 255 * pixels, r"from [\d.e-]+ to 25\d[\d.]*, which are not normalised; "),
+    ],
+)
+def test_pixels_that_are_not_normalised(tmp_path, make, change, message):
+    """Are refused wherever they are seen first: a sample, or a batch of a stream or of a collator."""
+    good, bad = Tensors(["pixel_values", "labels"]), Tensors(["pixel_values", "labels"], change=change)
+    args, model = plain(tmp_path, max_steps=1, save_strategy="no"), make()
+
+    def refused(name, **kwargs):
+        def run():
+            trainer = A2MIMTrainer(model, args, **{"train_dataset": good, **kwargs})
+            return trainer.evaluate() if name == "eval_dataset" else trainer.train()
+
+        with pytest.raises(ValueError, match=f"^{name}: pixel_values are {message}"):
+            run()
+
+    stream = Stream([bad[i] for i in range(8)])
+    refused("train_dataset", train_dataset=bad)
+    refused("train_dataset", train_dataset=stream)
+    refused("train_dataset", train_dataset=bad, data_collator=default_data_collator)
+    refused("eval_dataset", eval_dataset={"one": good, "two": bad})
+    refused("eval_dataset", eval_dataset=stream)
+
+
+def test_mixed_bytes_of_a_stream(tmp_path):
+    bad = Tensors(["pixel_values", "labels"], change=as_bytes)
+    args = FineTuningArguments(
+        str(tmp_path), max_steps=1, use_cpu=True, report_to="none", mixup=0.2, eval_strategy="no"
+    )
+    with pytest.raises(ValueError, match="^train_dataset: pixel_values are of torch.uint8"):
+        FineTuningTrainer(classifier(), args, train_dataset=Stream([bad[i] for i in range(8)])).train()
+
+
+def test_a_collator_may_normalise(tmp_path):
+    """What it takes is its own matter: bytes, tuples, other names."""
+
+    def collator(samples):
+        images = torch.stack([image for image, _ in samples])
+        return {"pixel_values": images / 127.5 - 1, "labels": torch.stack([label for _, label in samples])}
+
+    data = TensorDataset(torch.randint(256, (8, 1, 32, 32), dtype=torch.uint8), torch.arange(8) % 2)
+    args = plain(tmp_path, max_steps=1, save_strategy="no")
+    trainer = A2MIMTrainer(classifier(), args, collator, data, data)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    args = plain(tmp_path, max_steps=1, save_strategy="no", remove_unused_columns=False)
+    with pytest.raises(
+        ValueError, match="^train_dataset: a batch is a dict of images; it needs a tensor pixel_values"
+    ):
+        A2MIMTrainer(classifier(), args, lambda samples: {"images": torch.ones(1)}, data).train()
+
+
+def test_statistics_of_the_users_own(tmp_path, caplog):
+    """Values far from those of the config are warned of once, and left alone if its range cuts nothing off."""
+
+    def train(change, **fields):
+        caplog.clear()
+        model = A2MIMForPreTraining(A2MIMConfig(**CONFIG, **fields))
+        data = Tensors(["pixel_values"], change=change)
+        trainer = A2MIMTrainer(model, plain(tmp_path, save_strategy="no"), None, data, data)
+        trainer.train()
+        trainer.evaluate()
+        trainer.evaluate()
+        return caplog.text.count("far from those normalised by image_mean")
+
+    assert train(lambda pixels: 9 * (2 * pixels - 1)) == 0
+    assert train(lambda pixels: 99 * (2 * pixels - 1)) == 2  # of training, and of evaluation
+    for clip, warnings in ((True, 2), (False, 0)):
+        known = {"low": [0.0], "high": [4095.0], "clip": clip}
+        assert train(lambda pixels: 99 * (2 * pixels - 1), value_range=known) == warnings
 
 
 def test_rows_that_say_what_to_pass(rows, tmp_path):
