@@ -216,6 +216,7 @@ def _check_samples(dataset, model, name: str):
     shape = tuple(pixels.shape)
     if len(shape) != 3 or shape[0] != model.config.num_channels:
         raise ValueError(f"{name}: pixel_values of a sample are of shape {shape}; pass {_wanted(model)}")
+    _check_size(pixels, model, name)
     _check_pixels(pixels, model.config, name)
     needs_labels = not isinstance(model, A2MIMForPreTraining) and name != "test_dataset"
     if needs_labels and not any(key in sample for key in LABELS):
@@ -233,6 +234,7 @@ def check_batch(batch, model, name: str):
     pixels = batch.get("pixel_values") if isinstance(batch, Mapping) else None
     if not isinstance(pixels, torch.Tensor):
         raise ValueError(f"{name}: a batch is {_described(batch)}; it needs a tensor pixel_values")
+    _check_size(pixels, model, name)
     extremes = _check_pixels(pixels, model.config, name)
     if extremes is not None:
         logger.warning(
@@ -250,6 +252,16 @@ def _as_tensor(values, model, name: str) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: pixel_values of a sample are no numbers ({error}); pass {_wanted(model)}") from None
+
+
+def _check_size(pixels: torch.Tensor, model, name: str):
+    """Refuse another image size: the exported model says that of the config, and its image processor makes it."""
+    size = tuple(pixels.shape[-2:])
+    if size != tuple(model.config.input_size):
+        raise ValueError(
+            f"{name}: pixel_values are of {size[0]} x {size[1]} px; pass {_wanted(model)}, or make the model with "
+            f"image_size={list(size)} in its config"
+        )
 
 
 def _check_pixels(pixels: torch.Tensor, config, name: str) -> tuple[float, float] | None:

@@ -206,6 +206,12 @@ def test_datasets_of_tensors(tmp_path, make):
             Tensors(["pixel_values"], (3, 32, 32)),
             r"{}: pixel_values of .* \(3, 32, 32\); pass ",
         ),
+        (
+            pretraining,
+            Tensors(["pixel_values"], (1, 48, 64)),
+            r"{}: pixel_values are of 48 x 64 px; .* \(1, 32, 32\), or make .* image_size=\[48, 64\] in its config",
+        ),
+        (classifier, Stream([{"pixel_values": torch.rand(1, 64, 64), "labels": 1}] * 4), "{}: .* of 64 x 64 px"),
         (classifier, Tensors(["pixel_values"]), "{}: a sample has no labels, but pixel_values; pass .* and labels"),
         (pretraining, TensorDataset(torch.rand(4, 1, 32, 32)), "{}: a sample is a tuple of Tensor; pass samples"),
         (pretraining, Stream([{"image": 1}]), "{}, eval_dataset: a sample is a dict of nothing that the model"),
