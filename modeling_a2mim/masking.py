@@ -32,23 +32,31 @@ def random_mask(
 def as_grid(bool_masked_pos: torch.Tensor, batch_size: int, grid: tuple[int, int]) -> torch.Tensor:
     """Bring a mask given by a user to a bool tensor (batch, rows, columns).
 
-    Accepts (batch, rows, columns) of any resolution, or flat (batch, cells) as transformers' masked-image models do,
-    of the grid (rows, columns) or any whole multiple of it.
+    Accepts (batch, rows, columns), or flat (batch, cells) as transformers' masked-image models do, of the grid (rows,
+    columns) or any whole multiple of it: bool or integers, not 0 = masked, or floats of 0 and 1.
 
     Raises:
-        ValueError: if the shape fits neither.
+        ValueError: if it is no tensor, its shape fits neither, or floats are between or beyond 0 and 1.
     """
+    expected = f"expected ({batch_size}, {grid[0]}, {grid[1]}) or ({batch_size}, {math.prod(grid)}) for this model"
+    if not isinstance(bool_masked_pos, torch.Tensor):
+        raise ValueError(f"bool_masked_pos: {expected}, as a tensor; got {type(bool_masked_pos).__name__}")
     mask = bool_masked_pos.bool()
     if mask.ndim == 2:
         factor = math.isqrt(max(mask.shape[1] // math.prod(grid), 1))
         rows, columns = grid[0] * factor, grid[1] * factor
         if rows * columns == mask.shape[1]:
-            mask = mask.view(-1, rows, columns)
-    if mask.ndim != 3 or mask.shape[0] != batch_size:
-        raise ValueError(
-            f"bool_masked_pos: expected ({batch_size}, {grid[0]}, {grid[1]}) or ({batch_size}, {math.prod(grid)}) "
-            f"for this model, got {tuple(bool_masked_pos.shape)}"
-        )
+            mask = mask.reshape(-1, rows, columns)
+    # Of another resolution, masked pixels and masked features would not be the same cells.
+    fits = mask.ndim == 3 and all(
+        0 < cells <= size and size % cells == 0 for size, cells in zip(mask.shape[1:], grid, strict=True)
+    )
+    if not fits or mask.shape[0] != batch_size:
+        raise ValueError(f"bool_masked_pos: {expected}, or whole multiples of it; got {tuple(bool_masked_pos.shape)}")
+    # The values of floats alone are looked at, which on a GPU waits for it, and cannot be done while compiling.
+    looks = bool_masked_pos.is_floating_point() and not torch.compiler.is_compiling()
+    if looks and not torch.equal(mask.to(bool_masked_pos.dtype), bool_masked_pos.reshape(mask.shape)):
+        raise ValueError("bool_masked_pos: expected 0 and 1, 1 = masked, got others; of a probability, give p > 0.5")
     return mask
 
 

@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,10 +58,28 @@ def test_as_grid():
         assert torch.equal(as_grid(given, 3, (2, 4)), finer)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 4), (3, 7), (3, 9), (3, 16), (3, 4), (2, 8), (8,), (3, 1, 2, 4), ()])
+SHAPES = [(2, 2, 4), (3, 7), (3, 9), (3, 16), (3, 4), (2, 8), (8,), (3, 1, 2, 4), ()]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 4, 2), (3, 5, 7), (3, 2, 6), (3, 3, 4), (3, 1, 2), (3, 0, 4), (3, 0)])
 def test_as_grid_refuses(shape):
     with pytest.raises(ValueError, match=r"^bool_masked_pos: expected \(3, 2, 4\) or \(3, 8\)"):
         as_grid(torch.ones(shape), 3, (2, 4))
+
+
+@pytest.mark.parametrize("value", [0.3, -1.0, 2.0, math.nan])
+def test_as_grid_refuses_floats_that_are_no_mask(value):
+    mask = torch.zeros(3, 2, 4)
+    mask[2, 1, 3] = value
+    for given in (mask, mask.flatten(1), mask.bfloat16()):
+        with pytest.raises(ValueError, match="^bool_masked_pos: expected 0 and 1, 1 = masked"):
+            as_grid(given, 3, (2, 4))
+    assert as_grid(torch.full((3, 2, 4), 255, dtype=torch.uint8), 3, (2, 4)).all()  # as images store masks
+    for given in (np.ones((3, 2, 4), bool), [[[True]]]):
+        with pytest.raises(
+            ValueError, match=r"^bool_masked_pos: expected \(3, 2, 4\) .* as a tensor; got (ndar|list)"
+        ):
+            as_grid(given, 3, (2, 4))
 
 
 def test_resize_mask_up_takes_the_nearest():
