@@ -84,6 +84,11 @@ class A2MIMTrainer(EncoderTrainer):
             self.can_return_loss = True  # from pixels alone
             if self.compute_metrics is None:
                 refuse(self.args, ("batch_eval_metrics", "eval_do_concat_batches"))
+                if self.preprocess_logits_for_metrics is not None:
+                    raise ValueError(
+                        "preprocess_logits_for_metrics: predictions are the errors of each image, which the metrics "
+                        "of this trainer read as they are; give compute_metrics beside it, or leave it out"
+                    )
                 self.compute_metrics = _reconstruction_metrics
 
     @property

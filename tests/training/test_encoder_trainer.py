@@ -124,6 +124,18 @@ def test_what_is_not_for_images_is_refused_in_python(tmp_path, name, value, kind
         A2MIMTrainer(A2MIMForPreTraining(A2MIMConfig(**CONFIG)), args)
 
 
+def test_predictions_are_preprocessed_for_metrics_of_the_users(tmp_path):
+    """The trainer's own read the errors of each image as they are."""
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    data = [{"pixel_values": torch.rand(1, 32, 32)} for _ in range(4)]
+    given = {"preprocess_logits_for_metrics": lambda errors, labels: errors[:, 0], "eval_dataset": data}
+    model = A2MIMForPreTraining(A2MIMConfig(**CONFIG))
+    with pytest.raises(ValueError, match="^preprocess_logits_for_metrics: .*; give compute_metrics beside it"):
+        A2MIMTrainer(model, args, **given)
+    trainer = A2MIMTrainer(model, args, **given, compute_metrics=lambda p: {"shape": p.predictions.shape})
+    assert trainer.evaluate()["eval_shape"] == (4,)
+
+
 @pytest.mark.parametrize(
     ("given", "steps", "logged"),
     [
