@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Image, Value
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, Subset, get_worker_info
 from transformers import default_data_collator
 
 from ..data.columns import find_column
@@ -37,6 +37,7 @@ AUGMENTATION: dict[str, Any] = {
 MAX_SKIPPED_RATIO = 0.05
 ROWS = (datasets.Dataset, datasets.IterableDataset)
 OURS = A2MIMForPreTraining | A2MIMForImageClassification | LinearProbe
+NUMBERS = (torch.Tensor, np.ndarray, list, tuple)
 MOST = 10  # times the largest normalised value: other statistics than the config's give less, 0 to 255 gives more
 
 
@@ -59,10 +60,13 @@ def as_samples(dataset, model, seed: int, name: str, collated: bool = False):
         return {key: as_samples(one, model, seed, name, collated) for key, one in dataset.items()}
     if dataset is None or isinstance(dataset, ImageSamples | StreamedSamples | str) or not isinstance(model, OURS):
         return dataset
-    if not isinstance(dataset, ROWS) or "pixel_values" in _columns(dataset) or _transformed(dataset):
+    transformed = _transformed(dataset)
+    if not isinstance(dataset, ROWS) or transformed or _holds_pixels(dataset):
         if not collated:
             _check_samples(dataset, model, name)
-        return dataset
+        # Of rows, Trainer drops the columns that the model does not take before the user's transform reads them; of
+        # other data, it drops what the samples have of others.
+        return Subset(dataset, range(len(dataset))) if transformed else dataset
     train = name == "train_dataset"
     try:
         image = find_column(_Columns(dataset), Image, None, name)
@@ -137,13 +141,15 @@ def collate_samples(samples: list) -> dict:
     """As transformers' default collator.
 
     Raises:
-        ValueError: if the samples are not dicts with `pixel_values`.
+        ValueError: if the samples are not dicts with `pixel_values`, or these are no numbers (a PIL image).
     """
     if not isinstance(samples[0], Mapping) or "pixel_values" not in samples[0]:
         raise ValueError(
             f"train_dataset, eval_dataset: a sample is {_described(samples[0])}; pass dicts with pixel_values (and "
             "labels, for a classifier), rows of datasets with a column of images, or a data_collator"
         )
+    if not isinstance(values := samples[0]["pixel_values"], NUMBERS):
+        raise ValueError(f"train_dataset, eval_dataset: {_no_numbers(values)}")
     return default_data_collator(samples)
 
 
@@ -161,6 +167,12 @@ def _first_row(dataset) -> dict:
 
 def _columns(dataset) -> list[str]:
     return list(dataset.features or dataset.column_names or _first_row(dataset))
+
+
+def _holds_pixels(dataset) -> bool:
+    """Whether the rows are samples: a column of this name that holds images is one to be read as any other."""
+    named = "pixel_values" in _columns(dataset)
+    return named and not isinstance((dataset.features or {}).get("pixel_values"), Image)
 
 
 def _transformed(dataset) -> bool:
@@ -248,10 +260,19 @@ def check_batch(batch, model, name: str):
 def _as_tensor(values, model, name: str) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
+    if not isinstance(values, NUMBERS):
+        raise ValueError(f"{name}: {_no_numbers(values)}")
     try:
         return torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: pixel_values of a sample are no numbers ({error}); pass {_wanted(model)}") from None
+
+
+def _no_numbers(values) -> str:
+    return (
+        f"pixel_values of a sample are of type {type(values).__name__}, the model takes normalised tensors; pass rows "
+        "of datasets with a column of images, or what the model's image processor makes of each image"
+    )
 
 
 def _check_size(pixels: torch.Tensor, model, name: str):

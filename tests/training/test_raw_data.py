@@ -165,6 +165,30 @@ def test_broken_images_of_a_stream(rows, caplog):
     assert "skipped row 0 of train_dataset" in caplog.text
 
 
+def test_rows_with_a_transform_of_the_users(rows, tmp_path):
+    """Which reads columns that the model does not take, and may give others."""
+
+    def transform(batch):
+        pixels = [torch.from_numpy(np.array(image.resize((32, 32)))) for image in batch["image"]]
+        return {"pixel_values": [p[None] / 127.5 - 1 for p in pixels], "labels": batch["label"], "note": batch["note"]}
+
+    data = rows.with_transform(transform)
+    args = plain(tmp_path, max_steps=1, save_strategy="no")
+    trainer = A2MIMTrainer(classifier(), args, None, data, {"one": data})
+    trainer.train()
+    assert trainer.evaluate()["eval_one_loss"] > 0
+    assert len(trainer.predict(data).predictions) == 12
+    with pytest.raises(ValueError, match="^train_dataset: a sample is a dict of x; pass "):
+        A2MIMTrainer(pretraining(), args, None, rows.with_transform(lambda batch: {"x": batch["label"]}))
+
+
+def test_a_column_of_images_of_any_name(rows):
+    named = rows.rename_column("image", "pixel_values")
+    for data in (named, named.to_iterable_dataset()):
+        samples = as_samples(data, pretraining(), 0, "eval_dataset")
+        assert next(iter(samples))["pixel_values"].shape == (1, 32, 32)
+
+
 class Tensors(torch.utils.data.Dataset):
     def __init__(self, keys, shape=(1, 32, 32), change=None):
         self.keys, self.shape, self.change = keys, shape, change or (lambda pixels: pixels)
@@ -176,6 +200,14 @@ class Tensors(torch.utils.data.Dataset):
         pixels = self.change(torch.rand(self.shape))
         values = {"pixel_values": pixels, "labels": torch.tensor(index % 2), "image": index}
         return {key: values[key] for key in self.keys}
+
+
+def as_bytes(pixels):
+    return (255 * pixels).to(torch.uint8)
+
+
+def as_image(pixels):
+    return Image.fromarray(as_bytes(pixels)[0].numpy())
 
 
 class Stream(IterableDataset):
@@ -212,6 +244,21 @@ def test_datasets_of_tensors(tmp_path, make):
             r"{}: pixel_values are of 48 x 64 px; .* \(1, 32, 32\), or make .* image_size=\[48, 64\] in its config",
         ),
         (classifier, Stream([{"pixel_values": torch.rand(1, 64, 64), "labels": 1}] * 4), "{}: .* of 64 x 64 px"),
+        (
+            pretraining,
+            Tensors(["pixel_values"], change=as_image),
+            "{}: pixel_values of a sample are of type Image, the",
+        ),
+        (
+            pretraining,
+            Stream([{"pixel_values": as_image(torch.rand(1, 32, 32))}] * 4),
+            "{}, eval_dataset: pixel_values of a sample are of type Image, the model .*; pass rows of datasets",
+        ),
+        (
+            pretraining,
+            Tensors(["pixel_values"], change=lambda pixels: [pixels.tolist(), [0.5]]),
+            "{}: pixel_values of a sample are no numbers .*; pass samples",
+        ),
         (classifier, Tensors(["pixel_values"]), "{}: a sample has no labels, but pixel_values; pass .* and labels"),
         (pretraining, TensorDataset(torch.rand(4, 1, 32, 32)), "{}: a sample is a tuple of Tensor; pass samples"),
         (pretraining, Stream([{"image": 1}]), "{}, eval_dataset: a sample is a dict of nothing that the model"),
@@ -225,10 +272,6 @@ def test_datasets_of_tensors(tmp_path, make):
 def test_samples_that_say_what_to_pass(tmp_path, make, data, message):
     with pytest.raises(ValueError, match=f"^{message.format('train_dataset')}"):
         A2MIMTrainer(make(), plain(tmp_path), train_dataset=data).train()
-
-
-def as_bytes(pixels):
-    return (255 * pixels).to(torch.uint8)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +340,7 @@ def test_statistics_of_the_users_own(tmp_path, caplog):
         caplog.clear()
         model = A2MIMForPreTraining(A2MIMConfig(**CONFIG, **fields))
         data = Tensors(["pixel_values"], change=change)
-        trainer = A2MIMTrainer(model, plain(tmp_path, save_strategy="no"), None, data, data)
+        trainer = A2MIMTrainer(model, plain(tmp_path, max_steps=1, save_strategy="no"), None, data, data)
         trainer.train()
         trainer.evaluate()
         trainer.evaluate()
