@@ -10,11 +10,10 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Image, Value
 
-from ..decoding import is_image_file
 from ..reading import is_remote
 from ..sources import fingerprint_of
 from .cache import as_data_files
-from .csv_texts import keep_texts
+from .csv_texts import keep_texts, names_images
 
 
 logger = logging.getLogger("a2mim")
@@ -92,7 +91,7 @@ def _separator(file: str) -> str:
 def find_paths(rows: Dataset, file: str) -> str:
     """The column whose values are paths or URLs of images."""
     texts = [c for c, kind in rows.features.items() if isinstance(kind, Value) and "string" in kind.dtype]
-    named = [column for column in texts if _names_images(rows[:LOOKED_AT][column])]
+    named = [column for column in texts if names_images(rows[:LOOKED_AT][column])]
     usual = [column for column in PATHS if column in named]
     found = usual[:1] or named
     if len(found) == 1:
@@ -103,11 +102,6 @@ def find_paths(rows: Dataset, file: str) -> str:
             "--image_column_name, or give a folder of images"
         )
     raise ValueError(f"image_column_name: {file} names images in {', '.join(found)}; choose one with it")
-
-
-def _names_images(values: list) -> bool:
-    values = [value for value in values if value]
-    return bool(values) and all(is_image_file(value.split("?")[0]) for value in values)
 
 
 def _with_images(rows: Dataset, column: str, file: str) -> Dataset:

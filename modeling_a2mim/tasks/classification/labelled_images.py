@@ -27,6 +27,7 @@ from .problem_types import encode_lists, encode_numbers, find_targets, numbers_o
 logger = logging.getLogger("a2mim")
 
 COUNTS = "evaluation_counts"  # in a record: images to evaluate on of each class
+NO_CLASS = {"none", "na", "n/a", "nan", "null"}  # what some files write where there is no label
 
 
 @dataclass
@@ -166,7 +167,7 @@ class LabelledImages:
         return ", ".join(name for name, there in zip(self.names, label.tolist(), strict=True) if there) or "none"
 
     def check(self):
-        """Say of which classes there are no images.
+        """Say of which classes there are no images, and which have names that may mean that there is no label.
 
         Raises:
             ValueError: naming the argument, if there is nothing to tell apart.
@@ -182,6 +183,15 @@ class LabelledImages:
             if self.problem_type == SINGLE and what == "train on" and np.count_nonzero(counts) < 2:
                 only = self.names[int(np.argmax(counts))]
                 raise ValueError(f"label_column_name: all images to train on are of one class, {only!r}")
+        dataset = self.validation if self.train is None else self.train
+        unsure = [] if self.problem_type == REGRESSION else [n for n in self.names if n.strip().casefold() in NO_CLASS]
+        if unsure and label_rule(dataset, self.column) not in (FIRST_FOLDER, LAST_FOLDER):
+            logger.warning(
+                "label_column_name: %s in column %r are classes like others; if they mean that there is no label, "
+                "leave these cells empty",
+                ", ".join(map(repr, unsure)),
+                self.column,
+            )
 
 
 def label_rule(dataset: Dataset | RowSource, column: str) -> str:

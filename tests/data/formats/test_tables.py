@@ -21,7 +21,7 @@ def test_tables(tmp_path, monkeypatch, streaming):
     }
     for name, text in tables.items():
         path = tmp_path / "data" / name
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8-sig" if streaming else "utf-8")  # as Windows' Notepad, or without
         given = {"dataset_name": [str(path)], "streaming": streaming}
         assert numbers(labels=True, **given) == (["cat", "dog"], [(0, 0), (2, 1)])
     write_images(tmp_path / "data" / "images", ["0.png", "k::v.png"])
@@ -68,6 +68,37 @@ def test_numbers_that_are_names(tmp_path, caplog, table, labels, classes, said):
     assert dict(zip(found.names, found.counts(found.train), strict=True)) == classes
     assert ("is kept as text" in caplog.text) == bool(said)
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("table", ["a.csv", "metadata.csv"])
+def test_words_that_pandas_takes_for_missing(tmp_path, caplog, table):
+    found = loaded(tmp_path / table, ["None", "dent", "NA", "", "n/a", "null", "dent", "None", "nan"])
+    counts = dict(zip(found.names, found.counts(found.train), strict=True))
+    assert counts == {"None": 2, "dent": 2, "NA": 1, "n/a": 1, "null": 1, "nan": 1}
+    assert "1 of the 9 images to train on have no label" in caplog.text
+    found.check()
+    assert caplog.text.count("'NA', 'None', 'n/a', 'nan', 'null' in column 'label' are classes like others") == 1
+    caplog.clear()
+    loaded(tmp_path / table, ["dent", "scratch"]).check()
+    assert "like others" not in caplog.text
+
+
+def test_missing_words_beside_numbers_and_files(tmp_path):
+    for labels in (["1.5", "NA", "nan", "", "None", "2"], ["007", "NA", "7", "null", "1", "2"]):
+        found = loaded(tmp_path / "a.csv", labels, problem_type="regression")
+        assert found.train["label"][:] == [float(label) for label in labels if label[:1].isdigit()]
+    (tmp_path / "a.csv").write_text("file,mask,label\n0.png,1.png,a\nNA,2.png,b\n2.png,None,NA\n")
+    rows = load_images(str(tmp_path / "a.csv"), image_column="file")
+    assert rows["mask"][:] == ["1.png", "2.png", None]
+    assert [image and image["path"] for image in rows.data["file"].to_pylist()][1] is None
+    assert rows["label"][:] == ["a", "b", "NA"]
+
+
+def test_a_table_of_one_class_called_none(tmp_path):
+    write_images(tmp_path, ["0.png", "1.png"])
+    for name, labels in (("a.csv", ["None", "None"]), ("b.csv", ["dent", ""]), ("c.csv", ["NA", "dent"])):
+        (tmp_path / name).write_text("file,label\n" + "".join(f"{n}.png,{own}\n" for n, own in enumerate(labels)))
+    assert load_images(str(tmp_path / "[abc].csv"))["label"][:] == ["None", "None", "dent", None, "NA", "dent"]
 
 
 def test_numbers_to_predict_stay_numbers(tmp_path):
