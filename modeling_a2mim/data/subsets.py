@@ -1,12 +1,21 @@
-"""Few of many labelled images: drawn by class, nested, and kept in a file that fits one set of labels only."""
+"""Few of many labelled images: drawn by class, nested, and kept in a file that fits one set of images only."""
 
 import hashlib
+import itertools
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from .sources import RowSource
+
+
+logger = logging.getLogger("a2mim")
+
+COMPARED = 100  # images of a subset whose contents are compared, where none is a file of its own
 
 
 def draw_subset(
@@ -48,37 +57,69 @@ def draw_subset(
     return sorted(np.concatenate(chosen).tolist())
 
 
+def checksum_of_images(source: RowSource, rows: Sequence[int]) -> str:
+    """Tells the images of a subset from others: by the names of their files, wherever their common folder lies; where
+    they are no files of their own, by the contents of some.
+
+    Args:
+        source: whose columns are selected.
+        rows: of the subset.
+
+    Raises:
+        ReadError: if images cannot be read.
+    """
+    if (files := source.image_files()) is not None:
+        parts = [files[row].replace(os.sep, "/").split("/") for row in rows]
+        levels = zip(*(folders for *folders, _ in parts), strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+        names = ["/".join(part[common:]) for part in parts]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    checksum = hashlib.sha256()
+    for image, _ in source.read(rows[:: -(-len(rows) // COMPARED)]):
+        image = image["bytes"] if isinstance(image, dict) else image
+        data = image.tobytes() if isinstance(image, np.ndarray) else image
+        checksum.update(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())  # or there is none
+    return checksum.hexdigest()
+
+
 def save_subset(
     path: str | os.PathLike,
     rows: Sequence[int],
     labels: Sequence[int],
     *,
+    checksum: str,
     seed: int | None = None,
     per_class: int | None = None,
     fraction: float | None = None,
 ):
-    """Write a subset of the images with these `labels` as JSON, with how it was drawn and what it was drawn from."""
+    """Write a subset of the images with these `labels` as JSON, with how it was drawn and what it was drawn from.
+    `checksum`: `checksum_of_images` of the subset."""
     content = {
         "seed": seed,
         "labels_per_class": per_class,
         "label_fraction": fraction,
         "images": len(labels),
         "labels_sha256": _checksum(labels),
+        "subset_sha256": checksum,
         "rows": [int(row) for row in rows],
     }
     Path(path).write_text(json.dumps(content) + "\n")
 
 
-def load_subset(path: str | os.PathLike, labels: Sequence[int]) -> list[int]:
-    """The rows in a file of `save_subset`, for images with these `labels`.
+def load_subset(path: str | os.PathLike, labels: Sequence[int], checksum_of: Callable[[list[int]], str]) -> list[int]:
+    """The rows in a file of `save_subset`, for images with these `labels`. Files of earlier versions say nothing of
+    the images but their labels, which is logged.
+
+    Args:
+        checksum_of: `checksum_of_images` of rows.
 
     Raises:
         ValueError: beginning with `label_subset`, if the file cannot be read, is no such file, or was made for images
-            with other labels or in another order.
+            with other labels or in another order, or if its rows are other images now.
     """
     name = Path(path).name
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         images, checksum, rows = content["images"], content["labels_sha256"], content["rows"]
     except OSError as error:
         raise ValueError(f"label_subset: {path} cannot be read: {error.strerror}") from error
@@ -91,6 +132,17 @@ def load_subset(path: str | os.PathLike, labels: Sequence[int]) -> list[int]:
     whole = isinstance(rows, list) and all(type(row) is int and 0 <= row < images for row in rows)
     if not whole or not rows or len(set(rows)) < len(rows):
         raise ValueError(f"label_subset: the rows in {name} must be different ones of 0 to {images - 1}")
+    if "subset_sha256" not in content:
+        logger.warning(
+            "label_subset: %s is of an earlier version and does not say which images it was drawn from; only the "
+            "number of images and their labels were compared",
+            name,
+        )
+    elif content["subset_sha256"] != checksum_of(rows):
+        raise ValueError(
+            f"label_subset: the rows in {name} are other images than those that were drawn: files were renamed or "
+            "replaced since, or this is other data; name what it was drawn from, or draw anew"
+        )
     return rows
 
 

@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Array2D, Dataset, Features, Image
 
-from modeling_a2mim.data.subsets import draw_subset, load_subset, save_subset
+from modeling_a2mim.data.sources import DatasetSource
+from modeling_a2mim.data.subsets import checksum_of_images, draw_subset, load_subset, save_subset
 
 
 # 100, 20 and 3 images of three classes, mixed
@@ -80,10 +82,11 @@ def test_labels_must_be_class_indices(labels):
         draw_subset(labels, per_class=1, seed=0)
 
 
-def test_a_saved_subset_comes_back(tmp_path):
+def test_a_saved_subset_comes_back(tmp_path, caplog):
     rows = draw_subset(LABELS, fraction=0.1, seed=3)
-    save_subset(tmp_path / "subset.json", rows, LABELS, seed=3, fraction=0.1)
-    assert load_subset(tmp_path / "subset.json", LABELS.tolist()) == rows
+    save_subset(tmp_path / "subset.json", rows, LABELS, checksum="a", seed=3, fraction=0.1)
+    assert load_subset(tmp_path / "subset.json", LABELS.tolist(), lambda found: "a" if found == rows else "b") == rows
+    assert not caplog.text
     text = (tmp_path / "subset.json").read_text()
     assert str(tmp_path) not in text
     record = json.loads(text)
@@ -91,8 +94,12 @@ def test_a_saved_subset_comes_back(tmp_path):
     assert record["images"] == len(LABELS)
 
 
+def same(rows):
+    return "a"
+
+
 def changed(tmp_path, **changes):
-    save_subset(tmp_path / "subset.json", [0, 1], LABELS, seed=0, per_class=1)
+    save_subset(tmp_path / "subset.json", [0, 1], LABELS, checksum="a", seed=0, per_class=1)
     record = json.loads((tmp_path / "subset.json").read_text()) | changes
     (tmp_path / "subset.json").write_text(json.dumps(record))
     return tmp_path / "subset.json"
@@ -101,22 +108,47 @@ def changed(tmp_path, **changes):
 def test_a_subset_of_other_images_is_refused(tmp_path):
     path = changed(tmp_path)
     with pytest.raises(ValueError, match="^label_subset: subset.json was made for 123 images, these are 122$"):
-        load_subset(path, LABELS[1:])
+        load_subset(path, LABELS[1:], same)
     other = np.roll(LABELS, 1)
     with pytest.raises(ValueError, match="^label_subset: subset.json was made for images with other labels"):
-        load_subset(path, other)
+        load_subset(path, other, same)
+    with pytest.raises(ValueError, match="^label_subset: the rows in subset.json are other images than those that"):
+        load_subset(path, LABELS, lambda rows: "b")
+
+
+def test_a_subset_of_an_earlier_version(tmp_path, caplog):
+    path = changed(tmp_path)
+    record = json.loads(path.read_text())
+    del record["subset_sha256"]
+    path.write_text(json.dumps(record))
+    assert load_subset(path, LABELS, lambda rows: "b") == [0, 1]
+    assert "label_subset: subset.json is of an earlier version" in caplog.text
+
+
+def test_checksums_of_images_without_files():
+    images = np.random.default_rng(0).integers(0, 256, (300, 2, 2), dtype=np.uint8)
+    stored = [{"bytes": image.tobytes(), "path": "same.png"} for image in images]
+    kinds = {"bytes": [*stored[:-1], None], "arrays": images.tolist()}
+    features = {"bytes": Image(), "arrays": Array2D((2, 2), "uint8")}
+    found = DatasetSource(Dataset.from_dict(kinds, features=Features(features)))
+    for column in kinds:
+        source = found.select(column)
+        whole = checksum_of_images(source, range(300))
+        assert whole == checksum_of_images(found.select(column), list(range(300)))
+        assert whole != checksum_of_images(source, range(1, 300))
+        assert checksum_of_images(source, [3, 8]) != checksum_of_images(source, [3, 9])
 
 
 @pytest.mark.parametrize("rows", [[], [0, 0], [-1], [len(LABELS)], [0.5], [True], "01", None])
 def test_rows_that_are_none_are_refused(tmp_path, rows):
     with pytest.raises(ValueError, match="^label_subset: the rows in subset.json must be different ones of 0 to 122"):
-        load_subset(changed(tmp_path, rows=rows), LABELS)
+        load_subset(changed(tmp_path, rows=rows), LABELS, same)
 
 
 def test_files_that_are_no_subsets_are_refused(tmp_path):
     with pytest.raises(ValueError, match="^label_subset: .*none.json cannot be read: No such file"):
-        load_subset(tmp_path / "none.json", LABELS)
+        load_subset(tmp_path / "none.json", LABELS, same)
     for text in ("{", "[]", "{}", "3", "\xff"):
         (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match="^label_subset: other.json is no file of save_subset: "):
-            load_subset(tmp_path / "other.json", LABELS)
+            load_subset(tmp_path / "other.json", LABELS, same)

@@ -1,17 +1,19 @@
 """What a classifier is trained and evaluated on: the chosen images, and both splits as samples."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, Image
 
 from ...arguments.data import ClassificationArguments
 from ...data.augmentation import finetuning_augmentation
+from ...data.columns import find_column
 from ...data.dataset import ImageSamples
 from ...data.pixel_spec import PixelSpec
-from ...data.splits import image_samples
-from ...data.subsets import draw_subset, load_subset, save_subset
+from ...data.splits import as_source, image_samples
+from ...data.subsets import checksum_of_images, draw_subset, load_subset, save_subset
 from ...data.transforms import FineTuneTransform
 from ...encoders.plan import plan_encoder
 from ...export.folder import timm_pretrained_cfg
@@ -28,7 +30,7 @@ def choose_rows(data_args: ClassificationArguments, images: LabelledImages, seed
         return None
     labels = cast(Dataset, images.train)[images.column][:]  # nothing is drawn from a stream
     if data_args.label_subset is not None:
-        return load_subset(data_args.label_subset, labels)
+        return load_subset(data_args.label_subset, labels, partial(_checksum, data_args, images))
     per_class, fraction = data_args.labels_per_class, data_args.label_fraction
     return draw_subset(labels, per_class=per_class, fraction=fraction, seed=seed, names=images.names)
 
@@ -38,7 +40,13 @@ def keep_subset(folder: str, rows: list[int], data_args: ClassificationArguments
     Path(folder).mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Any] = {} if data_args.label_subset else {"seed": seed}
     drawn |= {"per_class": data_args.labels_per_class, "fraction": data_args.label_fraction}
-    save_subset(Path(folder, SUBSET), rows, cast(Dataset, images.train)[images.column][:], **drawn)
+    labels = cast(Dataset, images.train)[images.column][:]
+    save_subset(Path(folder, SUBSET), rows, labels, checksum=_checksum(data_args, images, rows), **drawn)
+
+
+def _checksum(data_args: ClassificationArguments, images: LabelledImages, rows: list[int]) -> str:
+    column = find_column(images.train, Image, data_args.image_column_name, "image_column_name")
+    return checksum_of_images(as_source(data_args, images.train).select(column), rows)
 
 
 def evaluation_samples(model, data_args: ClassificationArguments, images: LabelledImages, seed: int) -> ImageSamples:
