@@ -78,6 +78,9 @@ class A2MIMPreTrainedModel(PreTrainedModel):
     def _from_other_format(cls, found: Pretrained, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         for name in (*HUB_KWARGS, "subfolder", "use_safetensors"):
             kwargs.pop(name, None)
+        for name in ("dtype", "torch_dtype"):
+            if kwargs.get(name) == "auto":  # the default, which as a field of the config would be taken for a dtype
+                del kwargs[name]
         if config is None:
             known = found.config.to_dict()
             if found.names:
@@ -87,7 +90,8 @@ class A2MIMPreTrainedModel(PreTrainedModel):
         with torch.device("meta"), NoValues():
             empty = cls(copy.deepcopy(config), *args, **own)
         prefix = next(name for name, module in empty.named_modules() if isinstance(module, EncoderModel))
-        weights = weights_for(empty, f"{prefix}.encoder." if prefix else "encoder.", found)
+        resized = kwargs.get("ignore_mismatched_sizes", False)
+        weights = weights_for(empty, f"{prefix}.encoder." if prefix else "encoder.", found, resized)
         return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
 
     def save_pretrained(self, save_directory, state_dict=None, **kwargs):

@@ -28,13 +28,16 @@ def other_format(source: str | os.PathLike | None, model_type: str, kwargs: dict
     return open_pretrained(source, subfolder, **where)
 
 
-def weights_for(empty: PreTrainedModel, prefix: str, found: Pretrained) -> dict[str, torch.Tensor]:
+def weights_for(
+    empty: PreTrainedModel, prefix: str, found: Pretrained, ignore_mismatched_sizes: bool = False
+) -> dict[str, torch.Tensor]:
     """All weights of a model from those of an encoder, with its classifier if it has one.
 
     Args:
         empty: the model, whose own values are not looked at.
         prefix: before the names of its encoder's weights.
         found: where weights are taken from.
+        ignore_mismatched_sizes: let weights of another shape pass, which transformers then leaves out with a warning.
 
     Raises:
         ValueError: if one is missing, naming the subfolder that has others, or of another shape.
@@ -50,7 +53,8 @@ def weights_for(empty: PreTrainedModel, prefix: str, found: Pretrained) -> dict[
         lacking = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(f"{found.place}: {found.what}, without {lacking}, which {kind} needs; {other}")
     weights = {name: weights[name] for name in needed}
-    if wrong := [name for name, tensor in weights.items() if tensor.shape != needed[name].shape]:
+    wrong = [name for name, tensor in weights.items() if tensor.shape != needed[name].shape]
+    if wrong and not ignore_mismatched_sizes:
         shapes = [tuple(tensors[wrong[0]].shape) for tensors in (weights, needed)]
         raise ValueError(
             f"{found.place}: {wrong[0]} is of shape {shapes[0]}, with this configuration {kind} has {shapes[1]}"

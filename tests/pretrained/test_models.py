@@ -315,6 +315,19 @@ CLASSES = (A2MIMModel, A2MIMBackbone, A2MIMForPreTraining, A2MIMForImageClassifi
 CLASSES += (A2MIMForObjectDetection,)
 
 
+def test_a_new_head_on_the_root(models, classifier, caplog):
+    """With `ignore_mismatched_sizes`, timm's first values of a head for 5 classes, on the encoder's weights."""
+    found = A2MIMForImageClassification.from_pretrained(classifier, num_labels=5, ignore_mismatched_sizes=True)
+    assert "MISMATCH" in caplog.text  # as transformers says it
+    new, old = found.a2mim.encoder.state_dict(), models[1].a2mim.encoder.state_dict()
+    other = {name for name, value in new.items() if value.shape != old[name].shape}
+    assert other == {"fc.weight", "fc.bias"}
+    assert_same({k: v for k, v in old.items() if k not in other}, {k: v for k, v in new.items() if k not in other})
+    assert 0.005 < new["fc.weight"].std() < 1
+    assert new["fc.bias"].abs().max() < 1
+    assert found.config.num_labels == 5
+
+
 def test_models_from_the_root(models, classifier, tmp_path, caplog):
     """The weights that are there, or the subfolder that has more; never new ones."""
     pretraining, fine_tuned = models
@@ -340,6 +353,14 @@ def test_models_from_the_root(models, classifier, tmp_path, caplog):
         torch.testing.assert_close(again(pixels.double()).logits.float(), fine_tuned(pixels).logits)
     with pytest.raises(ValueError, match=r"is of shape \(3, 96\), with this configuration .* has \(5, 96\)"):
         A2MIMForImageClassification.from_pretrained(classifier, num_labels=5)
+    half = AutoModelForImageClassification.from_pretrained(classifier, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    for folder, name, dtype in (
+        (classifier, "dtype", torch.float32),
+        (classifier, "torch_dtype", torch.float32),
+        (tmp_path / "half", "dtype", torch.bfloat16),
+    ):
+        assert A2MIMForImageClassification.from_pretrained(folder, **{name: "auto"}).dtype == dtype
     with pytest.raises(ValueError, match="mask_token.*subfolder"):
         A2MIMModel.from_pretrained(encoder, use_mask_token=True)
     with pytest.raises(ValueError, match="pyramid"):
