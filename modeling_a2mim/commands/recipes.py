@@ -22,7 +22,7 @@ def run(args: argparse.Namespace):
     if args.name is not None:
         load_recipe(args.name)
         path = FOLDER / f"{args.name}.yaml"
-        print((path if path.exists() else Path(args.name)).read_text(encoding="utf-8"), end="")
+        print((path if path.exists() else Path(args.name)).read_text(encoding="utf-8-sig"), end="")
         return
     width = max(map(len, recipe_names()))
     for name in recipe_names():

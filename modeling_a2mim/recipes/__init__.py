@@ -34,7 +34,7 @@ def load_recipe(name: str, script: str | None = None, task: str | None = None) -
     if not path.is_file():
         raise ValueError(f"recipe: there is no recipe or file {name!r}; recipes: {', '.join(recipe_names())}")
     try:
-        recipe = load(path.read_text(encoding="utf-8"))
+        recipe = load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe: {name} is no YAML: {error}") from error
     if not isinstance(recipe, dict) or not isinstance(recipe.get("arguments"), dict):
@@ -54,7 +54,7 @@ def load_config(path: str) -> dict:
         ValueError: naming `config`, if there is no such file, or no such thing in it.
     """
     try:
-        arguments = load(Path(path).read_text(encoding="utf-8"))
+        arguments = load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"config: {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -254,7 +254,7 @@ def test_the_recipe_is_told(tmp_path, caplog):
 )
 def test_recipes_of_ones_own(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8-sig")
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, str(path), "test_resnet")
 

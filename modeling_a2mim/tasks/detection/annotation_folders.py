@@ -1,6 +1,7 @@
 """Folders of annotated images as annotation tools write them, COCO's JSON files and YOLO's text files, as datasets
 with a column `objects`."""
 
+import codecs
 import contextlib
 import json
 import logging
@@ -27,7 +28,7 @@ from ...data.formats.named_splits import SPLIT_WORDS
 from ...data.pixel_spec import PixelSpec
 from ...data.reading import relative_name
 from ...data.sources import LISTED
-from .yolo import in_pixels, is_yolo, lines_of, yolo_keypoints, yolo_labels, yolo_names, yolo_object
+from .yolo import NAME_FILES, in_pixels, is_yolo, lines_of, yolo_keypoints, yolo_labels, yolo_names, yolo_object
 
 
 logger = logging.getLogger("a2mim")
@@ -132,7 +133,9 @@ def _is_coco(path: Path) -> bool:
     if path.stat().st_size > SMALL_JSON:
         with path.open("rb") as file:
             head = file.read(2**16)
-        return head.lstrip().startswith(b"{") and any(f'"{key}"'.encode() in head for key in (*COCO_KEYS, "info"))
+        return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") and any(
+            f'"{key}"'.encode() in head for key in (*COCO_KEYS, "info")
+        )
     with contextlib.suppress(ValueError, OSError):
         data = json.loads(path.read_bytes())
         return isinstance(data, dict) and set(data) >= COCO_KEYS
@@ -242,7 +245,8 @@ def read_yolo(
     objects that cannot be opened is left out.
 
     Args:
-        folder: the folder that the user named; it, or one of the two above it, holds `data.yaml` or `classes.txt`.
+        folder: the folder that the user named; it, or one of the two above it, holds `data.yaml` or `classes.txt`, or
+            the folders of labels hold the latter.
         images: to read.
         texts: all text files in the folder.
         max_pixels, most_broken: the largest images, and the largest share of images that may be broken.
@@ -250,7 +254,10 @@ def read_yolo(
     Raises:
         ValueError: naming the file of names that is none, or `max_skipped_ratio`.
     """
-    names, keypoints, wrong, without = yolo_names(folder), yolo_keypoints(folder), [], []
+    labels = {yolo_labels(image) for image in images}
+    parts = {label.parent for label in labels}
+    beside = sorted({place for part in parts for place in (part, part.parent) if place.name == "labels"} | parts)
+    names, keypoints, wrong, without = yolo_names(folder, beside), yolo_keypoints(folder), [], []
     rows: list[tuple] = []
     broken: list[str] = []
     unknown: Counter[str] = Counter()
@@ -283,9 +290,8 @@ def read_yolo(
         )
     if keypoints is not None:
         logger.info("%s: keypoints (kpt_shape) are left out, boxes are used", folder)
-    labels = {yolo_labels(image) for image in images}
-    parts = {label.parent for label in labels}
-    lonely = [path for path in texts if path.parent in parts - {folder} and path not in labels]
+    others = {path for path in texts - labels if path.parent in parts - {folder}}
+    lonely = [path for path in others if path.name not in NAME_FILES]
     _say(folder, len(without), f"images have no file of labels, and count as images without objects: {_some(without)}")
     _say(folder, len(broken), f"images with objects cannot be opened, and are left out: {'; '.join(broken[:NAMED])}")
     _say(folder, len(lonely), f"files of labels have no image: {_some(sorted(lonely))}")

@@ -193,8 +193,8 @@ def given_names(id2label: str | None) -> dict[int | str, str] | None:
     if not inline and not Path(id2label).is_file():
         raise ValueError(f"id2label: expected a JSON object or a file of one, there is no file {id2label}")
     try:
-        names = json.loads(id2label if inline else Path(id2label).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        names = json.loads(id2label if inline else Path(id2label).read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"id2label: expected a JSON object: {error}") from error
     if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
         raise ValueError(f"id2label: expected a JSON object of names by number, got {str(names)[:80]}")

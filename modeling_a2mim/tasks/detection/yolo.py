@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -24,7 +24,7 @@ def yolo_labels(image: Path) -> Path:
 
 def is_yolo(path: Path) -> bool:
     """Whether the first line of a text file is that of an object."""
-    with contextlib.suppress(UnicodeDecodeError), path.open(encoding="utf-8") as file:
+    with contextlib.suppress(UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
         return _numbers(file.readline()) is not None
     return False
 
@@ -56,11 +56,15 @@ def yolo_object(line: str, keypoints: int | None) -> tuple[int, list[float]] | N
     return found if inside and len(numbers) >= 6 and len(numbers) % 2 == 0 else None
 
 
-def yolo_names(folder: Path) -> list[str] | None:
+def yolo_names(folder: Path, beside: Iterable[Path] = ()) -> list[str] | None:
     """The names of the classes, `None` if no file gives them.
 
+    Args:
+        folder: it, or one of the two above it, has the file.
+        beside: folders of labels, where LabelImg writes the names; looked at if no other file gives them.
+
     Raises:
-        ValueError: naming the file, if its `names` are no names.
+        ValueError: naming the file, if it holds no names, or others than another one in `beside`.
     """
     for place in _places(folder):
         for path, data in _settings(place):
@@ -71,13 +75,39 @@ def yolo_names(folder: Path) -> list[str] | None:
             if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
                 raise ValueError(f"dataset_name: {path} must have the names of the classes 0, 1, ... as `names`")
             names = [str(name) for _, name in sorted((int(number), name) for number, name in names.items())]
-            if len(set(names)) < len(names):
-                raise ValueError(f"dataset_name: {path} names two classes alike")
-            return names
-        for path in [*(place / name for name in NAME_FILES), *sorted(place.glob("*.names"))]:
-            if path.is_file():
-                return [line.strip() for line in lines_of(path)]
-    return None
+            return _different(path, names)
+        if (path := _name_file(place)) is not None:
+            return _lines_of_names(path)
+    files = [path for path in map(_name_file, beside) if path is not None]
+    for path in files[1:]:
+        if _lines_of_names(path) != _lines_of_names(files[0]):
+            raise ValueError(f"dataset_name: {path} has other names of classes than {files[0]}; make them alike")
+    return _lines_of_names(files[0]) if files else None
+
+
+def _name_file(place: Path) -> Path | None:
+    files = [*(place / name for name in NAME_FILES), *sorted(place.glob("*.names"))]
+    return next((path for path in files if path.is_file()), None)
+
+
+def _lines_of_names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"dataset_name: {path} cannot be read, store it as UTF-8: {error}") from error
+    if "" in names:
+        number = names.index("")
+        raise ValueError(
+            f"dataset_name: {path} has nothing in line {number + 1}, which names class {number}; write a name "
+            "there, or take the line out if it names none"
+        )
+    return _different(path, names)
+
+
+def _different(path: Path, names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"dataset_name: {path} names two classes alike")
+    return names
 
 
 def yolo_keypoints(folder: Path) -> int | None:
@@ -103,16 +133,19 @@ def _places(folder: Path) -> tuple[Path, ...]:
 
 
 def _settings(place: Path) -> Iterator[tuple[Path, dict]]:
-    """The YAML files in a folder, and what they hold."""
+    """The YAML files in a folder, and what they hold. Raises ValueError naming the one that is none."""
     for path in sorted([*place.glob("*.yaml"), *place.glob("*.yml")]):
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"dataset_name: {path} is no YAML: {error}") from error
         if isinstance(data, dict):
             yield path, data
 
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that are not empty."""
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
 
 
 def in_pixels(numbers: list[float], height: int, width: int) -> dict:

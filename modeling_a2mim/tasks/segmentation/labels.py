@@ -39,7 +39,7 @@ def read_labels(path: Path) -> tuple[dict[int, str], bool]:
         ValueError: if the file is missing or something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)
     except (OSError, ValueError) as error:
         raise ValueError(f"labels_file: {path} cannot be read: {error}") from error
     pairs = data if isinstance(data, list) else []

@@ -223,6 +223,56 @@ def test_yolo_beside_its_images(tmp_path):
         annotated_splits(tmp_path)[""]()
 
 
+@pytest.mark.parametrize("where", ["classes.txt", "labels/classes.txt", "labels/train/classes.txt"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_yolo_names_in_text_files(tmp_path, caplog, where, encoding):
+    """Where LabelImg writes them, too, and as Windows' Notepad does."""
+    for name in ("a", "b"):
+        image(tmp_path / "images" / "train" / f"{name}.jpg")
+        label = tmp_path / "labels" / "train" / f"{name}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("1 0.5 0.5 0.5 0.5\n", encoding=encoding)
+    (tmp_path / where).write_text("café\ndog \n\n", encoding=encoding)
+    read = annotated_splits(tmp_path)["train"]
+    assert read().features["objects"]["category"].feature.names == ["café", "dog"]
+    assert [row["objects"]["category"] for row in read()] == [[1], [1]]
+    assert not caplog.text
+    for text, message in (
+        (b"cat\n\ndog\n", "has nothing in line 2, which names class 1"),
+        (b"", "has nothing in line 1"),
+        ("café\ndog".encode("latin-1"), "store it as UTF-8"),
+        ("cat\ndog".encode("utf-16"), "store it as UTF-8"),
+        (b"cat\ncat\n", "names two classes alike"),
+    ):
+        (tmp_path / where).write_bytes(text)
+        with pytest.raises(ValueError, match=f"^dataset_name: .*{where} .*{message}"):
+            read()
+
+
+def test_yolo_names_that_differ(tmp_path):
+    for part, names in (("a", "cat\ndog"), ("b", "dog\ncat")):
+        image(tmp_path / "images" / part / "x.jpg")
+        folder = tmp_path / "labels" / part
+        folder.mkdir(parents=True)
+        (folder / "x.txt").write_text("1 0.5 0.5 0.5 0.5")
+        (folder / "classes.txt").write_text(names)
+    with pytest.raises(ValueError, match="^dataset_name: .*b/classes.txt has other names of classes than .*a/classes"):
+        annotated_splits(tmp_path)[""]()
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]", encoding="utf-8-sig")
+    assert annotated_splits(tmp_path)[""]().features["objects"]["category"].feature.names == ["cat", "dog"]
+    (tmp_path / "data.yaml").write_text("names: [cat, dog")
+    with pytest.raises(ValueError, match="^dataset_name: .*data.yaml is no YAML"):
+        annotated_splits(tmp_path)[""]()
+
+
+def test_coco_with_a_byte_order_mark(tmp_path, monkeypatch):
+    image(tmp_path / "a.jpg")
+    (tmp_path / "x.json").write_text(json.dumps(coco(files=["a.jpg"])), encoding="utf-8-sig")
+    for large in (2**22, 10):
+        monkeypatch.setattr("modeling_a2mim.tasks.detection.annotation_folders.SMALL_JSON", large)
+        assert paths(annotated_splits(tmp_path)[""]()) == [str(tmp_path / "a.jpg")]
+
+
 def test_other_folders_are_left_to_datasets(tmp_path):
     image(tmp_path / "a.jpg")
     (tmp_path / "a.txt").write_text("a photo of a cat")

@@ -147,9 +147,10 @@ def test_a_stream_with_sizes(tmp_path):
 
 
 def test_given_names(tmp_path):
-    (tmp_path / "names.json").write_text('{"7": "cat"}')
+    (tmp_path / "names.json").write_text('{"7": "cat"}', encoding="utf-8-sig")
     assert given_names(None) is None
     assert given_names(' {"7": "cat"}') == given_names(str(tmp_path / "names.json")) == {"7": "cat"}
-    for wrong in ("names.json", "[1]", "{", "{}", '{"7": 1}'):
+    (tmp_path / "other.json").write_text('{"7": "cat"}', encoding="utf-16")
+    for wrong in ("names.json", str(tmp_path / "other.json"), "[1]", "{", "{}", '{"7": 1}'):
         with pytest.raises(ValueError, match="^id2label: expected a JSON object"):
             given_names(wrong)

@@ -218,7 +218,7 @@ def test_labels_files(tmp_path):
     path.write_text(json.dumps({"255": "k", "0": "a", "10": "b"}))
     assert read_labels(path) == ({0: "a", 10: "b", 255: "k"}, False)
     assert list(read_labels(path)[0]) == [0, 10, 255]
-    path.write_text('["a", "b"]')
+    path.write_text('["a", "b"]', encoding="utf-8-sig")
     assert read_labels(path) == ({0: "a", 1: "b"}, False)
     path.write_text('{"#FF0000": "car", "#000000": "ground"}')
     assert read_labels(path) == ({0xFF0000: "car", 0: "ground"}, True)
