@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ...arguments.data import MAX_PIXELS
 from ...arguments.segmentation import IGNORED, LARGEST, parse_value
@@ -136,7 +138,7 @@ def _stored_values(image: ArrayImage) -> np.ndarray:
 def _stretched(image: Image.Image) -> tuple[int, bool]:
     """By what Pillow multiplies grey values of 2 or 4 bits, and whether it turns them over where 0 is white: known
     until it decodes the image."""
-    if image.format not in ("TIFF", "PNG") or not image.tile:
+    if not isinstance(image, TiffImageFile | PngImageFile) or not image.tile:
         return 1, False
     args = image.tile[0].args
     found = STRETCHED.fullmatch(str(args if isinstance(args, str) else args[0]))
