@@ -132,8 +132,8 @@ def test_what_model_init_makes_is_what_is_frozen_and_averaged(tmp_path):
     assert trainer.model is made[1][0]
     stored = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
     assert changed(made[1][1], stored) == {"a2mim.encoder.fc.weight", "a2mim.encoder.fc.bias"}
-    averages = load_file(tmp_path / "checkpoint-1" / "ema.safetensors")
-    assert not changed(stored, averages)  # they begin with the first step's
+    trained = load_file(tmp_path / "checkpoint-1" / "trained.safetensors")
+    assert not changed(stored, trained)  # they begin with the first step's
     assert getattr(trainer.model.config, "decision", None) is None
 
 

@@ -22,12 +22,15 @@ from ...training.encoder_trainer import EncoderTrainer
 from .decision import without_decision
 
 
-AVERAGES = "ema.safetensors"  # in a checkpoint
+# In a checkpoint with averages, which are its model, so that whoever loads it has what was evaluated.
+TRAINED = "trained.safetensors"
+AVERAGES = "ema.safetensors"  # of earlier versions, whose model had the trained weights
 
 
 class FineTuningTrainer(EncoderTrainer):
     """`Trainer` for classifiers, with mixed images and smoothed labels as `FineTuningArguments` say. If weights are
-    averaged, the averages are evaluated and exported; checkpoints hold both.
+    averaged, the averages are evaluated, exported and the model of checkpoints, which hold the trained weights beside
+    it.
 
     Args:
         class_weights: the weight of each class in the training loss (`make_class_weights`).
@@ -55,7 +58,7 @@ class FineTuningTrainer(EncoderTrainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("model_ema_decay: weights that are sharded over processes cannot be averaged")
             self.averages = self.make_averages()
-            self.add_callback(AverageCallback(self))
+        self.add_callback(AverageCallback(self))
         if self.model_init is not None:  # of whose model `train` knows only when training begins
             self.add_callback(BeginCallback(lambda: without_decision(self.model.config)))
         self._mixed = (0, 0)  # step, and batches of it that were mixed
@@ -136,40 +139,52 @@ class FineTuningTrainer(EncoderTrainer):
             super().export(folder)
 
     def save_model(self, output_dir=None, _internal_call=False):
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and self.averages is not None and self.args.should_save:  # a checkpoint
-            save_model(self.averages.module, str(Path(output_dir, AVERAGES)))
+        if not _internal_call or self.averages is None:
+            return super().save_model(output_dir, _internal_call)
+        with self.averaged():
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_model(self.unwrapped(), str(Path(output_dir, TRAINED)))
 
-    def load_averages(self, checkpoint: str):
-        """Take the averages of a checkpoint.
+    def take_averages(self, checkpoint: str):
+        """Sort what the model has of a checkpoint that was loaded into it: averages, if there are any, and trained
+        weights.
 
         Raises:
-            ValueError: naming `model_ema_decay`, if it has none.
+            ValueError: naming `model_ema_decay`, if it has no averages, and this run has.
         """
-        if not Path(checkpoint, AVERAGES).is_file():
+        averages, trained, device = Path(checkpoint, AVERAGES), Path(checkpoint, TRAINED), str(self.args.device)
+        if self.averages is not None and averages.is_file():
+            load_model(self.averages.module, str(averages), device=device)
+        elif self.averages is not None and trained.is_file():
+            self.averages.module.load_state_dict(self.unwrapped().state_dict())
+        elif self.averages is not None:
             raise ValueError(f"model_ema_decay: {Path(checkpoint).name} was made without averaged weights")
-        load_model(self.averages.module, str(Path(checkpoint, AVERAGES)), device=str(self.args.device))
+        if trained.is_file():
+            load_model(self.unwrapped(), str(trained), device=device)
 
 
 class AverageCallback(TrainerCallback):
-    """Averages the weights after each step; the averages of a checkpoint come with its weights."""
+    """Averages the weights after each step, and tells averages and trained weights of a checkpoint apart."""
 
     def __init__(self, trainer: FineTuningTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer.model_init is not None:  # the model is another one than when the trainer was made
+        averages = self.trainer.averages is not None
+        if averages and self.trainer.model_init is not None:  # whose model is another one than when it was made
             self.trainer.averages = self.trainer.make_averages()
         if self.trainer.resumed_from is not None:
-            self.trainer.load_averages(self.trainer.resumed_from)
+            self.trainer.take_averages(self.trainer.resumed_from)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.trainer.averages is not None:
             self.trainer.averages.update(model, step=state.global_step)
 
     def on_train_end(self, args, state, control, **kwargs):
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.trainer.load_averages(state.best_model_checkpoint)
+        best = args.load_best_model_at_end and state.best_model_checkpoint
+        if best and self.trainer.averages is not None:
+            self.trainer.take_averages(best)
 
 
 def make_mixup(args: FineTuningArguments, classes: int) -> Mixup | None:
@@ -194,12 +209,21 @@ def make_criterion(
     `None` for the model's own."""
     smoothing = 0.0 if mixed else args.label_smoothing_factor  # mixed labels are smoothed already
     if class_weights is not None:
-        return nn.CrossEntropyLoss(torch.tensor(class_weights, dtype=torch.float32), label_smoothing=smoothing)
+        return WeightedCrossEntropy(torch.tensor(class_weights, dtype=torch.float32), label_smoothing=smoothing)
     if args.bce_loss:
         return BinaryCrossEntropy(smoothing=smoothing, target_threshold=args.bce_target_thresh)
     if mixed:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else None
+
+
+class WeightedCrossEntropy(nn.CrossEntropyLoss):
+    """A mean over images weighted by their classes, of soft labels as of hard ones: torch divides that of soft ones by
+    the number of images, so that it would depend on the scale of the weights."""
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        loss = super().forward(input, target)
+        return loss / (target @ self.weight).mean() if target.is_floating_point() else loss
 
 
 def make_class_weights(given: Sequence[str], counts: Sequence[int] | None, names: Sequence[str]) -> list[float]:

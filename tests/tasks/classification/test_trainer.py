@@ -16,6 +16,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.data.transforms import FineTuneTransform
 from modeling_a2mim.evaluation.metrics import compute_metrics
 from modeling_a2mim.export.folder import timm_pretrained_cfg
+from modeling_a2mim.export.loading import load_classifier
 from modeling_a2mim.tasks.classification.trainer import (
     FineTuningTrainer,
     make_class_weights,
@@ -82,9 +83,28 @@ def test_a_killed_run_with_everything_goes_on_to_the_same_weights(tmp_path):
     expected, averages = weights(whole), whole.averages.module.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
     assert all(torch.equal(value, averages[name]) for name, value in resumed.averages.module.state_dict().items())
-    (tmp_path / "whole" / "checkpoint-8" / "ema.safetensors").unlink()
+    (tmp_path / "whole" / "checkpoint-8" / "trained.safetensors").unlink()
     with pytest.raises(ValueError, match="^model_ema_decay: checkpoint-8 was made without averaged weights"):
-        whole.load_averages(str(tmp_path / "whole" / "checkpoint-8"))
+        whole.take_averages(str(tmp_path / "whole" / "checkpoint-8"))
+
+
+def test_the_model_of_a_checkpoint_is_what_was_evaluated(tmp_path):
+    """Whoever loads it; a run that goes on, with averages or without them, has the trained weights."""
+    trainer = make_trainer(tmp_path, max_steps=3, model_ema_decay=0.9, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    found = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    other = make_trainer(tmp_path / "other")
+    for step in (2, 3):
+        other.model = load_classifier(str(tmp_path / f"checkpoint-{step}"))
+        assert other.evaluate()["eval_loss"] == found[step - 1]
+    trained = load_file(tmp_path / "checkpoint-3" / "trained.safetensors")
+    assert all(torch.equal(value, weights(trainer)[name]) for name, value in trained.items())
+    for decay in (None, 0.9):
+        begun = Weights()
+        begun.on_step_begin, begun.on_step_end = begun.on_step_end, TrainerCallback().on_step_end
+        resumed = make_trainer(tmp_path, [begun], max_steps=4, model_ema_decay=decay, save_strategy="no")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert all(torch.equal(value, trained[name]) for name, value in begun.steps[0].items())
 
 
 def test_averages_by_hand_and_where_they_are_used(tmp_path):
@@ -117,9 +137,11 @@ def test_the_best_checkpoint_brings_its_averages(tmp_path):
     trainer.compute_metrics = lambda prediction: {"figure": next(figures)}
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
-    kept, last = (load_file(tmp_path / f"checkpoint-{step}" / "ema.safetensors") for step in (2, 4))
+    kept, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4))
     assert all(torch.equal(value, kept[name]) for name, value in trainer.averages.module.state_dict().items())
     assert not all(torch.equal(value, last[name]) for name, value in kept.items())
+    trained = load_file(tmp_path / "checkpoint-2" / "trained.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in weights(trainer).items())
 
 
 @pytest.mark.parametrize("count", [1, 6, 7])
@@ -177,9 +199,13 @@ def test_weights_of_classes(tmp_path):
         expected = F.cross_entropy(logits, labels, torch.tensor(weights), label_smoothing=smoothing)
         torch.testing.assert_close(criterion(logits, labels), expected)
     soft = soft_labels(labels, 4, 0.2)
-    expected = -(soft * torch.tensor(weights) * logits.log_softmax(1)).sum(1).mean()
+    weighted = soft * torch.tensor(weights)
+    expected = -(weighted * logits.log_softmax(1)).sum() / weighted.sum()
     mixed = make_criterion(FineTuningArguments(**args, label_smoothing_factor=0.2), True, weights)
     torch.testing.assert_close(mixed(logits, soft), expected)
+    expected = F.cross_entropy(logits, labels, torch.tensor(weights))  # whatever the scale of the weights
+    mixed = make_criterion(FineTuningArguments(**args), True, [10 * weight for weight in weights])
+    torch.testing.assert_close(mixed(logits, F.one_hot(labels, 4).float()), expected)
     counts = [1, 6, 0, 3]
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=np.repeat(range(4), counts))
     assert make_class_weights(["balanced"], counts, "abcd") == pytest.approx([*expected[:2], 1.0, expected[2]])
