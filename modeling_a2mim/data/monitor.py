@@ -17,6 +17,7 @@ from ..utils.value_range import SAMPLES
 from .arrays import BrokenImage, at_fault
 from .columns import find_column
 from .dataset import ImageSamples
+from .fingerprints import fingerprint_of_files
 from .held_out import spread_rows
 from .labels import has_label, stored_labels
 from .loading import find_validation_split, load_images, local_path
@@ -44,6 +45,7 @@ class MonitorImages:
         labels: (images,) class indices; `None` without labels.
         total: how many images there are, of which these were drawn.
         fingerprint: changes when other images are drawn.
+        files: changes with the sizes of the files that they are drawn from (`fingerprint_of_files`).
     """
 
     pixel_values: torch.Tensor
@@ -51,6 +53,7 @@ class MonitorImages:
     labels: np.ndarray | None
     total: int
     fingerprint: str
+    files: str | None = None
 
     def __len__(self) -> int:
         return len(self.pixel_values)
@@ -184,7 +187,8 @@ def monitor_images(
         logger.warning("%s: two images of two classes are not left of %d: no k-NN accuracy", field, len(chosen))
         own = None
     drawn = zlib.crc32(np.asarray(kept, dtype=np.int64).tobytes())
-    return MonitorImages(torch.stack(pixels), transform, own, total, f"{read.source.fingerprint}-{drawn:08x}")
+    fingerprint, files = f"{read.source.fingerprint}-{drawn:08x}", fingerprint_of_files(read.source)
+    return MonitorImages(torch.stack(pixels), transform, own, total, fingerprint, files)
 
 
 def balanced_rows(labels: Sequence[int] | np.ndarray, count: int) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
-from transformers import EarlyStoppingCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..arguments.training import A2MIMTrainingArguments, with_values
+from .checkpoints import read_manifest, verify
+from .resuming import Resumption, best_metric_name, listed
 
 
 logger = logging.getLogger("a2mim")
@@ -24,6 +27,7 @@ RECONSTRUCTION_METRICS = {
     "masked_psnr": True,
 }
 MOST_NAMED = 30  # metrics in a message
+FOLLOWED = ("best", "num_bad_epochs", "num_good_epochs")  # what a schedule that follows a metric keeps of it
 
 
 def without_evaluation(args: Arguments) -> Arguments:
@@ -70,6 +74,51 @@ def with_best_model(args: Arguments, metrics: Mapping[str, bool]) -> Arguments:
         which = "more" if metrics[bare] else "less"
         raise ValueError(f"greater_is_better: of {bare}, {which} is better; leave --greater_is_better out")
     return with_values(args, greater_is_better=metrics[bare])
+
+
+def why_not_best(
+    state: TrainerState, args: TrainingArguments, resumption: Resumption, checkpoint: str | Path
+) -> str | None:
+    """Why the best of a run that resumes is no longer the best, in words, or `None`: figures from here on cannot be
+    compared with it, or its weights are not there to be exported. In a folder that was moved, they are found again.
+
+    Args:
+        state: of the checkpoint; its `best_model_checkpoint` is `None` where there is no such folder.
+        args: of the run that resumes.
+        checkpoint: that it resumes from.
+    """
+    if state.best_metric is None:
+        return None
+    if changed := resumption.other_figures(best_metric_name(args)):
+        return listed(changed)
+    if not args.load_best_model_at_end or not state.best_global_step:
+        return None
+    name = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+    if state.best_model_checkpoint is None and Path(args.output_dir, name).is_dir():
+        state.best_model_checkpoint = str(Path(args.output_dir, name))
+    best = state.best_model_checkpoint
+    if best is None:
+        return f"{name} is not there any more"
+    if not verify(best, checksums=False) and read_manifest(best)["saved"] > read_manifest(checkpoint)["saved"]:
+        return f"{name} was written anew by a run that went back to an earlier step"
+    return None
+
+
+def forget_best(state: TrainerState, callbacks: Iterable[TrainerCallback], why: str):
+    """Look for the best from here on, and count the patience for it from 0.
+
+    Args:
+        why: see `why_not_best`.
+    """
+    if state.is_world_process_zero:
+        logger.warning(
+            "what was best so far (%g, step %s) counts no longer: %s; the best is looked for from step %d on",
+            *(state.best_metric, state.best_global_step, why, state.global_step),
+        )
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    for callback in callbacks:
+        if isinstance(callback, EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = 0
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,7 +28,7 @@ from ..data.dataset import REPORT, ImageSamples, collate
 from ..data.fingerprints import changed_after
 from ..data.progress import TrainingData
 from ..utils.files import finite, save_json
-from .best_model import EarlyStopping
+from .best_model import FOLLOWED, EarlyStopping, forget_best, why_not_best
 from .checkpoints import (
     TEMPORARY,
     check_settings,
@@ -43,7 +42,7 @@ from .checkpoints import (
 )
 from .endings import writing
 from .preemption import SigtermCallback, ignore_sigterm, start_worker, without_jit_callback
-from .resuming import Resumption, compare, keep
+from .resuming import Resumption, best_metric_name, compare, follow_schedule, keep
 
 
 logger = logging.getLogger("a2mim")
@@ -284,6 +283,9 @@ class ResumableTrainer(Trainer):
             return start
         self.state.compute_steps(self.args, max_steps)  # to log, save and evaluate at, not those of the checkpoint
         self.resumption.check_steps_left(max_steps)
+        reasons = gather_object([why_not_best(self.state, self.args, self.resumption, checkpoint)])
+        if reasons[0] is not None:  # where disks differ, as the first process finds
+            forget_best(self.state, self.callback_handler.callbacks, reasons[0])
         if self.training_data is not None:
             start = self.training_data.batches.resumed[0], self.training_data.batches.skipped
         elif not hasattr(self.train_dataset, "__len__"):
@@ -328,26 +330,17 @@ class ResumableTrainer(Trainer):
         """With what the run that goes on sets anew (see `resuming`)."""
         resumption, schedule = self.resumption, self.lr_scheduler
         groups = [dict(group) for group in self.optimizer.param_groups]
+        followed = {name: vars(schedule)[name] for name in FOLLOWED if name in vars(schedule)}
         if resumption.restarts_schedule:  # the state of the one before is not loaded, which may be of another kind
             self.lr_scheduler = SimpleNamespace(load_state_dict=lambda state: None)
         super()._load_optimizer_and_scheduler(checkpoint)
         self.lr_scheduler = schedule
+        if resumption.other_figures(best_metric_name(self.args)):
+            vars(schedule).update(followed)
         names = resumption.grouped | ({"lr", "initial_lr"} if resumption.restarts_schedule else set())
         for loaded, fresh in zip(self.optimizer.param_groups, groups, strict=True):
             loaded.update({name: fresh[name] for name in names & fresh.keys()})
-        self._follow_schedule()
-
-    def _follow_schedule(self):
-        """Give each group the rate that the schedule has at this step: what was loaded is that of the run before,
-        which may have had another length. Schedules that are no functions of the step go on with what was loaded."""
-        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # without what DeepSpeed wraps it in
-        if not isinstance(schedule, LambdaLR):
-            return
-        step = schedule.last_epoch
-        rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-        schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        follow_schedule(self.lr_scheduler, self.optimizer)
 
     def _load_scaler(self, checkpoint):
         if self.accelerator.scaler is not None:  # else the run was in float16 until then

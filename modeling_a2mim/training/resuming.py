@@ -11,10 +11,14 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
 from ..configuration_a2mim import A2MIMConfig
 from ..data.dataset import ImageSamples
 from ..data.fingerprints import fingerprint_of_files
 from ..data.held_out import spread_rows
+from ..evaluation.gauge import MORE_IS_BETTER
 
 
 logger = logging.getLogger("a2mim")
@@ -27,7 +31,7 @@ NOT_COMPARED = {
     *("do_train", "do_eval", "do_predict", "local_rank", "disable_tqdm", "debug", "skip_memory_metrics"),
     *("auto_find_batch_size", "enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
     *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "per_device_eval_batch_size"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "reconstruction_steps"),
+    *("load_best_model_at_end", "reconstruction_steps"),
     *("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "liger_kernel_config"),
     *("use_cpu", "torch_empty_cache_steps", "dataloader_num_workers", "dataloader_pin_memory"),
     *("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
@@ -57,6 +61,10 @@ LENGTH = {"max_steps", "num_train_epochs"}
 ENDLESS = ("reduce_lr_on_plateau", "greedy")  # schedules that know no length: they follow what is measured
 # What an optimiser keeps with each of its groups of parameters, and what sets it.
 GROUPED = {"weight_decay": "weight_decay", "adam_beta1": "betas", "adam_beta2": "betas", "adam_epsilon": "eps"}
+# What the figures are of that the best checkpoint is found by; and those of the gauge. Others are no match for them.
+BEST = {"metric_for_best_model", "greater_is_better"}
+EVALUATED = {"evaluation_data", "evaluation_files", "evaluation_images"}
+GAUGED = {"monitor_data", "monitor_files", "probe_layers"}
 # What cannot change in the middle of a run, and why.
 FIXED = {
     "optim": "its state is not another optimiser's",
@@ -99,11 +107,13 @@ def run_settings(args, given: dict[str, dict] | None, train_dataset, eval_datase
     names = [f.name for f in dataclasses.fields(args) if f.name not in NOT_COMPARED]
     training = {name: getattr(args, name) for name in names if not name.startswith(NOT_COMPARED_PREFIXES)}
     training |= {"optim": args.optimizer_name, "data_seed": args.seed if args.data_seed is None else args.data_seed}
+    training["metric_for_best_model"] = best_metric_name(args)
     if args.max_steps > 0:  # of the two only this one counts
         training["num_train_epochs"] = None
     else:
         training |= {"max_steps": None, "num_train_epochs": args.num_train_epochs if args.length_given else "auto"}
     data = {"training_data": _checksum(train_dataset), "evaluation_data": _fingerprint(eval_dataset)}
+    data["evaluation_images"] = _checksum(eval_dataset)
     for which, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
         if isinstance(dataset, ImageSamples):
             data[f"{which}_files"] = fingerprint_of_files(dataset.whole)
@@ -114,13 +124,18 @@ def run_settings(args, given: dict[str, dict] | None, train_dataset, eval_datase
     return json.loads(json.dumps(settings, default=lambda value: str(getattr(value, "value", value))))
 
 
+def best_metric_name(args) -> str | None:
+    """`metric_for_best_model` without `eval_`, with which it is the same."""
+    return args.metric_for_best_model and args.metric_for_best_model.removeprefix("eval_")
+
+
 def _fingerprint(dataset) -> str | None:
     return dataset.whole.fingerprint if isinstance(dataset, ImageSamples) else None
 
 
 def _checksum(dataset) -> str | None:
     """Of a few rows, where the fingerprint of a source is little more than its length and any row costs the same."""
-    source = dataset.source if isinstance(dataset, ImageSamples) else None
+    source = dataset.whole if isinstance(dataset, ImageSamples) else None
     if source is None or source.remote or len(source.chunks) != 1:
         return None
     value = 0
@@ -161,6 +176,15 @@ class Resumption:
         """The keys of an optimiser's groups that are set anew."""
         return {GROUPED[name] for name in self.changed if name in GROUPED}
 
+    def other_figures(self, metric: str | None) -> dict[str, list]:
+        """Those of `changed` after which the figures of a metric are no match for those before.
+
+        Args:
+            metric: `best_metric_name`.
+        """
+        of = BEST | (GAUGED if metric in MORE_IS_BETTER else EVALUATED)
+        return {name: values for name, values in self.changed.items() if name in of}
+
     def check_steps_left(self, max_steps: int):
         """
         Raises:
@@ -169,7 +193,7 @@ class Resumption:
         names = [name for name in self.changed if name not in LENGTH]
         if self.step >= max_steps and names:
             raise ValueError(
-                f"{names[0]}: {_listed({name: self.changed[name] for name in names})} has no effect: the checkpoint "
+                f"{names[0]}: {listed({name: self.changed[name] for name in names})} has no effect: the checkpoint "
                 f"has made all of the {max_steps:,} steps; leave it as it was, or raise --max_steps or "
                 "--num_train_epochs"
             )
@@ -205,7 +229,9 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
     for section, values in settings.items():
         for name, now in values.items():
             if name in before.get(section, {}) and (then := before[section][name]) != now:
-                if name.endswith("_files") and None in (then, now):  # on this machine now, or not
+                if name.endswith(("_files", "_images")) and None in (then, now):  # on this machine now, or not
+                    continue
+                if name in BEST and now is None:  # nothing is looked for
                     continue
                 _check_may_change(section, name, then, now)
                 changed[name] = [then, now]
@@ -220,8 +246,21 @@ def compare(checkpoint: str, kept: dict | None, settings: dict[str, dict], step:
         schedule = "; the schedule of the learning rate starts anew over the steps that are left"
     elif LENGTH & changed.keys() and settings["training"].get("lr_scheduler_type") not in ENDLESS:
         schedule = "; the schedule of the learning rate goes on as that of a run of the new length"
-    logger.warning("from step %d of %s on with %s%s", step, checkpoint, _listed(changed), schedule)
+    logger.warning("from step %d of %s on with %s%s", step, checkpoint, listed(changed), schedule)
     return result
+
+
+def follow_schedule(scheduler, optimizer: Optimizer):
+    """Give each group the rate that the schedule has at this step: what was loaded is that of the run before, which
+    may have had another length. Schedules that are no functions of the step go on with what was loaded."""
+    schedule = getattr(scheduler, "scheduler", scheduler)  # without what DeepSpeed wraps it in
+    if not isinstance(schedule, LambdaLR):
+        return
+    step = schedule.last_epoch
+    rates = [rate * factor(step) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def keep(settings: dict[str, dict], resumption: Resumption) -> dict:
@@ -254,6 +293,7 @@ def _check_may_change(section: str, name: str, then, now):
         )
 
 
-def _listed(changed: dict[str, list]) -> str:
+def listed(changed: dict[str, list]) -> str:
+    """Settings that changed, in words."""
     named = {name.replace("_data", " data"): values for name, values in changed.items()}
     return ", ".join(f"{name} {now} instead of {then}" for name, (then, now) in named.items())

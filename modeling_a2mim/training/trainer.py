@@ -99,6 +99,7 @@ class A2MIMTrainer(EncoderTrainer):
         settings = super().run_settings()
         if self.monitor is not None:
             settings["data"]["monitor_data"] = self.monitor.images.fingerprint
+            settings["data"]["monitor_files"] = self.monitor.images.files
         return settings
 
     def record(self):

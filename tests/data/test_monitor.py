@@ -1,6 +1,7 @@
 """The images that the encoder is measured on: which are drawn, what of them is read, and what is refused."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def test_a_folder_of_classes(tmp_path, caplog):
     again = opened(monitor_dir=root, monitor_samples=12)
     assert torch.equal(again.pixel_values, images.pixel_values)
     assert again.fingerprint == images.fingerprint != opened(monitor_dir=root).fingerprint
+    image = next(Path(root, "owl").iterdir())
+    image.write_bytes(image.read_bytes() + b" ")
+    assert again.files == images.files != opened(monitor_dir=root, monitor_samples=12).files
 
 
 @pytest.mark.parametrize("counts", [{"cat": 5}, {"cat": 1, "dog": 1}, {"": 4}])

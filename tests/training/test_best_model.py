@@ -1,13 +1,20 @@
 """The metric that checkpoints are compared by is checked before training; early stopping, also of runs that resume."""
 
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from modeling_a2mim.arguments.training import A2MIMTrainingArguments, FineTuningArguments
+from modeling_a2mim.data.dataset import ImageSamples
+from modeling_a2mim.data.loading import load_images
+from modeling_a2mim.training import resumable, resuming
 from modeling_a2mim.training.best_model import with_best_model, without_evaluation
+from modeling_a2mim.training.resuming import Resumption, keep
 
 from ..integration.test_scripts import SMALL, finetune, pretrain
 from ..tasks.classification.test_trainer import make_trainer
@@ -132,3 +139,97 @@ def test_early_stopping_and_resuming(tmp_path, caplog):
     with caplog.at_level("WARNING", "a2mim"):
         stopping(tmp_path / "short", patience=1, max_steps=1).train()
     assert "early_stopping_patience 1: the run has only 1 evaluations, and cannot stop early" in caplog.text
+
+
+# A run that resumes, where the figures before are no match for those to come
+
+
+def going_on(folder, figures, rows=range(14), resume=None, **options):
+    """A run whose evaluations give these figures, one after the other."""
+    options = {"metric_for_best_model": "loss", **options}
+    trainer = stopping(folder, **{"patience": 9, **options})
+    trainer.eval_dataset = ImageSamples(load_images().select(rows), trainer.train_dataset.transform, "image", "label")
+    found = iter(figures)
+
+    def evaluate(**kwargs):
+        metrics = {"eval_loss": (value := next(found)), "eval_figure": value, "eval_rankme": value}
+        trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+        return metrics
+
+    trainer.evaluate = evaluate
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"metric_for_best_model": "figure"}, "metric_for_best_model figure instead of loss"),
+        pytest.param({"greater_is_better": True}, "greater_is_better True instead of False", marks=pytest.mark.ci),
+        ({"rows": range(12)}, "evaluation data 12 instead of 14"),
+        pytest.param({"rows": range(20, 34)}, "evaluation_images .* instead of", marks=pytest.mark.ci),
+        pytest.param({"metric_for_best_model": "eval_loss"}, None, marks=pytest.mark.ci),
+        pytest.param({"metric_for_best_model": "loss", "per_device_train_batch_size": 4}, None, marks=pytest.mark.ci),
+    ],
+)
+def test_the_best_of_other_figures_is_forgotten(tmp_path, caplog, now, said):
+    first = going_on(tmp_path, [1.0, 0.1], max_steps=2)
+    assert (first.state.best_metric, first.state.best_global_step) == (0.1, 2)
+    more = now.get("greater_is_better", now.get("metric_for_best_model") == "figure")
+    trainer = going_on(tmp_path, [0.5, 0.3, 0.7], resume="last", **{"greater_is_better": more, **now, "max_steps": 5})
+    state, found = trainer.state, re.search(r"what was best so far \(0\.1, step 2\) counts no longer: .*", caplog.text)
+    if said is None:
+        assert found is None
+        assert (state.best_metric, state.best_global_step) == (0.1, 2)
+    else:
+        assert re.search(said, found[0])
+        assert (state.best_metric, state.best_global_step) == ((0.7, 5) if more else (0.3, 4))
+    assert state.best_model_checkpoint == str(tmp_path / f"checkpoint-{state.best_global_step}")
+    expected = load_file(tmp_path / f"checkpoint-{state.best_global_step}" / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items() if name in expected)
+
+
+@pytest.mark.ci
+def test_the_best_whose_weights_are_gone_is_forgotten(tmp_path, caplog):
+    """Deleted, or replaced by a run that went back; a folder that was moved as a whole is none of it."""
+    going_on(tmp_path / "run", [0.1, 1.0], max_steps=2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    going_on(tmp_path / "moved", [1.0], resume="last", max_steps=3)
+    assert "counts no longer" not in caplog.text
+    shutil.rmtree(tmp_path / "moved" / "checkpoint-1")
+    trainer = going_on(tmp_path / "moved", [0.5, 0.7], resume="last", max_steps=5)
+    assert "(0.1, step 1) counts no longer: checkpoint-1 is not there any more; the best" in caplog.text
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.5, 4)
+    caplog.clear()
+    going_on(tmp_path / "moved", [0.6], resume=tmp_path / "moved" / "checkpoint-3", max_steps=4)
+    trainer = going_on(tmp_path / "moved", [0.8], resume=tmp_path / "moved" / "checkpoint-5", max_steps=6)
+    assert "(0.5, step 4) counts no longer: checkpoint-4 was written anew by a run that went back" in caplog.text
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.8, 6)
+
+
+@pytest.mark.ci
+def test_patience_and_schedules_begin_anew_with_other_figures(tmp_path):
+    """And one of images of the gauge, whatever else is evaluated on."""
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss"}
+    first = going_on(tmp_path, [0.1, 0.2, 0.3], patience=2, **plateau)
+    assert first.state.global_step == 3
+    again = going_on(tmp_path, [5.0, 4.0], resume="last", rows=range(8), patience=2, max_steps=5, **plateau)
+    assert (again.state.global_step, again.state.best_global_step) == (5, 5)
+    assert (again.lr_scheduler.best, again.lr_scheduler.num_bad_epochs) == (4.0, 0)
+    names = {name: [0, 1] for name in ("evaluation_data", "monitor_files", "probe_layers", "hflip")}
+    changed = Resumption(changed=names)
+    assert set(changed.other_figures("loss")) == {"evaluation_data"}
+    assert set(changed.other_figures("knn_accuracy")) == {"monitor_files", "probe_layers"}
+
+
+def test_checkpoints_that_do_not_say_what_is_best_go_on_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable, "keep", lambda settings, resumption: keep(without_best(settings), resumption))
+    going_on(tmp_path, [1.0, 0.1], max_steps=2)
+    other = {"metric_for_best_model": "figure", "greater_is_better": True}
+    state = going_on(tmp_path, [0.05], resume="last", max_steps=3, **other).state
+    assert (state.best_metric, state.best_global_step) == (0.1, 2)
+
+
+def without_best(settings):
+    training = {name: value for name, value in settings["training"].items() if name not in resuming.BEST}
+    return {**settings, "training": training}
