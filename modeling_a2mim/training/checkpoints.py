@@ -65,7 +65,7 @@ def complete(
         sync(path)
     manifest = {
         "format": FORMAT,
-        "saved": time.time(),
+        "saved": _after_all_in(target.parent),
         "versions": {name: version(name) for name in PACKAGES},
         "save_only_model": save_only_model,
         "settings": settings(model),
@@ -80,6 +80,11 @@ def complete(
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync(path)
     _rename(folder, target)
+
+
+def _after_all_in(run_dir: Path) -> float:
+    """The time in seconds, but later than that of any checkpoint of the run: other machines may have other clocks."""
+    return max(time.time(), max(_times(checkpoints_in(run_dir)).values(), default=0.0) + 1e-3)
 
 
 def _rename(folder: Path, target: Path):
@@ -99,7 +104,8 @@ def remove_leftovers(run_dir: str | os.PathLike):
 
 
 def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.PathLike]):
-    """Delete checkpoints until `limit` are left: first those that are broken, then the oldest; never those in `keep`.
+    """Delete checkpoints until `limit` are left: first those that are broken, then those of later steps than the last
+    one, which are of a run that went back, then the oldest; never those in `keep`.
 
     Unlike with Trainer, a checkpoint loses its name before its files, and its age is the one in its manifest, not the
     time at which its folder was modified.
@@ -107,7 +113,10 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.Pa
     if limit is None or limit <= 0:
         return
     kept = {Path(folder).resolve() for folder in keep}
-    folders = sorted(checkpoints_in(run_dir), key=_age)
+    folders = newest_first(run_dir)[::-1]
+    whole = [folder for folder in folders if not verify(folder, checksums=False)]
+    last = _number(whole[-1]) if whole else 0
+    folders.sort(key=lambda folder: (folder in whole, _number(folder) <= last))
     free = [folder for folder in folders if folder.resolve() not in kept]
     for folder in free[: max(0, len(folders) - max(limit, len(kept)))]:
         gone = Path(run_dir) / TEMPORARY / f"{folder.name}.old"
@@ -115,11 +124,6 @@ def rotate(run_dir: str | os.PathLike, limit: int | None, keep: list[str | os.Pa
         os.rename(folder, gone)
         _delete(gone)
     remove_leftovers(run_dir)
-
-
-def _age(folder: Path) -> tuple:
-    broken = bool(verify(folder, checksums=False))
-    return not broken, 0.0 if broken else read_manifest(folder)["saved"], _number(folder)
 
 
 # Reading
@@ -183,13 +187,14 @@ def resumes(value: str | bool | None) -> bool:
 
 
 def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = False) -> str | None:
-    """The checkpoint to resume from: `value` itself, or the newest complete one in it; with `True` or `"last"` the
-    newest complete one in `output_dir`. `None` if `value` says not to resume, or if it is `True` or `"last"` and
+    """The checkpoint to resume from: `value` itself, or the complete one in it that was saved last; with `True` or
+    `"last"` that in `output_dir`. `None` if `value` says not to resume, or if it is `True` or `"last"` and
     `output_dir` holds no checkpoint yet, as at the first start of a job that may be started again.
 
     Args:
-        thorough: compare checksums, warn of newer checkpoints that are broken, and finish the renaming of the last
-            one if its process was killed meanwhile. Without: compare sizes alone, and change nothing.
+        thorough: compare checksums, warn of newer checkpoints that are broken or not gone on from, and finish the
+            renaming of the last one if its process was killed meanwhile. Without: compare sizes alone, and change
+            nothing.
 
     Raises:
         ValueError: if there is none; what is wrong with each that is not complete, or cannot be resumed from.
@@ -210,6 +215,8 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
             other = next((other for other in others if not _resume_problems(other, thorough)), None)
             hint = f"; the last complete one beside it is {other}" if other else ""
             raise ValueError(f"resume_from_checkpoint: {folder} cannot be used: {_listed(problems)}{hint}")
+        if thorough and folder.parent.resolve() == Path(output_dir).resolve():
+            _warn_of_later(folder)
         return str(folder)
     if thorough:
         _finish_renaming(folder)
@@ -225,6 +232,16 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
     if broken:
         raise ValueError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; {'; '.join(broken)}")
     raise ValueError(f"resume_from_checkpoint: {folder} holds no {PREFIX_CHECKPOINT_DIR}-N")
+
+
+def _warn_of_later(checkpoint: Path):
+    names = [path.name for path in newest_first(checkpoint.parent)]
+    if later := names[: names.index(checkpoint.resolve().name)]:
+        logger.warning(
+            "resume_from_checkpoint: going on from %s, after which %s had been saved: checkpoints of this run replace "
+            "those of the same step, and from its first one on, 'last' is the last of its own",
+            *(checkpoint.name, ", ".join(later)),
+        )
 
 
 def _begun(run_dir: Path) -> bool:
@@ -307,8 +324,24 @@ def checkpoints_in(folder: str | os.PathLike) -> list[Path]:
 
 
 def newest_first(*folders: str | os.PathLike) -> list[Path]:
-    """What `checkpoints_in` gives for these folders, the last step first."""
-    return sorted((path for folder in folders for path in checkpoints_in(folder)), key=_number, reverse=True)
+    """What `checkpoints_in` gives for these folders, the one that was saved last first: that of the last step, unless
+    a run went back to an earlier one."""
+    paths = [path for folder in folders for path in checkpoints_in(folder)]
+    times = _times(paths)
+    return sorted(paths, key=lambda path: (times[_number(path)], _number(path)), reverse=True)
+
+
+def _times(paths: list[Path]) -> dict[int, float]:
+    """When the checkpoint of each step was saved, in seconds. One that does not say so, as it is broken, has the place
+    of its step."""
+    times: dict[int, float] = {}
+    for path in sorted(paths, key=_number):  # of the same step, the first in `paths` counts
+        try:
+            saved = read_manifest(path)["saved"]
+        except ValueError:
+            saved = max(times.values(), default=0.0)
+        times.setdefault(_number(path), saved)
+    return times
 
 
 def _number(checkpoint: Path) -> int:

@@ -31,9 +31,11 @@ from modeling_a2mim.training.checkpoints import (
     TEMPORARY,
     check_settings,
     find_checkpoint,
+    newest_first,
     read_manifest,
     verify,
 )
+from modeling_a2mim.training.endings import how_to_resume
 from modeling_a2mim.training.outputs import METRICS, check_output_dir
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
@@ -314,6 +316,25 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
     (Path(newest) / MANIFEST).unlink()
     with pytest.raises(ValueError, match=r"checkpoint-5 cannot be used: has no checkpoint\.json: .* Trainer"):
         find_checkpoint(newest, "")
+
+
+def test_a_run_that_went_back_is_gone_on_from(saved, caplog, monkeypatch):
+    """Not what it left behind, also by another clock; and it is not the first to be deleted."""
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(time=lambda: 1e9))  # long before the others were saved
+    back = train(saved, resume=str(saved / "checkpoint-2"), steps=3, learning_rate=3e-3)
+    assert (
+        "going on from checkpoint-2, after which checkpoint-5, checkpoint-4, checkpoint-3 had been saved"
+        in caplog.text
+    )
+    assert [path.name for path in newest_first(saved)] == [f"checkpoint-{n}" for n in (3, 5, 4, 2, 1)]
+    assert how_to_resume(str(saved)).endswith(f"goes on from checkpoint-3 in {saved}")
+    caplog.clear()
+    resumed = train(saved, resume="last", steps=4, learning_rate=3e-3, save_total_limit=3)
+    assert losses(resumed)[:3] == losses(back)
+    assert "had been saved" not in caplog.text
+    assert names(saved) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    damage(saved / "checkpoint-3" / MANIFEST, "deleted")  # has the place of its step
+    assert [path.name for path in newest_first(saved)] == ["checkpoint-4", "checkpoint-3", "checkpoint-2"]
 
 
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path):
