@@ -43,6 +43,7 @@ from .checkpoints import (
 from .endings import writing
 from .preemption import SigtermCallback, ignore_sigterm, start_worker, without_jit_callback
 from .resuming import Resumption, best_metric_name, compare, follow_schedule, keep
+from .seeded_reads import SeededReadsCallback, seeded
 
 
 logger = logging.getLogger("a2mim")
@@ -93,6 +94,7 @@ class ResumableTrainer(Trainer):
                 f"torchrun --nproc_per_node {self.args.n_gpu} ..., or hide all but one with CUDA_VISIBLE_DEVICES=0"
             )
         self.resumption, self._sigterm = Resumption(), None
+        self.add_callback(SeededReadsCallback())
         if self.args.enable_jit_checkpoint:
             self._sigterm = SigtermCallback(self.accelerator)
             self.add_callback(self._sigterm)
@@ -135,10 +137,14 @@ class ResumableTrainer(Trainer):
 
     def get_train_dataloader(self):
         """Batches of this process, in an order that follows from seed and position; for other datasets than
-        `ImageSamples`, Trainer's."""
+        `ImageSamples`, Trainer's, of which each batch has random numbers of its own (`seeded_reads`)."""
         samples, args = self.train_dataset, self.args
         if not isinstance(samples, ImageSamples):
-            return super().get_train_dataloader()
+            self.train_dataset = seeded(samples, args)
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.train_dataset = samples
         check_loading(args)
         self.training_data = TrainingData(
             samples,

@@ -5,11 +5,14 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
@@ -289,6 +292,52 @@ def test_another_model_resumes_exactly(tmp_path, workers):
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
     assert not list((tmp_path / "cut").rglob("training_args.bin"))
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Samples that draw from the global generators."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        noise = torch.rand(1, 8, 8) + random.random() + np.random.rand()
+        return {"pixel_values": noise + index, "labels": index % 10}
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ci)])
+def test_own_samples_that_draw_at_random_resume_exactly(tmp_path, workers, rows):
+    def trainer(*args, **kwargs):
+        made = other_trainer(*args, dataloader_num_workers=workers, num_train_epochs=2, **kwargs)
+        made.train_dataset = Drawn()
+        if rows:
+            made.train_dataset = Dataset.from_dict({"index": list(range(20))}).with_transform(
+                lambda batch: {"pixel_values": [torch.rand(1, 8, 8) for _ in batch["index"]], "labels": batch["index"]}
+            )
+            made.compute_loss = lambda model, inputs, **_: model(inputs["pixel_values"], inputs["labels"] % 10)["loss"]
+        return made
+
+    whole = trainer(tmp_path / "whole", save_steps=7)
+    whole.train()
+    torch.manual_seed(5)
+    for stop in (3, 7):
+        resumed = trainer(tmp_path / f"cut-{stop}", save_steps=stop, max_steps=-1)
+        resumed.add_callback(StopAt(stop))
+        resumed.train()
+        resumed = trainer(tmp_path / f"cut-{stop}", save_steps=stop)
+        random.seed(stop), np.random.seed(stop)
+        resumed.train(resume_from_checkpoint="last")
+        expected = whole.model.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
 
 
 def test_workers_begin_as_trainers(tmp_path, monkeypatch):
