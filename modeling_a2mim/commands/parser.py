@@ -24,7 +24,7 @@ from ..utils.yaml_flags import dump
 
 logger = logging.getLogger("a2mim")
 
-SECRET = re.compile(r"\bhf_\w{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|(?<=://)[^/@\s]+(?=@)")  # a token of the Hub, and who logs in to a server
 COMMANDS = {"run_pretraining.py": "a2mim pretrain", "run_finetune.py": "a2mim finetune"}  # what a script is as well
 EVALUATION_FILE = "evaluation.yaml"  # of --eval_only and --knn, which may write beside the model
 HIDDEN = ", once what was secret stands for ***"
