@@ -32,8 +32,9 @@ def random_mask(
 def as_grid(bool_masked_pos: torch.Tensor, batch_size: int, grid: tuple[int, int]) -> torch.Tensor:
     """Bring a mask given by a user to a bool tensor (batch, rows, columns).
 
-    Accepts (batch, rows, columns), or flat (batch, cells) as transformers' masked-image models do, of the grid (rows,
-    columns) or any whole multiple of it: bool or integers, not 0 = masked, or floats of 0 and 1.
+    Accepts (batch, rows, columns) of the grid or of cells that are whole multiples or fractions of the grid's, or flat
+    (batch, cells) as transformers' masked-image models do, of the grid or any whole multiple of it: bool or integers,
+    not 0 = masked, or floats of 0 and 1.
 
     Raises:
         ValueError: if it is no tensor, its shape fits neither, or floats are between or beyond 0 and 1.
@@ -47,12 +48,12 @@ def as_grid(bool_masked_pos: torch.Tensor, batch_size: int, grid: tuple[int, int
         rows, columns = grid[0] * factor, grid[1] * factor
         if rows * columns == mask.shape[1]:
             mask = mask.reshape(-1, rows, columns)
-    # Of another resolution, masked pixels and masked features would not be the same cells.
-    fits = mask.ndim == 3 and all(
-        0 < cells <= size and size % cells == 0 for size, cells in zip(mask.shape[1:], grid, strict=True)
-    )
+    # Where its cells do not share the grid's borders, masked pixels and masked features would not be the same.
+    sides = list(zip(mask.shape[1:], grid, strict=True)) if mask.ndim == 3 and mask.numel() > 0 else []
+    fits = sides and (all(a % b == 0 for a, b in sides) or all(b % a == 0 for a, b in sides))
     if not fits or mask.shape[0] != batch_size:
-        raise ValueError(f"bool_masked_pos: {expected}, or whole multiples of it; got {tuple(bool_masked_pos.shape)}")
+        shape = tuple(bool_masked_pos.shape)
+        raise ValueError(f"bool_masked_pos: {expected}, or a multiple or fraction of both sides; got {shape}")
     # The values of floats alone are looked at, which on a GPU waits for it, and cannot be done while compiling.
     looks = bool_masked_pos.is_floating_point() and not torch.compiler.is_compiling()
     if looks and not torch.equal(mask.to(bool_masked_pos.dtype), bool_masked_pos.reshape(mask.shape)):

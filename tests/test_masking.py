@@ -56,12 +56,13 @@ def test_as_grid():
     finer = torch.rand(3, 6, 12) > 0.5
     for given in (finer, finer.flatten(1)):
         assert torch.equal(as_grid(given, 3, (2, 4)), finer)
+    assert torch.equal(as_grid(mask, 3, (4, 16)), mask)  # coarser
 
 
 SHAPES = [(2, 2, 4), (3, 7), (3, 9), (3, 16), (3, 4), (2, 8), (8,), (3, 1, 2, 4), ()]
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (3, 4, 2), (3, 5, 7), (3, 2, 6), (3, 3, 4), (3, 1, 2), (3, 0, 4), (3, 0)])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 4, 2), (3, 5, 7), (3, 2, 6), (3, 3, 4), (3, 1, 3), (3, 0, 4), (3, 0)])
 def test_as_grid_refuses(shape):
     with pytest.raises(ValueError, match=r"^bool_masked_pos: expected \(3, 2, 4\) or \(3, 8\)"):
         as_grid(torch.ones(shape), 3, (2, 4))
