@@ -59,7 +59,7 @@ def draw_subset(
 
 def checksum_of_images(source: RowSource, rows: Sequence[int]) -> str:
     """Tells the images of a subset from others: by the names of their files, wherever their common folder lies; where
-    they are no files of their own, by the contents of some.
+    they are no files of their own, by the contents of some. The first word says which.
 
     Args:
         source: whose columns are selected.
@@ -73,13 +73,13 @@ def checksum_of_images(source: RowSource, rows: Sequence[int]) -> str:
         levels = zip(*(folders for *folders, _ in parts), strict=False)
         common = sum(1 for _ in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
         names = ["/".join(part[common:]) for part in parts]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        return f"names {hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
     checksum = hashlib.sha256()
     for image, _ in source.read(rows[:: -(-len(rows) // COMPARED)]):
         image = image["bytes"] if isinstance(image, dict) else image
         data = image.tobytes() if isinstance(image, np.ndarray) else image
         checksum.update(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())  # or there is none
-    return checksum.hexdigest()
+    return f"contents {checksum.hexdigest()}"
 
 
 def save_subset(
@@ -132,16 +132,23 @@ def load_subset(path: str | os.PathLike, labels: Sequence[int], checksum_of: Cal
     whole = isinstance(rows, list) and all(type(row) is int and 0 <= row < images for row in rows)
     if not whole or not rows or len(set(rows)) < len(rows):
         raise ValueError(f"label_subset: the rows in {name} must be different ones of 0 to {images - 1}")
-    if "subset_sha256" not in content:
+    then, now = content.get("subset_sha256"), checksum_of(rows)
+    if then is None:
         logger.warning(
             "label_subset: %s is of an earlier version and does not say which images it was drawn from; only the "
             "number of images and their labels were compared",
             name,
         )
-    elif content["subset_sha256"] != checksum_of(rows):
+    elif str(then).split()[:1] != now.split()[:1]:
+        logger.warning(
+            "label_subset: %s was drawn from images that are stored otherwise (files, or inside of others); only the "
+            "number of images and their labels were compared",
+            name,
+        )
+    elif then != now:
         raise ValueError(
-            f"label_subset: the rows in {name} are other images than those that were drawn: files were renamed or "
-            "replaced since, or this is other data; name what it was drawn from, or draw anew"
+            f"label_subset: the rows in {name} are other images than those that were drawn ({now.split()[0]} differ): "
+            "files were renamed or added since, or this is other data; name what it was drawn from, or draw anew"
         )
     return rows
 

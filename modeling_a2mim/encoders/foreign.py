@@ -1,6 +1,7 @@
 """An encoder's weights in a file that others wrote: the prefix of their names, and what timm makes of them."""
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ AVERAGED = {"teacher", "swa", "avg", "average", "averaged"}
 BEHIND = ("encoder_k", "momentum", "target", "student")
 JEPA = "target_encoder"  # is the average, where no copy is called online as in BYOL
 PLAIN = ("", "model", "state_dict", "module", "net", "network", "backbone", "encoder", "params", "weights")
-# Of an optimiser, or from before training: never meant.
+# Of an optimiser, or from before training: taken last.
+EMA = re.compile("(model|net|network|encoder|backbone|weights|params|state)?ema(model|net|weights|params|state)?")
 NO_WEIGHTS = {"grad", "grads", "exp", "m", "v", "opt", "optim", "optimizer", "buffer", "init", "initial", "ref"}
 MMENGINE_AVERAGE = "ema_state_dict.steps"  # how often mmengine has averaged
 MOST_TRIED = 12  # prefixes
@@ -111,6 +113,7 @@ def find_encoder(stored: Weights, encoder: TimmEncoder, create_args: dict[str, A
     changed = [name for name in same_names if stored[prefix + name].shape != found[name].shape]
     adapted = [f"{name} {_sides(stored[prefix + name])} -> {_sides(found[name])}" for name in changed]
     equals = [other for other in whole[1:] if preference(other)[0] == preference(prefix)[0]]
+    equals += whole[1:] if prefix in averaged else []  # BYOL without "online" in a name looks the same
     doubtful = any(not torch.equal(stored[prefix + name], stored[other + name]) for other in equals for name in needed)
     return FoundEncoder(found, prefix, left_over, adapted, whole[1:], doubtful)
 
@@ -182,7 +185,7 @@ def _preference(prefix: str, averaged: Collection[str] = (), swapped: bool = Fal
         rank = 2
     elif NO_WEIGHTS & set(words):
         rank = 3
-    elif prefix in averaged or AVERAGED & set(words) or any(w.startswith("ema") or w.endswith("ema") for w in words):
+    elif prefix in averaged or AVERAGED & set(words) or any(EMA.fullmatch(word) for word in words):
         rank = 0
     else:
         rank = 2 if any(word in lower for word in BEHIND) else 1

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
 
 from ..arguments.training import A2MIMTrainingArguments, with_values
 from .checkpoints import read_manifest, verify
@@ -93,7 +94,10 @@ def why_not_best(
         return listed(changed)
     if not args.load_best_model_at_end or not state.best_global_step:
         return None
-    name = f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+    recorded = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).best_model_checkpoint
+    if recorded is None:  # it was found where no checkpoint is saved
+        return None
+    name = Path(recorded).name
     if state.best_model_checkpoint is None and Path(args.output_dir, name).is_dir():
         state.best_model_checkpoint = str(Path(args.output_dir, name))
     best = state.best_model_checkpoint

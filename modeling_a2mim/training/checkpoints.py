@@ -235,8 +235,9 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
 
 
 def _warn_of_later(checkpoint: Path):
-    names = [path.name for path in newest_first(checkpoint.parent)]
-    if later := names[: names.index(checkpoint.resolve().name)]:
+    paths = newest_first(checkpoint.parent)
+    place = next((i for i, path in enumerate(paths) if path.resolve() == checkpoint.resolve()), 0)
+    if later := [path.name for path in paths[:place]]:
         logger.warning(
             "resume_from_checkpoint: going on from %s, after which %s had been saved: checkpoints of this run replace "
             "those of the same step, and from its first one on, 'last' is the last of its own",

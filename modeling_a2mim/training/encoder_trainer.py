@@ -141,8 +141,14 @@ class EncoderTrainer(PublishingTrainer):
     # Data
 
     def _samples(self, dataset, name: str):
-        collated = self.data_collator is not self.default_collator
-        return as_samples(dataset, self.unwrapped(), data_seed(self.args), name, collated)
+        own = self._steps_are_own or self.data_collator is not self.default_collator
+        return as_samples(dataset, self.unwrapped(), data_seed(self.args), name, own)
+
+    @property
+    def _steps_are_own(self) -> bool:
+        """Whether a subclass of the user's makes the steps, and may normalise the images there."""
+        steps = (type(self).compute_loss, type(self).training_step, type(self).prediction_step)
+        return any(not step.__module__.startswith(("modeling_a2mim.", "transformers.")) for step in steps)
 
     def check_first(self, batch: dict, name: str):
         """Check the first batch of `train_dataset` and of `eval_dataset`, before anything is done to it; of
@@ -153,7 +159,7 @@ class EncoderTrainer(PublishingTrainer):
         """
         if name not in self._seen_first:
             self._seen_first.add(name)
-            if REPORT not in batch:
+            if REPORT not in batch and not self._steps_are_own:
                 check_batch(batch, self.unwrapped(), name)
 
     def get_train_dataloader(self):

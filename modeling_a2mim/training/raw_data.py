@@ -51,7 +51,7 @@ def as_samples(dataset, model, seed: int, name: str, collated: bool = False):
         seed: of crops, flips and masks.
         name: the argument: `train_dataset`, whose images are augmented, `eval_dataset`, or `test_dataset`, which need
             have no labels.
-        collated: whether a collator of the user's makes the batches, whatever it takes; then they alone are checked.
+        collated: whether a collator or steps of the user's make of the samples what the model takes.
 
     Raises:
         ValueError: naming `name`, and what to pass instead.
@@ -228,7 +228,6 @@ def _check_samples(dataset, model, name: str):
     shape = tuple(pixels.shape)
     if len(shape) != 3 or shape[0] != model.config.num_channels:
         raise ValueError(f"{name}: pixel_values of a sample are of shape {shape}; pass {_wanted(model)}")
-    _check_size(pixels, model, name)
     _check_pixels(pixels, model.config, name)
     needs_labels = not isinstance(model, A2MIMForPreTraining) and name != "test_dataset"
     if needs_labels and not any(key in sample for key in LABELS):
@@ -246,7 +245,13 @@ def check_batch(batch, model, name: str):
     pixels = batch.get("pixel_values") if isinstance(batch, Mapping) else None
     if not isinstance(pixels, torch.Tensor):
         raise ValueError(f"{name}: a batch is {_described(batch)}; it needs a tensor pixel_values")
-    _check_size(pixels, model, name)
+    size = tuple(pixels.shape[-2:])
+    if size != tuple(model.config.input_size):
+        logger.warning(
+            "%s: pixel_values are of %d x %d px; the config says %d x %d, which is how the exported model will be "
+            "given images; if that is not meant, make the model with image_size=%s in its config",
+            *(name, *size, *model.config.input_size, list(size)),
+        )
     extremes = _check_pixels(pixels, model.config, name)
     if extremes is not None:
         logger.warning(
@@ -273,16 +278,6 @@ def _no_numbers(values) -> str:
         f"pixel_values of a sample are of type {type(values).__name__}, the model takes normalised tensors; pass rows "
         "of datasets with a column of images, or what the model's image processor makes of each image"
     )
-
-
-def _check_size(pixels: torch.Tensor, model, name: str):
-    """Refuse another image size: the exported model says that of the config, and its image processor makes it."""
-    size = tuple(pixels.shape[-2:])
-    if size != tuple(model.config.input_size):
-        raise ValueError(
-            f"{name}: pixel_values are of {size[0]} x {size[1]} px; pass {_wanted(model)}, or make the model with "
-            f"image_size={list(size)} in its config"
-        )
 
 
 def _check_pixels(pixels: torch.Tensor, config, name: str) -> tuple[float, float] | None:

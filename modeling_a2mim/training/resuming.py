@@ -190,7 +190,7 @@ class Resumption:
         Raises:
             ValueError: if no step is left on which what differs could take effect.
         """
-        names = [name for name in self.changed if name not in LENGTH]
+        names = [name for name in self.changed if name not in LENGTH and not name.endswith(("_images", "_files"))]
         if self.step >= max_steps and names:
             raise ValueError(
                 f"{names[0]}: {listed({name: self.changed[name] for name in names})} has no effect: the checkpoint "

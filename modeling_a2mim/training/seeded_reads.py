@@ -29,6 +29,12 @@ class SeededReads(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the data set has, such as weights that a sampler of the user's reads."""
+        if name == "samples" or name.startswith("__"):  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.samples, name)
+
     def set_epoch(self, epoch: int):
         """Set the epoch, from 0, also of samples that ask for it."""
         self.epoch.fill_(epoch)

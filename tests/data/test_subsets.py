@@ -84,8 +84,11 @@ def test_labels_must_be_class_indices(labels):
 
 def test_a_saved_subset_comes_back(tmp_path, caplog):
     rows = draw_subset(LABELS, fraction=0.1, seed=3)
-    save_subset(tmp_path / "subset.json", rows, LABELS, checksum="a", seed=3, fraction=0.1)
-    assert load_subset(tmp_path / "subset.json", LABELS.tolist(), lambda found: "a" if found == rows else "b") == rows
+    save_subset(tmp_path / "subset.json", rows, LABELS, checksum="names a", seed=3, fraction=0.1)
+    assert (
+        load_subset(tmp_path / "subset.json", LABELS.tolist(), lambda found: "names a" if found == rows else "names b")
+        == rows
+    )
     assert not caplog.text
     text = (tmp_path / "subset.json").read_text()
     assert str(tmp_path) not in text
@@ -95,11 +98,11 @@ def test_a_saved_subset_comes_back(tmp_path, caplog):
 
 
 def same(rows):
-    return "a"
+    return "names a"
 
 
 def changed(tmp_path, **changes):
-    save_subset(tmp_path / "subset.json", [0, 1], LABELS, checksum="a", seed=0, per_class=1)
+    save_subset(tmp_path / "subset.json", [0, 1], LABELS, checksum="names a", seed=0, per_class=1)
     record = json.loads((tmp_path / "subset.json").read_text()) | changes
     (tmp_path / "subset.json").write_text(json.dumps(record))
     return tmp_path / "subset.json"
@@ -113,7 +116,12 @@ def test_a_subset_of_other_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^label_subset: subset.json was made for images with other labels"):
         load_subset(path, other, same)
     with pytest.raises(ValueError, match="^label_subset: the rows in subset.json are other images than those that"):
-        load_subset(path, LABELS, lambda rows: "b")
+        load_subset(path, LABELS, lambda rows: "names b")
+
+
+def test_a_subset_of_images_that_are_stored_otherwise(tmp_path, caplog):
+    assert load_subset(changed(tmp_path), LABELS, lambda rows: "contents a") == [0, 1]
+    assert "subset.json was drawn from images that are stored otherwise" in caplog.text
 
 
 def test_a_subset_of_an_earlier_version(tmp_path, caplog):

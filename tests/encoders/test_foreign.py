@@ -59,7 +59,7 @@ def test_of_several_copies_the_evaluated_one():
         stored = {**prefixed(other(weights), second), **prefixed(weights, first), "epoch": torch.tensor(3)}
         found = find_encoder(stored, encoder, args)
         assert (found.prefix, found.others) == (first, [second])
-        assert found.doubtful == (second in ("best.", "longer."))
+        assert found.doubtful == (second in ("best.", "longer.", "encoder.module."))
         assert torch.equal(found.weights["conv1.0.weight"], weights["conv1.0.weight"])
         assert len(found.left_over) == len(weights) + 1
 

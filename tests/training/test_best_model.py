@@ -189,6 +189,15 @@ def test_the_best_of_other_figures_is_forgotten(tmp_path, caplog, now, said):
     assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items() if name in expected)
 
 
+def test_the_best_of_a_step_without_a_checkpoint_is_kept(tmp_path, caplog):
+    """As `--eval_steps 1 --save_steps 2` have it: it has no weights to lose."""
+    first = going_on(tmp_path, [1.0, 0.1, 0.5, 0.6], max_steps=4, save_steps=4)
+    assert (first.state.best_metric, first.state.best_model_checkpoint) == (0.1, None)
+    trainer = going_on(tmp_path, [0.4], resume="last", max_steps=5, save_steps=4)
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.1, 2)
+    assert "counts no longer" not in caplog.text
+
+
 @pytest.mark.ci
 def test_the_best_whose_weights_are_gone_is_forgotten(tmp_path, caplog):
     """Deleted, or replaced by a run that went back; a folder that was moved as a whole is none of it."""

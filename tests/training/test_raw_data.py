@@ -240,12 +240,6 @@ def test_datasets_of_tensors(tmp_path, make):
         ),
         (
             pretraining,
-            Tensors(["pixel_values"], (1, 48, 64)),
-            r"{}: pixel_values are of 48 x 64 px; .* \(1, 32, 32\), or make .* image_size=\[48, 64\] in its config",
-        ),
-        (classifier, Stream([{"pixel_values": torch.rand(1, 64, 64), "labels": 1}] * 4), "{}: .* of 64 x 64 px"),
-        (
-            pretraining,
             Tensors(["pixel_values"], change=as_image),
             "{}: pixel_values of a sample are of type Image, the",
         ),
@@ -303,6 +297,26 @@ def test_pixels_that_are_not_normalised(tmp_path, make, change, message):
     refused("train_dataset", train_dataset=bad, data_collator=default_data_collator)
     refused("eval_dataset", eval_dataset={"one": good, "two": bad})
     refused("eval_dataset", eval_dataset=stream)
+
+
+def test_another_size_is_told(tmp_path, caplog):
+    data = Tensors(["pixel_values", "labels"], (1, 48, 64))
+    args = plain(tmp_path, max_steps=2, save_strategy="no")
+    A2MIMTrainer(classifier(), args, train_dataset=data).train()
+    assert caplog.text.count("train_dataset: pixel_values are of 48 x 64 px; the config says 32 x 32") == 1
+    assert "image_size=[48, 64] in its config" in caplog.text
+
+
+def test_steps_of_the_users_may_normalise(tmp_path):
+    class Own(A2MIMTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            inputs["pixel_values"] = inputs["pixel_values"].float() / 127.5 - 1
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    data = Tensors(["pixel_values", "labels"], change=as_bytes)
+    trainer = Own(classifier(), plain(tmp_path, max_steps=1, save_strategy="no"), None, data, data)
+    trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_mixed_bytes_of_a_stream(tmp_path):

@@ -4,6 +4,7 @@ that relies on private names; and that it resumes a model that is not of this pa
 import ast
 import importlib
 import inspect
+import pickle
 import pkgutil
 import random
 import re
@@ -24,6 +25,7 @@ from modeling_a2mim.data.loading import load_images
 from modeling_a2mim.training import resumable
 from modeling_a2mim.training.preemption import start_worker
 from modeling_a2mim.training.resumable import ResumableTrainer
+from modeling_a2mim.training.seeded_reads import SeededReads
 from modeling_a2mim.training.trainer import A2MIMTrainer
 
 
@@ -330,6 +332,16 @@ def test_own_samples_that_draw_at_random_resume_exactly(tmp_path, workers, rows)
         resumed.train(resume_from_checkpoint="last")
         expected = whole.model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_seeded_reads_have_what_their_samples_have():
+    """For samplers of the user's, and in workers."""
+    samples = Drawn()
+    samples.weights = [1.0, 2.0]
+    reads = pickle.loads(pickle.dumps(SeededReads(samples, 0)))
+    assert (reads.weights, len(reads)) == ([1.0, 2.0], len(samples))
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        _ = reads.other
 
 
 class StopAt(TrainerCallback):

@@ -74,11 +74,12 @@ def names_images(values: Sequence[str | None]) -> bool:
 
 
 def _worded(parts: Sequence[Dataset]) -> dict[str, Value]:
-    """The columns of words, in which "None" is one, too; beside numbers or files it says that there is none."""
+    """The columns of words, in which "None" is one, too; beside numbers, files or JSON it says that there is none."""
     kinds = {column: rows.features[column] for rows in parts for column in _strings(rows)}
     for column in list(kinds):
         cells = {cell for rows in parts if column in _strings(rows) for cell in rows.data[column].unique().to_pylist()}
-        if as_numbers(list(cells)) is not None or names_images(list(cells)):
+        json = any(cell is not None and cell.lstrip().startswith(("[", "{")) for cell in cells)
+        if json or as_numbers(list(cells)) is not None or names_images(list(cells)):
             del kinds[column]
     return kinds
 

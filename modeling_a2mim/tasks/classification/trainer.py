@@ -160,6 +160,8 @@ class FineTuningTrainer(EncoderTrainer):
             self.averages.module.load_state_dict(self.unwrapped().state_dict())
         elif self.averages is not None:
             raise ValueError(f"model_ema_decay: {Path(checkpoint).name} was made without averaged weights")
+        if trained.is_file() and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("model_ema_decay: the checkpoint has averages, which a sharded run cannot leave out")
         if trained.is_file():
             load_model(self.unwrapped(), str(trained), device=device)
 
@@ -223,7 +225,10 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         loss = super().forward(input, target)
-        return loss / (target @ self.weight).mean() if target.is_floating_point() else loss
+        if not target.is_floating_point():
+            return loss
+        share = (target.to(self.weight.dtype) @ self.weight).mean()
+        return loss / share.clamp_min(torch.finfo(share.dtype).tiny)  # of a batch without weight, 0
 
 
 def make_class_weights(given: Sequence[str], counts: Sequence[int] | None, names: Sequence[str]) -> list[float]:

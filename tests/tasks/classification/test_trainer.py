@@ -206,6 +206,8 @@ def test_weights_of_classes(tmp_path):
     expected = F.cross_entropy(logits, labels, torch.tensor(weights))  # whatever the scale of the weights
     mixed = make_criterion(FineTuningArguments(**args), True, [10 * weight for weight in weights])
     torch.testing.assert_close(mixed(logits, F.one_hot(labels, 4).float()), expected)
+    nothing = make_criterion(FineTuningArguments(**args), True, [0.0, 1.0, 1.0, 1.0])
+    assert nothing(logits[:1], F.one_hot(labels[:1], 4).bfloat16()) == 0
     counts = [1, 6, 0, 3]
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=np.repeat(range(4), counts))
     assert make_class_weights(["balanced"], counts, "abcd") == pytest.approx([*expected[:2], 1.0, expected[2]])
