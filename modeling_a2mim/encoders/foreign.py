@@ -21,12 +21,12 @@ COUNTER = "num_batches_tracked"  # of BatchNorm, which old files lack
 POOLED_NORM = "fc_norm."
 # Of several copies the one that is evaluated, as their authors do: one of these, or what has EMA in its name ...
 AVERAGED = {"teacher", "swa", "avg", "average", "averaged"}
+EMA = re.compile("(model|net|network|encoder|backbone|weights|params|state)?ema(model|net|weights|params|state)?")
 # ... and not one of these.
 BEHIND = ("encoder_k", "momentum", "target", "student")
 JEPA = "target_encoder"  # is the average, where no copy is called online as in BYOL
 PLAIN = ("", "model", "state_dict", "module", "net", "network", "backbone", "encoder", "params", "weights")
 # Of an optimiser, or from before training: taken last.
-EMA = re.compile("(model|net|network|encoder|backbone|weights|params|state)?ema(model|net|weights|params|state)?")
 NO_WEIGHTS = {"grad", "grads", "exp", "m", "v", "opt", "optim", "optimizer", "buffer", "init", "initial", "ref"}
 MMENGINE_AVERAGE = "ema_state_dict.steps"  # how often mmengine has averaged
 MOST_TRIED = 12  # prefixes
