@@ -30,7 +30,7 @@ test-all: $(VENV)/installed  ## all tests, those that take minutes as well
 test-lowest:  ## the tests with the oldest releases that setup.cfg allows
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' transformers==5.17.0 torch==2.11.0 \
-		torchvision==0.26.0 datasets==4.4.2 accelerate==1.12.0 timm==1.0.31 huggingface-hub==1.33.0 \
+		torchvision==0.26.0 datasets==4.8.5 accelerate==1.12.0 timm==1.0.31 huggingface-hub==1.33.0 \
 		evaluate==0.4.6 scikit-learn==1.7.2
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest
 

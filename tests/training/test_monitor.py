@@ -33,6 +33,12 @@ from .test_trainer import Crash, weights
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+# The name that transformers 5.24 has for it, or that of 5.17.
+CHECKPOINTING = next(
+    f"{word}_checkpointing"
+    for word in ("activation", "gradient")
+    if hasattr(A2MIMTrainingArguments, f"{word}_checkpointing")
+)
 SMALL = {"image_size": 32, "num_channels": 1, "mask_patch_size": 8}
 ENCODERS = {
     # BatchNorm with drop path; and a ViT with drop path and dropout.
@@ -153,7 +159,7 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     "options",
     [
         COMPILED,
-        {"bf16": True, "activation_checkpointing": True},
+        {"bf16": True, CHECKPOINTING: True},
         {"gradient_accumulation_steps": 2},
         {"load_best_model_at_end": True, "save_steps": 2},
     ],
@@ -181,7 +187,7 @@ def test_the_step_of_a_measurement_logs_its_own_loss(tmp_path):
             assert entry.keys() == {*(f"monitor_{name}" for name in MORE_IS_BETTER), "step", "epoch"}
 
 
-@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {CHECKPOINTING: True}])
 def test_what_is_measured(tmp_path, options):
     """The features of `extract_features`, in evaluation mode and without a mask."""
     trainer = make_trainer(tmp_path, max_steps=2, save_strategy="no", **options)

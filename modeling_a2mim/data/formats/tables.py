@@ -39,7 +39,8 @@ def load_table(
     """
     read, parts = [], []
     for file in files:
-        options = {"sep": _separator(file)} if kind == "csv" else {}
+        # pandas leaves out the mark at the begin of a file that Notepad writes; older `datasets` do not for JSON.
+        options = {"sep": _separator(file)} if kind == "csv" else {"encoding": "utf-8-sig"}
         try:
             data_files = as_data_files({split: [file]})
             rows = datasets.load_dataset(kind, data_files=data_files, split=split, token=token, **options)
