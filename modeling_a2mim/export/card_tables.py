@@ -152,11 +152,14 @@ def evaluation_section(record: dict, encoder: bool = False, cells: bool = False)
     """
     parts, evaluation = [], record.get("evaluation")
     if evaluation:
-        metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images")}
+        metrics = {name: value for name, value in evaluation.items() if name not in ("step", "images", "other_images")}
         metrics = {name: value for name, value in metrics.items() if value is not None}
-        by_class = class_rows(metrics, record.get("evaluation_counts") or {})
+        other = evaluation.get("other_images")
+        by_class = class_rows(metrics, {} if other else record.get("evaluation_counts") or {})
         metrics = {name: value for name, value in metrics.items() if not (by_class and class_figure(name))}
         where = record.get("evaluated_on") or record.get("evaluation_data") or "images that were not trained on"
+        if other:
+            where = "other data than the run's own for evaluation"
         where = f"{evaluation['images']:,} images of {where}" if evaluation["images"] else where
         spelled = SPELLED | (OF_CELLS if cells else {})
         rows = [(spelled.get(name, name), _figure(value)) for name, value in metrics.items()]

@@ -17,7 +17,7 @@ def eval_results(record: dict | None) -> dict[str, str]:
     record = record or {}
     evaluation, dataset = record.get("evaluation") or {}, record.get("evaluated_on")
     published = [row for row in record.get("published", ()) if record.get("classifier") and row["dataset"] in HUB_IDS]
-    if dataset is not None and "accuracy" in evaluation:
+    if dataset is not None and "accuracy" in evaluation and not evaluation.get("other_images"):
         notes = f"accuracy in percent on {evaluation['images']:,} images"
         notes = ", ".join(filter(None, [notes, record.get("evaluation_note")]))
         value, source = round(100 * evaluation["accuracy"], 2), {}

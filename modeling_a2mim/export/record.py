@@ -11,6 +11,7 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -65,6 +66,32 @@ def evaluation_of(log: list[dict], images: int | None) -> dict | None:
             kept = {k: v for k, v in kept.items() if k not in MORE_IS_BETTER}
             return {"step": entry["step"], "images": images, **kept}
     return None
+
+
+class LastEvaluation(NamedTuple):
+    """Of the evaluation that a trainer made last.
+
+    Attributes:
+        images: how many, `None` if that is not known.
+        own: whether they are those of the trainer's `eval_dataset`.
+        after_training: whether training had ended, so that the weights are those that are exported.
+    """
+
+    images: int | None
+    own: bool
+    after_training: bool
+
+
+def _evaluation(trainer, best: dict | None) -> dict | None:
+    """The last evaluation of the weights that are exported: those of the best step, if there is one."""
+    last, log = trainer.last_evaluation, trainer.state.log_history
+    if best is not None and (last is None or not last.after_training):
+        log = [entry for entry in log if entry["step"] <= best["step"]]
+    found = evaluation_of(log, dataset_length(trainer.eval_dataset) if last is None else last.images)
+    if found is None:
+        return None
+    step = {} if best is None else {"step": best["step"]}
+    return {**found, **step, **({} if last is None or last.own else {"other_images": True})}
 
 
 def regularisation(args) -> dict:
@@ -142,6 +169,8 @@ def describe_run(trainer, provenance: dict) -> dict:
     training = [entry for entry in state.log_history if finite(entry.get("loss")) is not None]
     scheduled = state.max_steps - resumption.schedule_start
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
+    ended = args.load_best_model_at_end and state.best_global_step and not trainer.is_in_train
+    best = best_of(state, args) if ended else None
     record = {
         **provenance,
         **({"method": method_of(trainer.model.config)} if trainer.reconstructs else {}),
@@ -165,8 +194,8 @@ def describe_run(trainer, provenance: dict) -> dict:
         "data_seed": data_seed(args),
         "hardware": hardware(args.device, args.world_size),
         "versions": versions(),
-        **({"best": best_of(state, args)} if args.load_best_model_at_end and state.best_global_step else {}),
-        "evaluation": evaluation_of(state.log_history, dataset_length(trainer.eval_dataset)),
+        **({} if best is None else {"best": best}),
+        "evaluation": _evaluation(trainer, best),
         "log": [{k: v for k, v in entry.items() if k not in NOT_LOGGED} for entry in training],
         **({"resumed": resumption.history} if resumption.history else {}),
     }

@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from ..arguments.training import A2MIMTrainingArguments
 from ..export.folder import export_model, say_outdated, write_card
 from ..export.hub import push_folder
-from ..export.record import describe_run
+from ..export.record import LastEvaluation, describe_run
 from .endings import writing
 from .preemption import STOPPED
 from .resumable import ResumableTrainer
@@ -59,9 +59,11 @@ class PublishingTrainer(ResumableTrainer):
     """
 
     args: A2MIMTrainingArguments
+    last_evaluation: LastEvaluation | None = None
 
     def __init__(self, *args, pretraining_model=None, provenance: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self._given = self.eval_dataset  # subclasses make samples of it
         self.pretraining_model = pretraining_model
         self.provenance = dict(provenance or {})
         if self.args.hub_license is not None:
@@ -97,6 +99,20 @@ class PublishingTrainer(ResumableTrainer):
         elif self.args.should_save:
             self.write_card(self.args.output_dir)  # with the evaluation
         return metrics
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        """As Trainer's, also of other images than `eval_dataset` of this trainer: the record says so."""
+        self._evaluated_images = None
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in (None, self._given, self.eval_dataset))
+        if any(name.startswith("eval_") for name in metrics):
+            self.last_evaluation = LastEvaluation(self._evaluated_images, own, not self.is_in_train)
+        return metrics
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        self._evaluated_images = output.num_samples
+        return output
 
     @contextlib.contextmanager
     def _weights_kept(self) -> Iterator[None]:

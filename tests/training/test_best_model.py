@@ -66,6 +66,7 @@ def test_the_best_in_a_metric_of_one_class(tmp_path):
     found = {entry["step"]: entry[name] for entry in state["log_history"] if name in entry}
     best = max(found, key=lambda step: (found[step], -step))
     assert record["best"] == {"step": best, "metric": "average_precision_Sneaker", "value": found[best]}
+    assert record["evaluation"]["step"] == best
     card = (tmp_path / "README.md").read_text()
     assert f"| exported weights | those of step {best}, the best in average_precision_Sneaker" in card
 

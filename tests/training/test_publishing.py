@@ -75,3 +75,41 @@ def test_an_evaluation_in_half_precision_leaves_the_weights(tmp_path, one_thread
     assert metrics["eval_masked_psnr"] > 0
     saved = load_pretraining_model(str(tmp_path)).state_dict()
     assert [name for name, value in model.state_dict().items() if not torch.equal(saved[name], value)] == []
+
+
+def small_trainer(folder, model=None, **kwargs):
+    model = A2MIMForPreTraining(family_config("resnet")) if model is None else model
+    rows = [{"pixel_values": torch.rand(3, 64, 64)} for _ in range(4)]
+    args = A2MIMTrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=2, use_cpu=True, disable_tqdm=True, report_to="none",
+        **{"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0, **kwargs},
+    )  # fmt: skip
+    return A2MIMTrainer(model, args, train_dataset=rows, eval_dataset=rows)
+
+
+def test_the_record_has_the_images_that_were_evaluated(tmp_path, one_thread):
+    trainer = small_trainer(tmp_path)
+    rows = trainer.eval_dataset
+    trainer.train()
+    for given, images, others in ((None, 4, None), (rows, 4, None), (rows[:3], 3, True)):
+        trainer.evaluate(given)
+        found = trainer.record()["evaluation"]
+        assert (found["images"], found.get("other_images")) == (images, others)
+    trainer.evaluate(rows[:1], metric_key_prefix="train")  # no entry of an evaluation in the log
+    trainer.save_model()
+    assert "Measured on 3 images of other data than" in (tmp_path / "README.md").read_text()
+
+
+def test_the_record_of_a_best_model_is_of_its_weights(tmp_path, one_thread):
+    scores = iter((2.0, 1.0, 7.0))
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True}
+    trainer = small_trainer(tmp_path, max_steps=2, **every, **best)
+    trainer.compute_metrics = lambda prediction: {"score": next(scores)}
+    trainer.train()
+    for score in (2, 7):
+        found = trainer.record()
+        assert (found["best"]["step"], found["evaluation"]["step"]) == (1, 1)
+        assert (found["evaluation"]["score"], found["steps"]) == (score, 2)
+        if score == 2:
+            trainer.evaluate()
