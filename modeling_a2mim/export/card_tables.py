@@ -50,7 +50,7 @@ def run_facts(record: dict) -> list[tuple[str, object]]:
         ("data", record.get("data")),
         ("labels", record.get("labels") or ""),
         ("images seen in a pass", None if record["images"] is None else f"{record['images']:,}"),
-        ("steps", f"{record['steps']:,}, {record['epochs']} passes"),
+        ("steps", f"{record['steps']:,}" + ("" if record["epochs"] is None else f", {record['epochs']} passes")),
         ("batch", f"{record['total_batch_size']:,} images over {record['processes']} process(es)"),
         ("recipe", record.get("recipe") or ""),
         ("augmentation", record.get("augmentation") or ""),
@@ -120,8 +120,9 @@ def _earlier_facts(record: dict) -> list[tuple[str, str | None]]:
     for task in dict.fromkeys(run.get("task") for run in runs if "steps" in run):
         same = [run for run in runs if run.get("task") == task and "steps" in run]
         if len(same) > 1:
-            steps, epochs = sum(run["steps"] for run in same), sum(run.get("epochs") or 0 for run in same)
-            rows.append((f"{task}, in all", f"{least}{steps:,} steps, {round(epochs, 2):,} passes"))
+            steps, epochs = sum(run["steps"] for run in same), [run.get("epochs") for run in same]
+            passes = "" if None in epochs else f", {round(sum(epochs), 2):,} passes"
+            rows.append((f"{task or 'trained'}, in all", f"{least}{steps:,} steps{passes}"))
     return rows
 
 

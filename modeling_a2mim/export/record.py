@@ -171,12 +171,14 @@ def describe_run(trainer, provenance: dict) -> dict:
     scale = getattr(getattr(trainer.train_dataset, "transform", None), "crop_scale", None)
     ended = args.load_best_model_at_end and state.best_global_step and not trainer.is_in_train
     best = best_of(state, args) if ended else None
+    images = dataset_length(trainer.train_dataset)
+    unknown = images is None or state.epoch is None  # of a stream, Trainer counts shares of `max_steps`
     record = {
         **provenance,
         **({"method": method_of(trainer.model.config)} if trainer.reconstructs else {}),
-        "images": dataset_length(trainer.train_dataset),
+        "images": images,
         "steps": state.global_step,
-        "epochs": None if state.epoch is None else round(state.epoch, 2),
+        "epochs": None if unknown else round(state.epoch, 2),
         "recipe": None if args.recipe is None else Path(args.recipe).stem,
         "total_batch_size": args.step_batch_size,
         "processes": args.world_size,

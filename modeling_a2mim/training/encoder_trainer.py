@@ -9,7 +9,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from ..arguments.trainer_fields import check_for_images, check_without_labels
 from ..arguments.training import A2MIMTrainingArguments, data_seed, with_values
 from ..data.dataset import REPORT, ImageSamples, collate
-from ..export.record import dataset_length, mean_loss
+from ..export.record import dataset_length, earlier_runs, mean_loss
 from ..modeling_a2mim import find_core
 from .batch_norm import check_batch_norms
 from .best_model import EarlyStopping
@@ -63,6 +63,7 @@ class EncoderTrainer(PublishingTrainer):
     """
 
     arguments_class = A2MIMTrainingArguments
+    trained: dict | None = None  # the record of the last call of `train`, which another one goes on from
     default_collator = staticmethod(collate_samples)
 
     def __init__(
@@ -306,7 +307,10 @@ class EncoderTrainer(PublishingTrainer):
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
+        if self.trained is not None and not resume_from_checkpoint and self.model_init is None:
+            self.provenance["earlier"] = earlier_runs(self.trained)
         output = super().train(resume_from_checkpoint, **kwargs)
+        self.trained = self.record()
         return output._replace(training_loss=output.metrics["train_loss"])  # as it was logged
 
     # Divergence

@@ -113,3 +113,24 @@ def test_the_record_of_a_best_model_is_of_its_weights(tmp_path, one_thread):
         assert (found["evaluation"]["score"], found["steps"]) == (score, 2)
         if score == 2:
             trainer.evaluate()
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield {"pixel_values": torch.zeros(3, 64, 64)}
+
+
+def test_the_record_of_a_second_call_and_of_a_stream(tmp_path, one_thread):
+    trainer = small_trainer(tmp_path)
+    trainer.train()
+    assert "earlier" not in trainer.record()
+    trainer.train_dataset = Endless()
+    trainer.train()
+    record = trainer.record()
+    assert [(run["steps"], run["epochs"]) for run in record["earlier"]] == [(1, 0.5)]
+    assert (record["steps"], record["images"], record["epochs"]) == (1, None, None)  # no passes of it are known
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "| steps | 1 |" in card
+    assert "| trained, in all | 2 steps |" in card
