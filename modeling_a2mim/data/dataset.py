@@ -235,14 +235,25 @@ def collate(samples: list[dict], collator: Callable = torch_data.default_collate
     batch of a worker where the training process can read it, without a copy.
 
     Bytes that lie channels last, as the resize leaves them, stay so in a batch by torch's own collator, (batch,
-    channels, height, width) all the same: `normalize` sorts them while it makes numbers of them anyway."""
+    channels, height, width) all the same: `normalize` sorts them while it makes numbers of them anyway.
+
+    Raises:
+        ValueError: naming `data_collator`, if a collator of the user's asks for what samples do not have.
+    """
     report = samples[0].pop(REPORT, None)
     usual = collator is torch_data.default_collate  # another one may look at the samples
     if usual and all(_channels_last(sample.get(PIXELS)) for sample in samples):
         batch = collator([{**sample, PIXELS: sample[PIXELS].permute(1, 2, 0)} for sample in samples])
         batch[PIXELS] = batch[PIXELS].permute(0, 3, 1, 2)
     else:
-        batch = collator(samples)
+        try:
+            batch = collator(samples)
+        except KeyError as error:
+            raise ValueError(
+                f"data_collator: it asks for {error} of samples that are made of the rows and have "
+                f"{', '.join(samples[0])}; for the rows as they are, pass dataset.with_transform(lambda rows: rows) "
+                "and remove_unused_columns=False"
+            ) from error
     return batch if report is None else {**batch, REPORT: report}
 
 

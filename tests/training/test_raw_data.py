@@ -182,6 +182,20 @@ def test_rows_with_a_transform_of_the_users(rows, tmp_path):
         A2MIMTrainer(pretraining(), args, None, rows.with_transform(lambda batch: {"x": batch["label"]}))
 
 
+def test_a_collator_that_asks_for_the_rows(rows, tmp_path):
+    def collated(samples):
+        return {"pixel_values": torch.stack([torch.full((1, 32, 32), float(len(s["note"]))) for s in samples])}
+
+    def first_batch(data):
+        args = TrainingArguments(str(tmp_path), use_cpu=True, remove_unused_columns=False)
+        trainer = A2MIMTrainer(pretraining(), args, train_dataset=data, data_collator=collated)
+        return next(iter(trainer.get_train_dataloader()))
+
+    with pytest.raises(ValueError, match="^data_collator: it asks for 'note' .* have pixel_values, bool_masked_pos; "):
+        first_batch(rows)
+    assert first_batch(rows.with_transform(lambda given: given))["pixel_values"].unique().tolist() == [1]
+
+
 def test_a_column_of_images_of_any_name(rows):
     named = rows.rename_column("image", "pixel_values")
     for data in (named, named.to_iterable_dataset()):
