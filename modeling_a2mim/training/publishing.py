@@ -104,7 +104,8 @@ class PublishingTrainer(ResumableTrainer):
         """As Trainer's, also of other images than `eval_dataset` of this trainer: the record says so."""
         self._evaluated_images = None
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
-        own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in (None, self._given, self.eval_dataset))
+        known = (None, self._given, self.eval_dataset)
+        own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in known)
         if any(name.startswith("eval_") for name in metrics):
             self.last_evaluation = LastEvaluation(self._evaluated_images, own, not self.is_in_train)
         return metrics
