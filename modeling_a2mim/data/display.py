@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..utils.value_range import FIRST, SAMPLES
 from .decoding import open_stored, to_pixels, upright
-from .pixel_spec import PixelSpec
+from .pixel_spec import PixelSpec, known_values
 
 
 STRETCHED = (0.5, 99.5)  # percentiles that become black and white
@@ -15,7 +16,8 @@ STRETCHED = (0.5, 99.5)  # percentiles that become black and white
 
 def display_image(value: Any, channels: Sequence[int] | None = None) -> Image.Image:
     """A stored image the right way up, in RGB; one that is not of 8 bits is stretched from its own 0.5 to its 99.5
-    percentile.
+    percentile, and what it marks as nodata is black. Of several pages or frames, the one that `value` names, else the
+    first.
 
     Args:
         value: as `decoding.open_stored`.
@@ -25,10 +27,11 @@ def display_image(value: Any, channels: Sequence[int] | None = None) -> Image.Im
     Raises:
         BrokenImage: if it cannot be decoded.
     """
-    image = open_stored(value, PixelSpec(pages="first"))
+    named = isinstance(value, dict) and value.get("page") is not None
+    image = open_stored(value, PixelSpec(pages=SAMPLES if named else FIRST))
     if isinstance(image, Image.Image):
         return to_pixels(upright(image), 3)
-    values = image.read()
+    values = image.read() if image.dtype == np.uint8 else known_values(image.read(), image)
     chosen = [channel - 1 for channel in channels or ((1, 2, 3) if len(values) >= 3 else (1,))]
     shown = values[[channel for channel in chosen if channel < len(values)] or [0]]
     if shown.dtype != np.uint8:
