@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import resize
+from torchvision.transforms.v2.functional import pil_to_tensor, resize
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 from transformers import DetrImageProcessor
 from transformers.image_transforms import get_size_with_aspect_ratio
@@ -20,6 +20,7 @@ from ...data.decoding import MAX_PIXELS, BrokenImage, load_turned, take_as_shown
 from ...data.pixel_spec import PixelSpec
 from ...models.detection import A2MIMForObjectDetection
 from ...utils.labels import label_names
+from ...utils.plotting import to_pil_image
 from .annotations import Annotations
 from .scan import Sized
 
@@ -194,11 +195,11 @@ def draw_predictions(
     with torch.no_grad():
         outputs = model(batch["pixel_values"].to(model.device), batch["pixel_mask"].to(model.device))
     names = label_names(config)
-    mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (config.image_mean, config.image_std))
+    looks = config.image_mean, config.image_std, config.display_channels
     tiles = []
     for i, sample in enumerate(samples):
-        pixels = ((sample["pixel_values"].cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 1, 1)
+        seen = sample["pixel_values"]
+        pixels = pil_to_tensor(to_pil_image(seen, *looks, None if config.value_range is None else seen))
         scale = SIDE_SHOWN / max(pixels.shape[-2:])
         height, width = (max(1, round(side * scale)) for side in pixels.shape[-2:])
         size = [height, width]

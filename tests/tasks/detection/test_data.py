@@ -127,6 +127,25 @@ def test_figures_without_detections(rows):
     assert figure.size == (4 * 322 + 2, 322 + 2)
 
 
+def test_figures_of_stored_values():
+    """They show the channels that were asked for, stretched as those of the other tasks."""
+    config = A2MIMDetectorConfig.for_encoder(
+        architecture="test_convnext",
+        image_size=64,
+        num_channels=4,
+        num_labels=2,
+        score_threshold=1.0,
+        value_range={"low": [0.0], "high": [1.0], "clip": False},
+        display_channels=[4, 2, 1],
+    )
+    pixels = torch.full((4, 64, 64), 5.0)
+    pixels[3, :, 32:] = pixels[1, :, :32] = 7.0
+    samples = [{"pixel_values": pixels, "labels": {"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0).long()}}]
+    figure = np.asarray(draw_predictions(A2MIMForObjectDetection(config).eval(), samples, (64, 64)))
+    assert figure[160, 80].tolist() == [0, 255, 0]
+    assert figure[160, 240].tolist() == [255, 0, 0]
+
+
 KINDS = SimpleNamespace(
     features={"objects": {**struct_of_lists(), "segmentation": datasets.List(datasets.Value("string"))}}
 )
