@@ -60,7 +60,7 @@ def labelled(
     if values is None:
         return dataset
     rows = [row for row, v in enumerate(values) if (v is not None if any_number else has_label(v, kind))]
-    nothing = "nothing" if any_number else "nothing or -1"
+    nothing = "no finite number" if any_number else "nothing or -1"
     if not rows:
         raise ValueError(
             f"{field}: none of the {len(values):,} images to {what} has a label, column {column!r} holds {nothing}; "

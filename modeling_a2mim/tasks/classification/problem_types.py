@@ -88,12 +88,22 @@ def _is_number(kind) -> bool:
 
 def numbers_of_words(dataset: Dataset, name: str | None) -> Dataset:
     """The dataset with numbers of numbers that are stored as text, as tables keep some: in the column called `name`,
-    else in those of usual names, and where there is no column of numbers, in any."""
+    else in those of usual names, and where there is no column of numbers, in any.
+
+    Raises:
+        ValueError: naming `label_column_name`, if texts of the column called `name` say no numbers.
+    """
     numbers = any(map(_is_number, dataset.features.values()))
     for column in [name] if name else USUAL[REGRESSION] if numbers else dataset.column_names:
         kind = dataset.features.get(column)
         if isinstance(kind, Value) and "string" in kind.dtype:
-            found = as_numbers(dataset[column][:])
+            values = dataset[column][:]
+            found = as_numbers(values)
+            if found is None and name and (wrong := [v for v in values if v and as_numbers([v, "0"]) is None]):
+                raise ValueError(
+                    f"label_column_name: column {name!r} holds {wrong[0][:40]!r} (the first of {len(wrong):,} such "
+                    "values), which is no number to learn; correct it, or leave it empty to leave the image out"
+                )
             dataset = dataset if found is None else with_column(dataset, column, found, Value("float64"))
     return dataset
 

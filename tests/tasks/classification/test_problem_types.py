@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from modeling_a2mim.tasks.classification.problem_types import (
     find_targets,
     is_one_hot,
     multi_label_metrics,
+    numbers_of_words,
     regression_metrics,
 )
 
@@ -149,7 +151,15 @@ def test_several_classes_from_end_to_end(tmp_path):
         finetune(tmp_path / "eval", *data, "--model_name_or_path", tmp_path / "out", "--eval_only", *REGRESSION)
 
 
-def test_numbers_from_end_to_end(tmp_path):
+def test_words_among_numbers():
+    """The one that is none is named, not the type of its column; empty ones are left out."""
+    rows = datasets.Dataset.from_dict({"age": ["1.5", "", None, "two", "2", "?"], "image": list("abcdef")})
+    with pytest.raises(ValueError, match=r"^label_column_name: column 'age' holds 'two' \(the first of 2 such values"):
+        numbers_of_words(rows, "age")
+    assert numbers_of_words(rows.select([0, 1, 2, 4]), "age")["age"][:] == [1.5, None, None, 2.0]
+
+
+def test_numbers_from_end_to_end(tmp_path, caplog):
     train, test = (
         images_of([3.0, 1.0, None, 2.0, 2.5], None, "age"),
         images_of([-1.0, 2.0, float("nan"), 4.0], None, "age"),
@@ -158,6 +168,7 @@ def test_numbers_from_end_to_end(tmp_path):
     means = finetune(
         tmp_path / "out", *SCRATCH, *data, "--crop_pct", 1, "--seeds", 0, 1, "--metric_for_best_model", "mae"
     )
+    assert "1 of the 4 images to evaluate on have no label (column 'age' holds no finite number)" in caplog.text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert means["training from scratch: MAE"] == pytest.approx(np.mean([row["mae"] for row in results["results"]]))
     table = (tmp_path / "out" / "results.md").read_text()
