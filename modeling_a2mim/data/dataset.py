@@ -250,9 +250,8 @@ def collate(samples: list[dict], collator: Callable = torch_data.default_collate
             batch = collator(samples)
         except KeyError as error:
             raise ValueError(
-                f"data_collator: it asks for {error} of samples that are made of the rows and have "
-                f"{', '.join(samples[0])}; for the rows as they are, pass dataset.with_transform(lambda rows: rows) "
-                "and remove_unused_columns=False"
+                f"data_collator: KeyError {error}; samples are made of the rows and have {', '.join(samples[0])}; for "
+                "the rows as they are, pass dataset.with_transform(lambda rows: rows) and remove_unused_columns=False"
             ) from error
     return batch if report is None else {**batch, REPORT: report}
 

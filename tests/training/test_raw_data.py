@@ -191,7 +191,7 @@ def test_a_collator_that_asks_for_the_rows(rows, tmp_path):
         trainer = A2MIMTrainer(pretraining(), args, train_dataset=data, data_collator=collated)
         return next(iter(trainer.get_train_dataloader()))
 
-    with pytest.raises(ValueError, match="^data_collator: it asks for 'note' .* have pixel_values, bool_masked_pos; "):
+    with pytest.raises(ValueError, match="^data_collator: KeyError 'note'; .* have pixel_values, bool_masked_pos; "):
         first_batch(rows)
     assert first_batch(rows.with_transform(lambda given: given))["pixel_values"].unique().tolist() == [1]
 
