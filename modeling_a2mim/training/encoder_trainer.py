@@ -3,7 +3,7 @@
 import logging
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, recursively_apply
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments, default_data_collator
 
 from ..arguments.trainer_fields import check_for_images, check_without_labels
@@ -40,6 +40,11 @@ from .resuming import run_settings
 
 
 logger = logging.getLogger("a2mim")
+
+
+def filled(values, size: int):
+    """Tensors of fewer images as those of `size`, with the first one repeated: Trainer drops these when it gathers."""
+    return recursively_apply(lambda one: torch.cat([one, one[:1].expand(size - len(one), *one.shape[1:])]), values)
 
 
 class EncoderTrainer(PublishingTrainer):
@@ -232,7 +237,19 @@ class EncoderTrainer(PublishingTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         self.check_first(inputs, "eval_dataset")
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        own, size = self.without_repeated(inputs)
+        loss, *found = super().prediction_step(model, own, prediction_loss_only, ignore_keys)
+        return loss, *(found if own is inputs else filled(found, size))
+
+    def without_repeated(self, inputs: dict) -> tuple[dict, int]:
+        """A batch of an evaluation without the images that accelerate repeats so that all processes have as many, as
+        they would count twice in its loss, and how many images it has with them. One stays where all are repeated."""
+        size, state = len(inputs["pixel_values"]), self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs, size
+        own = max(1, min(size, state.remainder - size * self.args.process_index))
+        whole = {k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.dim() and len(v) == size}
+        return {name: value[:own] if name in whole else value for name, value in inputs.items()}, size
 
     # Steps
 

@@ -20,7 +20,7 @@ from ..modeling_a2mim import A2MIMForPreTraining
 from ..utils.files import finite
 from .advice import what_to_change
 from .callbacks import ReconstructionCallback
-from .encoder_trainer import EncoderTrainer
+from .encoder_trainer import EncoderTrainer, filled
 from .monitor import MonitorCallback, monitor_of
 from .raw_data import LABELS
 
@@ -160,15 +160,16 @@ class A2MIMTrainer(EncoderTrainer):
         if not self.reconstructs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         self.check_first(inputs, "eval_dataset")
-        inputs = self.on_device(inputs)
+        inputs, size = self.without_repeated(self.on_device(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         images, mask = inputs["pixel_values"], outputs["bool_masked_pos"]
         for name, value in loss_terms(outputs).items():
             # As Trainer does with the loss: once for each image, without those that fill up the last batch.
-            every = self.accelerator.gather_for_metrics(value.repeat(len(images)))
+            every = self.accelerator.gather_for_metrics(value.repeat(size))
             self._evaluated.setdefault(name, []).append(every.cpu())
         errors = masked_errors(outputs["reconstruction"], images, mask, self.unwrapped().config)
+        errors = filled(errors, size)
         return loss.mean().detach(), errors, errors  # Trainer computes metrics only where there are labels
 
     def after_evaluation(self, metrics):

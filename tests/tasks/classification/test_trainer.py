@@ -1,5 +1,7 @@
 """Mixed batches, their losses, and averaged weights: in training, in evaluation, in exports and in checkpoints."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,24 @@ def make_trainer(folder, callbacks=None, count=24, repeats=1, **kwargs):
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, 7), (1, 3), (2, 1)])
+def test_images_that_fill_up_the_last_batch_do_not_count_in_its_loss(tmp_path, monkeypatch, rank, own):
+    """Of 10 images, in a step of several processes with 7 each. The third has none, whose loss Trainer drops."""
+    trainer = make_trainer(tmp_path)
+    batch = next(iter(trainer.get_eval_dataloader()))
+    batch = {name: value[:7] for name, value in batch.items()}
+    expected = trainer.prediction_step(trainer.model.eval(), {k: v[:own] for k, v in batch.items()}, False)
+    monkeypatch.setattr(FineTuningArguments, "world_size", 3)
+    monkeypatch.setattr(FineTuningArguments, "process_index", rank)
+    state = SimpleNamespace(end_of_dataloader=True, remainder=10)
+    monkeypatch.setattr(trainer.accelerator, "gradient_state", state)
+    loss, logits, labels = trainer.prediction_step(trainer.model, batch, False)
+    assert loss == expected[0]
+    assert torch.equal(logits[:own], expected[1])
+    assert torch.equal(labels[:own], expected[2])
+    assert len(logits) == len(labels) == 7
 
 
 class Weights(TrainerCallback):
