@@ -19,10 +19,15 @@ def say_repeated(parser: argparse.ArgumentParser, argv: Sequence[str]):
         ValueError: naming one that takes several names, or a file of further arguments: all may have been meant.
     """
     words = (word.partition("=")[0] for word in argv)
-    actions = (parser._option_string_actions.get(word) for word in words)
-    for action, count in Counter(action for action in actions if action is not None and action.nargs != 0).items():
-        if count == 1:
+    actions = [found for word in words if (found := parser._option_string_actions.get(word)) is not None]
+    for name, count in Counter(action.dest for action in actions).items():
+        kinds = dict.fromkeys(action for action in actions if action.dest == name)
+        if count == 1 or (len(kinds) == 1 and next(iter(kinds)).nargs == 0):
             continue
+        if len(kinds) > 1:
+            logger.warning("%s are given; the last one counts", " and ".join(kind.option_strings[0] for kind in kinds))
+            continue
+        (action,) = kinds
         several = action.nargs in ("+", "*") and action.type not in (int, float)  # sizes and ranges are set anew
         if several or action.dest in ("config", "recipe"):
             way = "give all of its values after one" if action.nargs else "give one"

@@ -46,10 +46,14 @@ def test_arguments_that_are_given_twice(capsys, caplog):
     parser.add_argument("--query", nargs="+")
     parser.add_argument("--size", "-s", type=int)
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--no_all", dest="all", action="store_false")
     run_command(parser, seen.append, ["a", "--size", "1", "-s=2", "--all", "--all"])
     assert [args.size for args in seen] == [2]
     assert caplog.messages == ["--size is given 2 times; the last one counts"]
+    caplog.clear()
+    run_command(parser, seen.append, ["--all", "--no_all"])
+    assert caplog.messages == ["--all and --no_all are given; the last one counts"]
     with pytest.raises(SystemExit):
         run_command(parser, seen.append, ["--query", "a", "b", "--query=c"])
     assert capsys.readouterr().err == "error: query: --query is given 2 times; give all of its values after one\n"
-    assert len(seen) == 1
+    assert [args.all for args in seen] == [True, False]
