@@ -73,6 +73,7 @@ def embed(args: argparse.Namespace):
     """What the command does with its arguments. Raises ValueError naming what is wrong."""
     from .. import __version__
     from ..arguments.model import probe_layer
+    from ..data.display import stored_channels
     from ..data.fingerprints import changed_after, fingerprint_of_images
     from ..inference.embedding import ALL, STAGES, check_once, embedder, layer_names
     from ..inference.images import InferenceImages, open_every_image
@@ -145,7 +146,7 @@ def embed(args: argparse.Namespace):
         return
     if looks and state.is_main_process:
         found, rows = read_rows(args.out)
-        collection, queries = Collection(images, found, rows), None
+        collection, queries = Collection(images, found, rows, stored_channels(model.model.config)), None
         if asked is not None:
             queries = collection.neighbors_of_files(asked, args.neighbors, model)
         elif args.neighbors is not None:
@@ -231,7 +232,7 @@ def check_same(path: Path, found: dict, metadata: dict):
 
 def main(argv: list[str] | None = None):
     """Run the command."""
-    run_command(build_parser(), embed, argv, go_on_with_parts)
+    run_command(build_parser(), embed, argv, go_on_with_parts, shared=True)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,19 @@ def display_image(value: Any, channels: Sequence[int] | None = None) -> Image.Im
         return to_pixels(upright(image), 3)
     values = image.read() if image.dtype == np.uint8 else known_values(image.read(), image)
     chosen = [channel - 1 for channel in channels or ((1, 2, 3) if len(values) >= 3 else (1,))]
-    shown = values[[channel for channel in chosen if channel < len(values)] or [0]]
+    shown = values[chosen if max(chosen) < len(values) else [0]]
     if shown.dtype != np.uint8:
         shown = stretched(shown.astype(np.float64))
     return Image.fromarray(np.ascontiguousarray(np.broadcast_to(shown.transpose(1, 2, 0), (*shown.shape[1:], 3))))
+
+
+def stored_channels(config) -> list[int] | None:
+    """Which channels of stored images show what figures of a model do, from 1; `None` if its configuration says
+    nothing of it."""
+    taken, shown = (getattr(config, name, None) for name in ("channels", "display_channels"))
+    if shown is None:
+        return list(taken) if taken is not None and len(taken) in (1, 3) else None
+    return [taken[channel - 1] for channel in shown] if taken is not None else list(shown)
 
 
 def stretched(values: np.ndarray) -> np.ndarray:

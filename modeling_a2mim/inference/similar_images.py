@@ -79,15 +79,18 @@ class Collection:
         images: all images.
         found: the embeddings.
         rows: (embeddings,) the number of each among all images.
+        channels: which the page shows of images that are no photographs, as `display_image`.
 
     Raises:
         ValueError: if there is no embedding.
     """
 
-    def __init__(self, images: InferenceImages, found: Embeddings, rows: np.ndarray):
+    def __init__(
+        self, images: InferenceImages, found: Embeddings, rows: np.ndarray, channels: Sequence[int] | None = None
+    ):
         if not len(rows):
             raise ValueError("images: none could be read, so that there is nothing to compare")
-        self.images, self.rows = images, rows
+        self.images, self.rows, self.channels = images, rows, channels
         self.files, self.vectors, self.metadata = found
 
     def stored(self, number: int) -> Any:
@@ -202,7 +205,8 @@ def write_results(
             "the number is that to its first image."
         )
     lines.append(f"This file contains {shown:,} thumbnails of the data: who gets the page gets to see them.")
-    write_page(page_file(out), f"{meta['model']}: {count:,} embedded image{'s' if count > 1 else ''}", lines, parts)
+    title = f"{meta['model']}: {count:,} embedded image{'s' if count > 1 else ''}"
+    write_page(page_file(out), title, lines, parts, collection.channels)
     logger.info("%s contains %s thumbnails of the data", page_file(out), f"{shown:,}")
     return [*written, page_file(out)]
 

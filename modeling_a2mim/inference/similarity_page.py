@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,11 @@ class Group:
 
 
 def write_page(
-    path: str | os.PathLike, title: str, lines: Iterable[str], parts: Iterable[tuple[str, Iterable[Group]]]
+    path: str | os.PathLike,
+    title: str,
+    lines: Iterable[str],
+    parts: Iterable[tuple[str, Iterable[Group]]],
+    channels: Sequence[int] | None = None,
 ):
     """Write the page; groups are read as they are written, so that only one image is in memory.
 
@@ -79,6 +83,7 @@ def write_page(
         title: plain text, as all texts here.
         lines: below the title.
         parts: the heading of each part, and its groups.
+        channels: of images that are no photographs, as `display_image`.
     """
     escaped = html.escape(title)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -94,16 +99,16 @@ def write_page(
             file.write(f"<h2>{html.escape(heading)}</h2>\n")
             for group in groups:
                 file.write(f'<section>\n<h3>{html.escape(group.heading)}</h3>\n<div class="images">\n')
-                file.writelines(map(_figure, group.images))
+                file.writelines(_figure(shown, channels) for shown in group.images)
                 file.write("</div>\n</section>\n")
         file.write("</body>\n</html>\n")
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: Shown, channels: Sequence[int] | None) -> str:
     name = html.escape(shown.file)
     value = "query" if shown.similarity is None else f"{shown.similarity:.4f}"
     try:
-        data, is_small = thumbnail(shown.stored)
+        data, is_small = thumbnail(shown.stored, channels)
         image = f'<img{" class=small" if is_small else ""} src="{data}" alt="{name}">'
     except BrokenImage as error:
         image = f'<div class="broken">cannot be shown: {html.escape(str(error))}</div>'
@@ -113,15 +118,18 @@ def _figure(shown: Shown) -> str:
     )
 
 
-def thumbnail(stored: Any) -> tuple[str, bool]:
+def thumbnail(stored: Any, channels: Sequence[int] | None = None) -> tuple[str, bool]:
     """A stored image as a `data:` URI, upright, in RGB of 8 bits, and whether it is a small one (`SMALL`).
+
+    Args:
+        stored, channels: as `display_image`.
 
     Raises:
         BrokenImage: if it cannot be decoded.
     """
     if isinstance(stored, BrokenImage):
         raise stored
-    image = display_image(stored)
+    image = display_image(stored, channels)
     is_small = max(image.size) <= SMALL
     if not is_small:
         image = image.copy()  # which may be the caller's

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..analysis.comparison import check_device
 from ..data.decoding import BrokenImage
-from ..data.display import display_image
+from ..data.display import display_image, stored_channels
 from ..inference.embedding import Embedder, embedder, nearest, read_embeddings
 from ..inference.images import InferenceImages, open_every_image
 from .uploads import SHOWN, SHOWN_IMAGE, answer, as_seen, figures, note
@@ -95,7 +95,7 @@ class NeighborIndex:
         try:
             if isinstance(stored, ValueError):
                 raise stored
-            image = display_image(stored)
+            image = display_image(stored, stored_channels(self.embedder.model.config))
         except BrokenImage:
             return Image.new("RGB", (SHOWN, SHOWN), "grey")
         image.thumbnail((SHOWN, SHOWN))

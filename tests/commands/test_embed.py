@@ -1,9 +1,12 @@
 """`a2mim embed` from its command line: files, resuming, neighbors, duplicates, and what it refuses."""
 
+import base64
 import csv
+import io
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from datasets import Dataset
 from PIL import Image
 
@@ -235,6 +239,27 @@ def test_images_that_were_changed_since(model, tmp_path, capsys):
     os.utime(images / "b.png", (later, later))
     told = fails(capsys, model, images, "--out", out, "--neighbors", "1")
     assert f"out: 1 files of the images, such as b.png, were changed after {out} was written" in told
+
+
+def test_the_page_shows_what_the_model_was_told_to_show(tmp_path):
+    """Of the five bands of a file the model takes four, and its figures show the fourth and second of these."""
+    stored = {"channels": [5, 4, 3, 1], "display_channels": [4, 2, 2], "value_range": {"low": [0.0], "high": [255.0]}}
+    config = family_config(
+        "resnet", image_size=32, num_labels=2, num_channels=4, image_mean=[0.5] * 4, image_std=[0.5] * 4
+    )
+    config = type(config).from_dict({**config.to_dict(), **stored})
+    folder = export_model(A2MIMForImageClassification(config), tmp_path / "net")
+    images = tmp_path / "images"
+    images.mkdir()
+    bands = np.zeros((5, 8, 8), dtype=np.uint8)
+    bands[0, :, :4] = bands[3, :, 4:] = 255
+    tifffile.imwrite(images / "a.tif", bands, photometric="minisblack", planarconfig="separate")
+    tifffile.imwrite(images / "b.tif", bands, photometric="minisblack", planarconfig="separate")
+    run(str(folder), images, "--out", tmp_path / "v.npy", "--neighbors", "1")
+    data = re.search(r'src="data:image/png;base64,([^"]+)"', (tmp_path / "v.html").read_text())[1]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert shown[0, 0].tolist() == [255, 0, 0]
+    assert shown[0, 7].tolist() == [0, 255, 255]
 
 
 def test_other_shards_of_the_same_names(model, tmp_path, capsys):

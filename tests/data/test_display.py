@@ -1,11 +1,13 @@
 """Stored images as people look at them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
-from modeling_a2mim.data.display import display_image
+from modeling_a2mim.data.display import display_image, stored_channels
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif"])
@@ -31,3 +33,19 @@ def test_nodata_does_not_stretch(tmp_path):
     assert shown[0, 3, 0] == 0
     assert 110 < shown[4, 3, 0] < 150
     assert shown[7, 7, 0] == 255
+
+
+@pytest.mark.parametrize(
+    ("channels", "display_channels", "expected"),
+    [
+        (None, None, None),
+        (None, [4, 3, 2], [4, 3, 2]),
+        ([8, 4, 3, 2], [1, 3, 4], [8, 3, 2]),
+        ([8, 4, 3], None, [8, 4, 3]),
+        ([8, 4], None, None),
+    ],
+)
+def test_channels_of_figures(channels, display_channels, expected):
+    config = SimpleNamespace(channels=channels, display_channels=display_channels)
+    assert stored_channels(config) == expected
+    assert stored_channels(SimpleNamespace()) is None  # of transformers' own models
