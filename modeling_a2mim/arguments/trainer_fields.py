@@ -72,6 +72,7 @@ REFUSED_OF_ACCELERATOR = ("split_batches", "dispatch_batches", "even_batches", "
 FOR_LANGUAGE_MODELS = ("galore", "apollo", "lomo")  # families of optimisers
 FOR_REPORTS = ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 FOR_THE_HUB = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision")
+TOTAL = "--total_train_batch_size"
 BETAS = ("adam_beta1", "adam_beta2")
 FOR_ADAM = (*BETAS, "adam_epsilon")
 # Of the arguments of a command, those that only training heeds.
@@ -107,6 +108,7 @@ REPLACED = {
     "validation_split": "validation_dir",
     "drop_path": "linear_probe",  # a frozen encoder is one that evaluates
     "corruptions": "knn",
+    "seed": "seeds",
 }
 
 
@@ -170,6 +172,8 @@ def without_effect(args: A2MIMTrainingArguments, given: Collection[str]) -> Iter
     for name, why in WITHOUT_MEANING.items():
         if name in given:
             yield f"{name} has no effect: {why}"
+    if {"learning_rate", "base_learning_rate"} <= set(given):
+        yield "base_learning_rate has no effect beside --learning_rate"
     for names, holds, needed in _conditions(args):
         for name in names:
             if name in given and not holds:
@@ -226,6 +230,7 @@ def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], boo
             "--activation_checkpointing",
         ),
         (("fsdp_config",), bool(args.fsdp), "--fsdp"),
+        (("batch_scaling", "learning_rate_scaling"), args.total_train_batch_size is not None, TOTAL),
         (("lr_gamma",), bool(args.lr_milestones), "--lr_milestones"),
         (
             ("lr_scheduler_type", "lr_scheduler_kwargs"),

@@ -110,7 +110,12 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     mode = next((mode for mode in ("knn", "eval_only") if getattr(model_args, mode, False)), None)
     trains = mode is None
     idle = [] if trains else [name for name in FOR_TRAINING if name in given]
-    idle += [name for name in FOR_TRAINING_DATA if name in given and mode == "eval_only"]
+    if mode == "eval_only":
+        if args.push_to_hub:
+            raise ValueError(
+                "push_to_hub: --eval_only makes no model that could be pushed; leave it out, `a2mim push` pushes one"
+            )
+        idle += [name for name in (*FOR_TRAINING_DATA, "overwrite_output_dir") if name in given]
     if trains:
         logger.info("%s", args.batch_note)
     elif idle and args.should_log:

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None):
     """Predict what the command line names."""
-    run_command(build_parser(), run, argv, how_to_go_on)
+    run_command(build_parser(), run, argv, how_to_go_on, shared=True)
 
 
 def run(args: argparse.Namespace):

@@ -208,7 +208,9 @@ def find_checkpoint(value: str | bool | None, output_dir: str, thorough: bool = 
             logger.info("resume_from_checkpoint %s: %s holds no checkpoint yet: a new run begins", value, folder)
         return None
     if not folder.is_dir():
-        raise ValueError(f"resume_from_checkpoint: there is no folder {folder}")
+        there = [path.name for path in newest_first(Path(output_dir))][:3]
+        hint = f"; {output_dir} has {', '.join(there)}; `last` is the last one that is whole" if there else ""
+        raise ValueError(f"resume_from_checkpoint: there is no folder {folder}{hint}")
     if not latest and _is_checkpoint(folder):
         if problems := _resume_problems(folder, thorough):
             others = (other for other in newest_first(folder.parent) if other.resolve() != folder.resolve())

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ def run_command(
     run: Callable[[argparse.Namespace], object],
     argv: list[str] | None = None,
     how_to_go_on: Callable[[argparse.Namespace], str] | None = None,
+    shared: bool = False,
 ):
     """Parse the command line and run. What the user can mend (ValueError, OSError) ends the program with one line on
     standard error, `error: ...`, and exit status 2; Ctrl-C with a line as well, and exit status 130.
@@ -49,9 +51,15 @@ def run_command(
         run: what the command does with them.
         argv: the command line; that of the process, if not given.
         how_to_go_on: what is there after Ctrl-C, and how it goes on.
+        shared: whether several processes share its work, where `torchrun` or `accelerate launch` start them.
     """
     args = parser.parse_args(argv)
     try:
+        if not shared and "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise ValueError(
+                f"{parser.prog}: runs in one process, each of several would write the same files; start it without "
+                "torchrun or accelerate launch"
+            )
         say_repeated(parser, sys.argv[1:] if argv is None else argv)
         run(args)
     except KeyboardInterrupt:

@@ -298,6 +298,8 @@ def test_checkpoints_to_resume_from(saved, tmp_path):
     assert find_checkpoint("False", str(tmp_path)) is None
     with pytest.raises(ValueError, match="^resume_from_checkpoint: there is no folder .*nothing"):
         find_checkpoint(str(tmp_path / "nothing"), "")
+    with pytest.raises(ValueError, match="no folder latest; .* has checkpoint-5, .*; `last` is the last one"):
+        find_checkpoint("latest", str(saved))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="^resume_from_checkpoint: .* holds no checkpoint-N"):
         find_checkpoint(str(tmp_path / "empty"), str(tmp_path / "empty"))

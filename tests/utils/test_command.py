@@ -1,6 +1,7 @@
 """How commands end."""
 
 import argparse
+import contextlib
 
 import pytest
 
@@ -38,6 +39,27 @@ def test_errors_of_a_worker_in_one_line(capsys):
     with pytest.raises(SystemExit):
         run_command(argparse.ArgumentParser(), fails, [])
     assert capsys.readouterr().err == "error: x.tar: is cut off\n"
+
+
+def test_several_processes(capsys, monkeypatch):
+    """Only commands that share the work take them; a cluster may say how many nodes it has to any program."""
+    ran = []
+    parser = argparse.ArgumentParser(prog="a2mim tidy")
+    for variables, options, runs in (
+        ({"WORLD_SIZE": "2"}, {}, True),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"shared": True}, True),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, {}, True),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, {}, False),
+    ):
+        for name in ("WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        ran.clear()
+        with contextlib.nullcontext() if runs else pytest.raises(SystemExit):
+            run_command(parser, ran.append, [], **options)
+        assert len(ran) == runs
+    assert "error: a2mim tidy: runs in one process" in capsys.readouterr().err
 
 
 def test_arguments_that_are_given_twice(capsys, caplog):

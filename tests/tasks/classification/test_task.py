@@ -147,6 +147,7 @@ def test_augmentation_and_mixing_go_into_the_card(tmp_path):
         (["--train_dir", "a", "b"], "^train_dir: labelled images come from one source"),
         (["--corruptions", "fog", "fog"], "^corruptions: fog fog names one of them twice$"),
         (["--eval_only"], "^model_name_or_path: --eval_only needs a classifier"),
+        (["--eval_only", "--push_to_hub"], "^push_to_hub: --eval_only makes no model"),
         (["--add_to_card"], "^add_to_card: --model_name_or_path is no folder"),
         (["--remode", "blur"], "^remode: must be const, rand or pixel"),
         (["--drop_path", 1], r"^drop_path: must be in \[0, 1\)"),
