@@ -108,7 +108,6 @@ REPLACED = {
     "validation_split": "validation_dir",
     "drop_path": "linear_probe",  # a frozen encoder is one that evaluates
     "corruptions": "knn",
-    "seed": "seeds",
 }
 
 
@@ -230,7 +229,8 @@ def _conditions(args: A2MIMTrainingArguments) -> list[tuple[Collection[str], boo
             "--activation_checkpointing",
         ),
         (("fsdp_config",), bool(args.fsdp), "--fsdp"),
-        (("batch_scaling", "learning_rate_scaling"), args.total_train_batch_size is not None, TOTAL),
+        (("batch_scaling",), args.total_train_batch_size is not None, TOTAL),
+        (("learning_rate_scaling",), "scaled" in args.batch_note, f"a --learning_rate for another {TOTAL}"),
         (("lr_gamma",), bool(args.lr_milestones), "--lr_milestones"),
         (
             ("lr_scheduler_type", "lr_scheduler_kwargs"),

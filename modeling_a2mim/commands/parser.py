@@ -92,6 +92,8 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
         settings = dict(load_recipe(name, script, task)["arguments"])
         if any(flag.partition("=")[0] == "--architecture" for flag in argv):
             settings.pop("model_args", None)  # which are for the recipe's own architecture
+        if any(flag.partition("=")[0] == "--base_learning_rate" for flag in argv):
+            settings.pop("learning_rate", None)  # beside which it would not count
         recipe = as_flags(settings, known)
         argv = recipe + argv
     model_args, data_args, args, *_, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -122,7 +124,7 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
         logger.warning("no effect, as --%s trains nothing: %s", mode, ", ".join(idle))
     lines = [
         *without_effect(args, given.difference(idle)),
-        *idle_arguments(given, {**vars(model_args), **vars(data_args)}),
+        *idle_arguments(given.difference(idle), {**vars(model_args), **vars(data_args)}),
     ]
     for line in lines if args.should_log else ():
         logger.warning("%s", line)

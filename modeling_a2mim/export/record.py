@@ -73,7 +73,7 @@ class LastEvaluation(NamedTuple):
 
     Attributes:
         images: how many, `None` if that is not known.
-        own: whether they are those of the trainer's `eval_dataset`.
+        own: whether they are those of the trainer's `eval_dataset`, or it has none.
         after_training: whether training had ended, so that the weights are those that are exported.
     """
 

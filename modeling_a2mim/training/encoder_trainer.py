@@ -42,9 +42,17 @@ from .resuming import run_settings
 logger = logging.getLogger("a2mim")
 
 
-def filled(values, size: int):
-    """Tensors of fewer images as those of `size`, with the first one repeated: Trainer drops these when it gathers."""
-    return recursively_apply(lambda one: torch.cat([one, one[:1].expand(size - len(one), *one.shape[1:])]), values)
+def filled(values, own: int, size: int):
+    """Tensors of `own` images as those of `size`, with the first one repeated: Trainer drops these when it gathers.
+    Others stay as they are."""
+
+    def of_images(one):
+        return isinstance(one, torch.Tensor) and one.dim() > 0 and len(one) == own < size
+
+    def fill(one):
+        return torch.cat([one, one[:1].expand(size - own, *one.shape[1:])])
+
+    return recursively_apply(fill, values, test_type=of_images)
 
 
 class EncoderTrainer(PublishingTrainer):
@@ -237,19 +245,23 @@ class EncoderTrainer(PublishingTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         self.check_first(inputs, "eval_dataset")
-        own, size = self.without_repeated(inputs)
-        loss, *found = super().prediction_step(model, own, prediction_loss_only, ignore_keys)
-        return loss, *(found if own is inputs else filled(found, size))
+        inputs, own, size = self.without_repeated(inputs)
+        loss, *found = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return loss, *filled(found, own, size)
 
-    def without_repeated(self, inputs: dict) -> tuple[dict, int]:
-        """A batch of an evaluation without the images that accelerate repeats so that all processes have as many, as
-        they would count twice in its loss, and how many images it has with them. One stays where all are repeated."""
+    def without_repeated(self, inputs: dict) -> tuple[dict, int, int]:
+        """A batch of an evaluation without the images that accelerate repeats so that all processes have full ones, as
+        they would count twice in its loss; how many it has then, and had. One stays where all are repeated."""
         size, state = len(inputs["pixel_values"]), self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return inputs, size
+        repeats = self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0
+        if not repeats or size != self.args.eval_batch_size:  # those of streams are shared out otherwise
+            return inputs, size, size
         own = max(1, min(size, state.remainder - size * self.args.process_index))
-        whole = {k for k, v in inputs.items() if isinstance(v, torch.Tensor) and v.dim() and len(v) == size}
-        return {name: value[:own] if name in whole else value for name, value in inputs.items()}, size
+        of_images = {
+            k for k, v in inputs.items() if isinstance(v, list) or (isinstance(v, torch.Tensor) and v.dim() > 0)
+        }
+        of_images = {name for name in of_images if len(inputs[name]) == size}
+        return {k: v[:own] if k in of_images else v for k, v in inputs.items()}, own, size
 
     # Steps
 
@@ -324,6 +336,7 @@ class EncoderTrainer(PublishingTrainer):
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
+        self.last_evaluation = None  # the log begins anew, or is that of the checkpoint
         if self.trained is not None and not resume_from_checkpoint and self.model_init is None:
             self.provenance["earlier"] = earlier_runs(self.trained)
         output = super().train(resume_from_checkpoint, **kwargs)

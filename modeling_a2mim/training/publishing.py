@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, has_length
 
 from ..arguments.training import A2MIMTrainingArguments
 from ..export.folder import export_model, say_outdated, write_card
@@ -60,6 +60,8 @@ class PublishingTrainer(ResumableTrainer):
 
     args: A2MIMTrainingArguments
     last_evaluation: LastEvaluation | None = None
+    _evaluates_own = True
+    _evaluated_images: int | None = None
 
     def __init__(self, *args, pretraining_model=None, provenance: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -102,18 +104,27 @@ class PublishingTrainer(ResumableTrainer):
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         """As Trainer's, also of other images than `eval_dataset` of this trainer: the record says so."""
-        self._evaluated_images = None
-        metrics = super().evaluate(eval_dataset, *args, **kwargs)
-        known = (None, self._given, self.eval_dataset)
-        own = isinstance(eval_dataset, str) or any(eval_dataset is one for one in known)
-        if any(name.startswith("eval_") for name in metrics):
-            self.last_evaluation = LastEvaluation(self._evaluated_images, own, not self.is_in_train)
-        return metrics
+        known = [None, self._given, self.eval_dataset]
+        for several in known[1:]:
+            known += several.values() if isinstance(several, dict) else ()
+        own = self.eval_dataset is None or isinstance(eval_dataset, str) or any(eval_dataset is one for one in known)
+        outer, self._evaluates_own = self._evaluates_own, own  # callbacks may evaluate meanwhile
+        try:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self._evaluates_own = outer
 
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
-        self._evaluated_images = output.num_samples
+    def evaluation_loop(self, dataloader, *args, **kwargs):
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        # Of a stream each process knows its own share alone, with images that are repeated.
+        known = self.args.world_size == 1 or has_length(dataloader)
+        self._evaluated_images = output.num_samples if known else None
         return output
+
+    def log(self, logs, start_time=None):
+        if any(name.startswith("eval_") for name in logs):  # right behind their loop
+            self.last_evaluation = LastEvaluation(self._evaluated_images, self._evaluates_own, not self.is_in_train)
+        super().log(logs, start_time)
 
     @contextlib.contextmanager
     def _weights_kept(self) -> Iterator[None]:

@@ -160,7 +160,7 @@ class A2MIMTrainer(EncoderTrainer):
         if not self.reconstructs:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         self.check_first(inputs, "eval_dataset")
-        inputs, size = self.without_repeated(self.on_device(inputs))
+        inputs, own, size = self.without_repeated(self.on_device(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         images, mask = inputs["pixel_values"], outputs["bool_masked_pos"]
@@ -169,7 +169,7 @@ class A2MIMTrainer(EncoderTrainer):
             every = self.accelerator.gather_for_metrics(value.repeat(size))
             self._evaluated.setdefault(name, []).append(every.cpu())
         errors = masked_errors(outputs["reconstruction"], images, mask, self.unwrapped().config)
-        errors = filled(errors, size)
+        errors = filled(errors, own, size)
         return loss.mean().detach(), errors, errors  # Trainer computes metrics only where there are labels
 
     def after_evaluation(self, metrics):

@@ -87,9 +87,16 @@ def test_what_does_nothing_is_said(tmp_path):
     assert said("num_train_epochs", num_train_epochs=3, max_steps=2) == [
         "num_train_epochs has no effect without leaving out --max_steps, which counts"
     ]
-    scaling = "learning_rate_scaling has no effect without --total_train_batch_size"
-    assert said("learning_rate_scaling", learning_rate_scaling="sqrt") == [scaling]
-    assert said("learning_rate_scaling", total_train_batch_size=64) == said("base_learning_rate") == []
+    idle = ["learning_rate_scaling has no effect without a --learning_rate for another --total_train_batch_size"]
+    one = {"per_device_train_batch_size": 48, "total_train_batch_size": 64}
+    for values in (
+        {},
+        one,
+        {**one, "base_learning_rate": 1e-3},
+        {"learning_rate": 1e-3, "total_train_batch_size": 64},
+    ):
+        assert said("learning_rate_scaling", learning_rate_scaling="sqrt", **values) == idle
+    assert said("learning_rate_scaling", "base_learning_rate", learning_rate=1e-3, **one) == []
     assert said("learning_rate", "base_learning_rate") == ["base_learning_rate has no effect beside --learning_rate"]
     assert said("mixup_mode", "save_steps", save_strategy="epoch") == [
         "save_steps has no effect without --save_strategy steps",
@@ -99,9 +106,8 @@ def test_what_does_nothing_is_said(tmp_path):
 
 def test_arguments_of_models_and_data_that_do_nothing_are_said():
     values = {"knn": False, "model_name_or_path": None, "dataset_name": None, "streaming": False, "reprob": 0.0}
-    values |= {"train_dir": ["x"], "validation_dir": None, "seeds": [1, 2]}
+    values |= {"train_dir": ["x"], "validation_dir": None}
     given = ("knn_temperature", "model_revision", "dataset_revision", "shuffle_buffer_size", "remode", "train_split")
-    given += ("seed",)
     assert list(idle_arguments(given, values)) == [
         "knn_temperature has no effect without --knn",
         "model_revision has no effect without --model_name_or_path",
@@ -109,10 +115,9 @@ def test_arguments_of_models_and_data_that_do_nothing_are_said():
         "shuffle_buffer_size has no effect without --streaming",
         "remode has no effect without --reprob",
         "train_split has no effect beside --train_dir",
-        "seed has no effect beside --seeds",
     ]
     used = {**values, "knn": True, "model_name_or_path": "m", "dataset_name": ["d"], "streaming": True, "reprob": 0.1}
-    assert list(idle_arguments(given, {**used, "train_dir": None, "seeds": None})) == []
+    assert list(idle_arguments(given, {**used, "train_dir": None})) == []
 
 
 def test_the_command_line_refuses_and_says_it(tmp_path, caplog, capfd, no_pictures):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from modeling_a2mim import A2MIMForPreTraining, A2MIMTrainer, A2MIMTrainingArguments
@@ -98,6 +99,39 @@ def test_the_record_has_the_images_that_were_evaluated(tmp_path, one_thread):
     trainer.evaluate(rows[:1], metric_key_prefix="train")  # no entry of an evaluation in the log
     trainer.save_model()
     assert "Measured on 3 images of other data than" in (tmp_path / "README.md").read_text()
+
+
+def test_the_record_tells_evaluations_apart(tmp_path, one_thread):
+    """That of the trainer's own images and of others, each with its figures."""
+    trainer = small_trainer(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    others = trainer.eval_dataset[:3]
+
+    def found():
+        evaluation = trainer.record()["evaluation"]
+        return evaluation["images"], evaluation.get("other_images")
+
+    trainer.train()
+    trainer.evaluate(others)
+    assert found() == (3, True)
+    trainer.train(resume_from_checkpoint=True)  # makes no step, and leaves what the checkpoint says
+    assert found() == (4, None)
+
+    class Probe(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            if not any(name.startswith("eval_probe") for name in metrics):
+                trainer.evaluate(others, metric_key_prefix="eval_probe")
+
+    probe = Probe()
+    trainer.add_callback(probe)
+    trainer.evaluate()
+    assert found() == (3, True)  # the last one
+    trainer.remove_callback(probe)
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": others}
+    trainer.evaluate(others, metric_key_prefix="eval_b")
+    assert found() == (3, None)
+    trainer.eval_dataset = None
+    trainer.evaluate(others[:2])
+    assert found() == (2, None)
 
 
 def test_the_record_of_a_best_model_is_of_its_weights(tmp_path, one_thread):

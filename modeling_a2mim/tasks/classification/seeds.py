@@ -125,6 +125,8 @@ def settings_of(
     """What the run with a seed is set to, as JSON without paths (see `run_settings`), with what a run that resumes
     from a checkpoint is told by the checkpoint: the encoder's settings, and which images there are."""
     found = run_settings(args, flags(model_args, data_args), None, None)
+    for name in ("seed", "data_seed"):  # each run has its own
+        del found["training"][name]
     names = [f.name for f in fields(ClassifierArguments) if f.name not in OF_FROZEN]
     found["model"] = {name: getattr(model_args, name) for name in names} | found["model"]  # which has no paths
     rows = choose_rows(data_args, images, seed)

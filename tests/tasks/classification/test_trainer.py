@@ -26,6 +26,7 @@ from modeling_a2mim.tasks.classification.trainer import (
     make_mixup,
     soft_labels,
 )
+from modeling_a2mim.training.encoder_trainer import filled
 
 from ...training.test_trainer import Crash, weights
 
@@ -64,9 +65,8 @@ def make_trainer(folder, callbacks=None, count=24, repeats=1, **kwargs):
 @pytest.mark.parametrize(("rank", "own"), [(0, 7), (1, 3), (2, 1)])
 def test_images_that_fill_up_the_last_batch_do_not_count_in_its_loss(tmp_path, monkeypatch, rank, own):
     """Of 10 images, in a step of several processes with 7 each. The third has none, whose loss Trainer drops."""
-    trainer = make_trainer(tmp_path)
-    batch = next(iter(trainer.get_eval_dataloader()))
-    batch = {name: value[:7] for name, value in batch.items()}
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=7)
+    batch = dict(next(iter(trainer.get_eval_dataloader())))
     expected = trainer.prediction_step(trainer.model.eval(), {k: v[:own] for k, v in batch.items()}, False)
     monkeypatch.setattr(FineTuningArguments, "world_size", 3)
     monkeypatch.setattr(FineTuningArguments, "process_index", rank)
@@ -77,6 +77,13 @@ def test_images_that_fill_up_the_last_batch_do_not_count_in_its_loss(tmp_path, m
     assert torch.equal(logits[:own], expected[1])
     assert torch.equal(labels[:own], expected[2])
     assert len(logits) == len(labels) == 7
+    values = {"of images": torch.arange(3.0), "of patches": torch.ones(6), "one": torch.tensor(1.0), "none": None}
+    found = filled(values, 3, 5)
+    assert found["of images"].tolist() == [0, 1, 2, 0, 0]
+    assert all(found[name] is values[name] for name in ("of patches", "one", "none"))
+    batch["names"] = list("abcdefg")
+    assert trainer.without_repeated(batch)[0]["names"] == batch["names"][:own]
+    assert trainer.without_repeated({"pixel_values": batch["pixel_values"][:5]})[1:] == (5, 5)  # of a stream
 
 
 class Weights(TrainerCallback):
