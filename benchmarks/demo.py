@@ -142,7 +142,7 @@ def main():
             accuracy.setdefault(("linear probe", name), []).append(linear_probe_accuracy(sample, judged, 0.1))
             accuracy.setdefault(("k-NN", name), []).append(knn_accuracy(sample, judged))
 
-    print(f"\n3. Fine-tuning, {few} labels per class", flush=True)
+    print(f"\n3. Fine-tuning at a rate of {rate:g}, {few} labels per class", flush=True)
     logging.disable(logging.INFO)
     common = f"--labels_per_class {few} --learning_rate {rate} --num_train_epochs 25 --crop_scale 0.6 1".split()
     common += ["--per_device_train_batch_size", "50", "--per_device_eval_batch_size", "250", "--disable_tqdm", "True"]
@@ -167,12 +167,15 @@ def main():
         sign = {"untrained": "", "pre-trained": "", "difference": "+"}
         print(f"{kind:14}" + "".join(f"{v.mean():{sign[n]}10.3f} ± {v.std(ddof=1):.3f}" for n, v in cells.items()))
 
+    print("Random weights catch up where the rate of fine-tuning is higher: see docs/quickstart.md")
+
     # The encoder's card says what it is worth.
     rows = []
     for kind, cells in table.items():
         rows.append({f"{few} labels per class": kind})
         rows[-1] |= {n: f"{np.mean(v):{sign[n]}.3f} ± {np.std(v, ddof=1):.3f}" for n, v in cells.items()}
-    place = f"on 2,000 test images, {args.seeds} draws of labels ({args.fine_tuning_seeds} for fine-tuning), accuracy"
+    place = f"on 2,000 test images, {args.seeds} draws of labels ({args.fine_tuning_seeds} for fine-tuning, "
+    place += f"at a rate of {rate:g}), accuracy"
     known = read_record(out / "encoder") | {"measured": rows, "measured_on": place}
     write_card(pretrained, out / "encoder", known)
 

@@ -57,8 +57,9 @@ COLUMNS = (
     *(("probe, last map", labels) for labels in ("50", "all")),
 )
 HEAD = """Figures of the test images (AUROC for solar cells, accuracy for Fashion-MNIST) by what was changed, with
-labels of each class; mean over draws of labels and seeds. In brackets the difference from the base (of the base and of
-other encoders and rates of fine-tuning, from random weights), with half a 95% interval, bold where that leaves 0 out.
+labels of each class; mean over draws of labels and seeds. In brackets the difference from the base (of the base, other
+encoders, rates of fine-tuning and changes together, from random weights), with half a 95% interval, bold where that
+leaves 0 out.
 `{command}` makes this table{more}."""
 
 
@@ -79,6 +80,7 @@ class Setting:
 
 
 BASE_NAME, SCRATCH = "base", "random weights"
+TOGETHER = "normalised target, 2400 steps, fine-tuned at"
 BASE = Setting(options={"decoder": "multiscale", "mask_patch_size": 16})
 
 
@@ -126,10 +128,13 @@ FACTORS: dict[str, dict[str, Setting]] = {
     },
     "fine-tuning rate": {
         f"{rate:g}{words}": replace(start, tuning_rate=rate)
-        for rate in (1e-4, 3e-4, 3e-3)
+        for rate in (1e-4, 3e-4, 3e-3, 1e-2)
         for words, start in (("", BASE), (f", {SCRATCH}", replace(BASE, rate=None)))
     },
     "layer decay": {str(decay): replace(BASE, layer_decay=decay) for decay in (0.5, 0.75)},
+    TOGETHER: {
+        f"{rate:g}": replace(option(target="normalised"), steps=2400, tuning_rate=rate) for rate in (3e-4, 1e-3, 1e-2)
+    },
 }
 
 
@@ -198,6 +203,8 @@ def reference_of(run: dict) -> tuple[str, str]:
     factor, value = run["factor"], run["value"]
     if factor in {SCRATCH, BASE_NAME} or value.endswith(SCRATCH):
         return SCRATCH, ""
+    if factor == TOGETHER:
+        return (SCRATCH, "") if float(value) == BASE.tuning_rate else ("fine-tuning rate", f"{value}, {SCRATCH}")
     if factor in {"encoder", "fine-tuning rate"}:
         return factor, f"{value}, {SCRATCH}"
     return BASE_NAME, ""
