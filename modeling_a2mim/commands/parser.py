@@ -87,12 +87,13 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
     known = {action.dest for action in parser._actions}
     typed = list(sys.argv[1:] if argv is None else argv)
     argv = own = with_config(argv, known)
+    given = given_names(parser, own)
     name, recipe = peek(argv).recipe, []
     if name is not None:
         settings = dict(load_recipe(name, script, task)["arguments"])
-        if any(flag.partition("=")[0] == "--architecture" for flag in argv):
+        if "architecture" in given:
             settings.pop("model_args", None)  # which are for the recipe's own architecture
-        if any(flag.partition("=")[0] == "--base_learning_rate" for flag in argv):
+        if "base_learning_rate" in given:
             settings.pop("learning_rate", None)  # beside which it would not count
         recipe = as_flags(settings, known)
         argv = recipe + argv
@@ -108,7 +109,6 @@ def parse(types: tuple[type, type, type], argv: list[str] | None, script: str, t
         logger.info("recipe %s: %s", name, " ".join(recipe))
     values = given_values(parser, argv, given_names(parser, recipe))
     logger.info("arguments: %s", shown(values))
-    given = given_names(parser, own)
     mode = next((mode for mode in ("knn", "eval_only") if getattr(model_args, mode, False)), None)
     trains = mode is None
     idle = [] if trains else [name for name in FOR_TRAINING if name in given]

@@ -111,7 +111,7 @@ def test_a_value_of_a_recipe_that_is_set_back_to_the_default_is_kept(folder, tmp
 def test_a_rate_for_256_images_counts_beside_a_recipe(tmp_path, caplog):
     """Whose own rate would count before it."""
     argv = ["--recipe", "adapt_cnn", "--output_dir", str(tmp_path), "--per_device_train_batch_size", "128"]
-    for more, rate in (([], 1e-3), (["--base_learning_rate", "1e-4"], 5e-5)):
+    for more, rate in (([], 1e-3), (["--base_learning_rate", "1e-4"], 5e-5), (["--base-learning-rate=1e-4"], 5e-5)):
         args = parse(TYPES, [*argv, *more], "run_pretraining.py").training
         assert args.learning_rate == pytest.approx(rate * args.gradient_accumulation_steps)
     assert "no effect" not in caplog.text
